@@ -1,0 +1,1 @@
+//! /cpu: sessions as files, and commands run in the caller's namespace.

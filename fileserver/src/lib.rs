@@ -1,0 +1,1 @@
+//! Real things as trees: a disk directory, and exports with their rules.

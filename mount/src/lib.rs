@@ -1,0 +1,1 @@
+//! Any tree shown by FUSE.

@@ -1,0 +1,1 @@
+//! A node of the grid: identity, config, and the user's commands.

@@ -1,0 +1,77 @@
+//! Who is asking: the proven peer of a connection.
+//!
+//! Made by whoever accepted the connection, from what the transport proved, and bound to every node at attach. A tree
+//! never sees a credential per call.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// The proven peer: its key, what it may reach, whom it acts for.
+#[derive(Clone, Debug)]
+pub struct Who {
+    /// The peer's key as `SHA256:...` (OpenSSH's fingerprint), or empty where the transport proves none.
+    pub key: Arc<str>,
+    /// The user's name on the grid, as the authorised key's comment or the node's configuration gives it.
+    pub user: Arc<str>,
+    /// The local uid that a local transport proved (`SO_PEERCRED`), if any.
+    pub uid: Option<u32>,
+    /// What this peer may reach.
+    pub rights: Rights,
+    /// A grant that the peer presented: opaque here, checked by whoever made this value.
+    pub grant: Option<Bytes>,
+    /// The client: one number for all connections of one session, random across restarts.
+    pub client: u64,
+}
+
+impl Who {
+    /// The owner of this process, who may do everything: for trees used in place, and for tests.
+    pub fn owner() -> Self {
+        Self {
+            key: "".into(),
+            user: "owner".into(),
+            uid: Some(rustix::process::getuid().as_raw()),
+            rights: Rights::All,
+            grant: None,
+            client: 0,
+        }
+    }
+}
+
+/// What a peer may reach.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Rights {
+    /// Everything, and commands as the user who authorised it.
+    All,
+    /// These exports and nothing else: no commands.
+    Only(Arc<[Only]>),
+}
+
+/// One export that a restricted peer may reach.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Only {
+    /// The export's name.
+    pub export: String,
+    /// Whether it is read-only to this peer, whatever the export itself says.
+    pub read_only: bool,
+}
+
+impl Rights {
+    /// Whether the peer may run commands.
+    pub fn may_run(&self) -> bool {
+        *self == Self::All
+    }
+
+    /// Whether the peer sees the export called `name`, and if so, whether it is read-only to the peer.
+    pub fn export(&self, name: &str) -> Option<bool> {
+        match self {
+            Self::All => Some(false),
+            // Granted twice, the wider right counts.
+            Self::Only(list) => {
+                let mut found = list.iter().filter(|only| only.export == name).peekable();
+                found.peek()?;
+                Some(found.all(|only| only.read_only))
+            }
+        }
+    }
+}
