@@ -1,1 +1,14 @@
-//! A node of the grid: identity, config, and the user's commands.
+//! A node of the grid: who I am, whom I know, what I export, and the user's commands.
+//!
+//! The binaries `slashn` and `rcpu` (in `bin/`) parse what was typed, say what the environment holds, and call one
+//! function of [`commands`]. Everything below reads neither the environment nor the command line.
+
+pub mod cli;
+pub mod commands;
+pub mod config;
+pub mod context;
+pub mod error;
+pub mod output;
+
+pub use context::Context;
+pub use error::Error;

@@ -1,0 +1,278 @@
+//! What can be typed: every command of `slashn`, and `rcpu`.
+//!
+//! Parsed in `main`; wrong usage ends there with status 2. Here is what was typed, not what it means: the commands
+//! find that out. Other people's scripts depend on these names, so they change only with a deprecation.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Export, NodeName};
+
+/// What every command takes.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Global {
+    /// The home: keys, what is exported, whom I know [default: $SLASHN_HOME, else ~/.config/slashn]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub home: Option<PathBuf>,
+    /// Say on standard error what is done; twice, in detail
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Print lists as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// Every machine you own, mounted at /n.
+#[derive(Debug, Parser)]
+#[command(name = "slashn", version, arg_required_else_help = true)]
+pub struct Slashn {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands of `slashn`.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make the home: keys, authorized_keys with my own key, grid.toml
+    Init(Init),
+    /// Make this machine a node; prints `ready NAME ADDR:PORT SHA256:FINGERPRINT` when it is one
+    Up(Up),
+    /// Stop the node
+    Down,
+    /// Export a directory under a name
+    Export(ExportArgs),
+    /// Export it no longer
+    Unexport(Unexport),
+    /// What is exported
+    Exports,
+    /// Let a key in: to everything and to run commands as you, or only to some exports
+    Allow(Allow),
+    /// Let a key in no longer, and end its connections
+    Deny(Deny),
+    /// Who may come in, and to what
+    Allowed,
+    /// Is it up, who is connected, what is mounted, what runs
+    Status,
+    /// Check what slashn needs here, and say how to mend it
+    Doctor,
+    /// Remember a node, and trust its key
+    Add(Add),
+    /// Forget a node
+    Remove(Remove),
+    /// The nodes I know
+    Nodes,
+    /// Mount the grid; returns when it can be used
+    Mount(Mount),
+    /// Unmount the grid, also when nodes are dead
+    Unmount(Unmount),
+    /// Print a namespace as the text that rebuilds it
+    Ns(Ns),
+    /// Print the completions of a shell
+    Completions(Completions),
+    /// Print the manual page of slashn, of one of its commands, or of rcpu
+    Man(Man),
+    /// The process that starts jobs
+    #[command(hide = true)]
+    Launcher,
+    /// The process that serves my tree to the nodes that run my commands
+    #[command(hide = true)]
+    Agent(Agent),
+}
+
+/// `slashn init`
+#[derive(Args, Debug)]
+pub struct Init {
+    /// The name of this node [default: the host's name]
+    #[arg(long)]
+    pub name: Option<NodeName>,
+    /// The user's key: an OpenSSH private key, a .pub whose private key is in the ssh-agent, or `agent`
+    #[arg(long, value_name = "PATH|agent")]
+    pub identity: Option<String>,
+}
+
+/// `slashn up`
+#[derive(Args, Debug)]
+pub struct Up {
+    /// Where to listen, 9P over TLS; port 0 picks one [default: [::]:17020]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Vec<String>,
+    /// Export this too, until it is down
+    #[arg(long, value_name = "NAME=PATH[:ro]")]
+    pub export: Vec<Export>,
+    /// Return when it is ready, and serve in the background
+    #[arg(long)]
+    pub daemon: bool,
+    /// Serve 9P here without encryption or keys: unix!PATH or tcp!127.0.0.1!564
+    #[arg(long, value_name = "DIAL")]
+    pub plain: Vec<String>,
+}
+
+/// `slashn export`
+#[derive(Args, Debug)]
+pub struct ExportArgs {
+    /// The name that others see, the directory, and `:ro` if nobody may change it
+    #[arg(value_name = "NAME=PATH[:ro]")]
+    pub export: Export,
+}
+
+/// `slashn unexport`
+#[derive(Args, Debug)]
+pub struct Unexport {
+    /// The name that others see
+    pub name: String,
+}
+
+/// `slashn allow`
+#[derive(Args, Debug)]
+pub struct Allow {
+    /// The public key, as a line of a .pub file
+    #[arg(value_name = "KEY LINE")]
+    pub key: String,
+    /// Only this export, and no commands
+    #[arg(long, value_name = "EXPORT[:ro]")]
+    pub only: Vec<String>,
+}
+
+/// `slashn deny`
+#[derive(Args, Debug)]
+pub struct Deny {
+    /// The key's fingerprint, as `slashn allowed` prints it
+    #[arg(value_name = "SHA256:FINGERPRINT")]
+    pub fingerprint: String,
+}
+
+/// `slashn add`
+#[derive(Args, Debug)]
+pub struct Add {
+    /// What to call the node: its name under /n
+    pub name: NodeName,
+    /// Where it listens
+    #[arg(value_name = "ADDR:PORT")]
+    pub address: String,
+    /// The fingerprint of its key, as `slashn up` printed it there
+    #[arg(long, value_name = "SHA256:FINGERPRINT")]
+    pub key: Option<String>,
+    /// How much of this machine its commands for me may reach: cwd, home or all
+    #[arg(long, default_value = "home", value_name = "cwd|home|all")]
+    pub trust: String,
+}
+
+/// `slashn remove`
+#[derive(Args, Debug)]
+pub struct Remove {
+    /// The node
+    pub name: NodeName,
+}
+
+/// `slashn mount`
+#[derive(Args, Debug)]
+pub struct Mount {
+    /// Where [default: /n if I may write it, else ~/n]
+    pub dir: Option<PathBuf>,
+    /// A namespace file instead of the nodes I know
+    #[arg(long, value_name = "FILE")]
+    pub ns: Option<PathBuf>,
+    /// Stay, and end when it is unmounted
+    #[arg(long)]
+    pub foreground: bool,
+}
+
+/// `slashn unmount`
+#[derive(Args, Debug)]
+pub struct Unmount {
+    /// Where [default: as `slashn mount`]
+    pub dir: Option<PathBuf>,
+}
+
+/// `slashn ns`
+#[derive(Args, Debug)]
+pub struct Ns {
+    /// A mount point, or a process in a namespace [default: as `slashn mount`]
+    #[arg(value_name = "DIR|PID")]
+    pub of: Option<OsString>,
+}
+
+/// `slashn completions`
+#[derive(Args, Debug)]
+pub struct Completions {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+/// `slashn man`
+#[derive(Args, Debug)]
+pub struct Man {
+    /// A command of slashn, or `rcpu`
+    pub command: Option<String>,
+}
+
+/// `slashn agent`
+#[derive(Args, Debug)]
+pub struct Agent {
+    /// Stop the one that runs
+    #[arg(long)]
+    pub stop: bool,
+}
+
+/// Run a command on a node as if it were here: my files, directory, environment, terminal, exit status.
+///
+/// The exit status is the command's; 128+N if signal N ended it; 255 if the connection was lost or it never started,
+/// with the reason on standard error.
+#[derive(Debug, Parser)]
+#[command(name = "rcpu", version)]
+pub struct Rcpu {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// With a terminal, also when standard input is none
+    #[arg(short = 't', overrides_with = "no_tty")]
+    pub tty: bool,
+    /// Without a terminal
+    #[arg(short = 'T')]
+    pub no_tty: bool,
+    /// The namespace it runs in, instead of the default
+    #[arg(long, value_name = "FILE")]
+    pub ns: Option<PathBuf>,
+    /// Let the node reach this too, whatever its trust level hides
+    #[arg(long, value_name = "PATH[:ro]")]
+    pub expose: Vec<OsString>,
+    /// Set a variable of its environment, or send one that is not sent by itself
+    #[arg(short = 'e', value_name = "VAR[=VALUE]")]
+    pub env: Vec<OsString>,
+    /// Its working directory [default: mine]
+    #[arg(short = 'C', value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// The node: a name from `slashn nodes`
+    pub node: String,
+    /// The command and its arguments [default: my shell, on a terminal]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<OsString>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_lines_are_consistent() {
+        Slashn::command().debug_assert();
+        Rcpu::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_after_the_command_of_rcpu_are_the_commands() {
+        let typed = Rcpu::try_parse_from(["rcpu", "-T", "beta", "ls", "-t", "--home", "x"]).unwrap();
+        assert_eq!(typed.command, ["ls", "-t", "--home", "x"]);
+        assert!(!typed.tty && typed.global.home.is_none());
+        let typed = Rcpu::try_parse_from(["rcpu", "beta", "--", "sh", "-c", "exit 7"]).unwrap();
+        assert_eq!(typed.command, ["sh", "-c", "exit 7"]);
+    }
+}

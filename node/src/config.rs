@@ -1,0 +1,211 @@
+//! grid.toml: this node's name, which key is the user's, what is exported.
+//!
+//! Read by every command and edited in place by some, so that the user's comments and order stay. A key that is not
+//! known is refused: a mistyped setting must not be silently without effect.
+//!
+//! ```toml
+//! name = "alpha"
+//! identity = "agent"        # or a path; without it, id_ed25519 in the home
+//!
+//! [exports]
+//! docs = "/srv/docs:ro"
+//! ```
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::Deserialize;
+use toml_edit::DocumentMut;
+
+use crate::error::{Error, Result};
+
+/// What grid.toml says.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The name of this node, under which it says that it is ready.
+    #[serde(deserialize_with = "from_text")]
+    pub name: NodeName,
+    /// Where the user's key is: `agent`, or a path (relative to the home); without it, the home's own.
+    pub identity: Option<String>,
+    /// Which key of the agent, as `SHA256:...`; without it, the first that can be used.
+    pub agent_key: Option<String>,
+    /// What is exported: name and `PATH[:ro]`.
+    #[serde(default)]
+    exports: BTreeMap<String, String>,
+}
+
+impl Config {
+    /// What `text`, the contents of the file `path`, says. Errors name the line.
+    pub fn parse(path: &Path, text: &str) -> Result<Self> {
+        let config: Self = toml_edit::de::from_str(text).map_err(|error| {
+            let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+            Error::new("read", format_args!("{}:{line}", path.display()), error.message())
+        })?;
+        // Each is checked now, so that nothing is half served later.
+        for export in config.exports() {
+            export.map_err(|reason| Error::new("read", path.display(), reason))?;
+        }
+        Ok(config)
+    }
+
+    /// The text of a fresh grid.toml.
+    pub fn fresh(name: &NodeName, identity: Option<&str>, agent_key: Option<&str>) -> String {
+        let mut document = DocumentMut::new();
+        document["name"] = toml_edit::value(name.as_str());
+        for (key, value) in [("identity", identity), ("agent_key", agent_key)] {
+            if let Some(value) = value {
+                document[key] = toml_edit::value(value);
+            }
+        }
+        format!("# This node of the grid; see `slashn --help`.\n{document}")
+    }
+
+    /// What is exported, in the order of the names. Errors say what is wrong with one.
+    pub fn exports(&self) -> impl Iterator<Item = Result<Export, String>> {
+        self.exports.iter().map(|(name, place)| format!("{name}={place}").parse())
+    }
+}
+
+/// `text` (that of grid.toml) with `export` in it; one of the same name is replaced.
+pub fn with_export(path: &Path, text: &str, export: &Export) -> Result<String> {
+    let mut document = document(path, text)?;
+    let exports = document.entry("exports").or_insert(toml_edit::table());
+    exports[&export.name] = toml_edit::value(export.place());
+    Ok(document.to_string())
+}
+
+/// `text` (that of grid.toml) without the export `name`; `None` if it has none of that name.
+pub fn without_export(path: &Path, text: &str, name: &str) -> Result<Option<String>> {
+    let mut document = document(path, text)?;
+    let removed = document.get_mut("exports").and_then(|e| e.as_table_like_mut()).and_then(|e| e.remove(name));
+    Ok(removed.map(|_| document.to_string()))
+}
+
+fn document(path: &Path, text: &str) -> Result<DocumentMut> {
+    text.parse().map_err(|error: toml_edit::TomlError| Error::new("read", path.display(), error.message()))
+}
+
+/// The name of a node: letters, digits, `-`, `_` and `.`, not starting with `-` or `.`, at most 64 bytes. It is a
+/// directory's name under /n, a word of known_nodes and of namespace files, and nothing in it is ever quoted.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct NodeName(String);
+
+impl NodeName {
+    /// The name's text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for NodeName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        plain_word("a node's name", text).map(Self)
+    }
+}
+
+impl Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Checks that `text` is one plain word, as names of nodes and exports are.
+pub(crate) fn plain_word(what: &str, text: &str) -> Result<String, String> {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if text.is_empty() || text.len() > 64 || !text.chars().all(good) || text.starts_with(['-', '.']) {
+        return Err(format!(
+            "{what} is 1 to 64 letters, digits, `-`, `_`, `.`, and starts with a letter, digit or `_`"
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+/// A directory and the name that others see it under.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Export {
+    /// The name.
+    pub name: String,
+    /// The directory: absolute once it is in grid.toml.
+    pub path: PathBuf,
+    /// Whether nobody may change anything through it.
+    pub read_only: bool,
+}
+
+impl Export {
+    /// `PATH[:ro]`
+    fn place(&self) -> String {
+        format!("{}{}", self.path.display(), if self.read_only { ":ro" } else { "" })
+    }
+}
+
+impl FromStr for Export {
+    type Err = String;
+
+    /// Reads `NAME=PATH[:ro]`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, place) = text.split_once('=').ok_or_else(|| format!("`{text}` is not NAME=PATH[:ro]"))?;
+        let name = plain_word("an export's name", name)?;
+        let (path, read_only) = match place.strip_suffix(":ro") {
+            Some(path) => (path, true),
+            None => (place, false),
+        };
+        if path.is_empty() {
+            return Err(format!("the export `{name}` has no path"));
+        }
+        Ok(Self { name, path: path.into(), read_only })
+    }
+}
+
+impl Display for Export {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.name, self.place())
+    }
+}
+
+fn from_text<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: FromStr<Err = String>,
+{
+    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config> {
+        Config::parse(Path::new("grid.toml"), text)
+    }
+
+    #[test]
+    fn a_fresh_file_parses_and_takes_exports_with_comments_kept() {
+        let name: NodeName = "alpha".parse().unwrap();
+        let text = Config::fresh(&name, Some("agent"), None) + "# mine\n";
+        let export: Export = "docs=/srv/docs:ro".parse().unwrap();
+        let text = with_export(Path::new("grid.toml"), &text, &export).unwrap();
+        assert!(text.contains("# mine"), "{text}");
+        let config = parse(&text).unwrap();
+        assert_eq!((config.name, config.identity.as_deref()), (name, Some("agent")));
+        let config = parse(&text).unwrap();
+        assert_eq!(config.exports().collect::<Result<Vec<_>, _>>(), Ok(vec![export]));
+        let text = without_export(Path::new("grid.toml"), &text, "docs").unwrap().unwrap();
+        assert_eq!(parse(&text).unwrap().exports().count(), 0);
+        assert_eq!(without_export(Path::new("grid.toml"), &text, "docs").unwrap(), None);
+    }
+
+    #[test]
+    fn an_unknown_setting_and_a_bad_name_are_refused_with_their_line() {
+        let error = parse("name = \"a\"\nidentiy = \"agent\"\n").unwrap_err().to_string();
+        assert!(error.contains("grid.toml:2") && error.contains("identiy"), "{error}");
+        let error = parse("\nname = \"a/b\"\n").unwrap_err().to_string();
+        assert!(error.contains("grid.toml:2") && error.contains("node's name"), "{error}");
+        let error = parse("name = \"a\"\n[exports]\n\"x y\" = \"/\"\n").unwrap_err().to_string();
+        assert!(error.contains("export's name"), "{error}");
+    }
+}

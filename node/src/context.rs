@@ -1,0 +1,75 @@
+//! What every command is given: the home, the environment, and how to print.
+//!
+//! Made once, in `main`, which alone reads the environment; everything else gets it from here.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+use crate::cli::Global;
+use crate::error::{Error, Result};
+
+/// The environment, as it was when the program started.
+#[derive(Clone, Debug)]
+pub struct Environment(Vec<(OsString, OsString)>);
+
+impl Environment {
+    /// The environment that holds `variables` (`std::env::vars_os()` in `main`).
+    pub fn new(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
+        Self(variables.into_iter().collect())
+    }
+
+    /// The value of `name`; an empty value counts as none.
+    pub fn var(&self, name: &str) -> Option<&OsStr> {
+        let found = self.0.iter().find(|(key, _)| key == name);
+        found.map(|(_, value)| value.as_os_str()).filter(|value| !value.is_empty())
+    }
+
+    /// Everything in it, in order.
+    pub fn vars(&self) -> &[(OsString, OsString)] {
+        &self.0
+    }
+}
+
+/// What every command is given.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Where the home is, or would be: absolute.
+    pub home: PathBuf,
+    /// The environment.
+    pub environment: Environment,
+    /// Print lists as JSON.
+    pub json: bool,
+    /// How often `-v` was given.
+    pub verbose: u8,
+}
+
+impl Context {
+    /// What was typed and what the environment says, put together. The home is `--home`, else `$SLASHN_HOME`, else,
+    /// for root where it exists, `/etc/slashn`, else `$XDG_CONFIG_HOME/slashn`, else `~/.config/slashn`.
+    pub fn new(typed: &Global, environment: Environment) -> Result<Self> {
+        let home = home_path(typed, &environment)
+            .ok_or_else(|| Error::new("find the home", "$HOME", "is not set").remedy("slashn --home DIR ..."))?;
+        let home = std::path::absolute(&home).map_err(|error| Error::new("find the home", home.display(), error))?;
+        Ok(Self { home, environment, json: typed.json, verbose: typed.verbose })
+    }
+
+    /// The directory of the user, `$HOME`.
+    pub fn user_home(&self) -> Option<PathBuf> {
+        self.environment.var("HOME").map(PathBuf::from)
+    }
+}
+
+fn home_path(typed: &Global, environment: &Environment) -> Option<PathBuf> {
+    let named = |name| environment.var(name).map(PathBuf::from);
+    let for_root = || {
+        let path = PathBuf::from("/etc/slashn");
+        (rustix::process::geteuid().is_root() && path.exists()).then_some(path)
+    };
+    typed
+        .home
+        .clone()
+        .or_else(|| named("SLASHN_HOME"))
+        .or_else(for_root)
+        .or_else(|| named("XDG_CONFIG_HOME").map(|config| config.join("slashn")))
+        .or_else(|| named("HOME").map(|home| home.join(".config/slashn")))
+}
