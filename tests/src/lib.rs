@@ -1,1 +1,7 @@
-//! The harness that tests and benchmarks share.
+//! The harness that tests and benchmarks share: grids in one process, grids of real binaries, slow links, and the
+//! contract that every tree keeps.
+
+pub mod contract;
+pub mod grid;
+pub mod link;
+pub mod machine;

@@ -1,0 +1,305 @@
+//! A grid of real binaries: homes in a temporary folder, nodes on loopback, a mount, all of one user.
+//!
+//! [`Machine::root`] runs everything as root, [`Machine::ordinary`] as a user without any privilege, in a mount
+//! namespace where /dev/fuse is open to all, as it is on users' distributions. Dropping a machine takes it down and
+//! fails the test if a mount, a process or a file is left.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// The uid and gid of the ordinary user: no account is needed for it.
+const ORDINARY: u32 = 54_321;
+
+/// Longer than anything may take on a loaded machine; a wait that reaches it fails the test.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One user's homes and nodes.
+pub struct Machine {
+    top: Option<TempDir>,
+    uid: u32,
+    /// Holds the mount namespace in which an ordinary user may open /dev/fuse.
+    namespace: Option<Child>,
+    nodes: Vec<String>,
+    mounts: Vec<PathBuf>,
+}
+
+impl Machine {
+    /// A machine used by root.
+    pub fn root() -> Self {
+        assert!(rustix::process::geteuid().is_root(), "this test mounts and makes namespaces: run it as root");
+        Self::new(0)
+    }
+
+    /// A machine used by an ordinary user.
+    pub fn ordinary() -> Self {
+        assert!(rustix::process::geteuid().is_root(), "this test becomes an ordinary user: run it as root");
+        Self::new(ORDINARY)
+    }
+
+    fn new(uid: u32) -> Self {
+        let top = tempfile::Builder::new().prefix("slashn-test.").tempdir().expect("a temporary folder");
+        std::os::unix::fs::chown(top.path(), Some(uid), Some(uid)).expect("chown");
+        let namespace = (uid != 0).then(|| open_fuse_to_all(top.path()));
+        let machine = Self { top: Some(top), uid, namespace, nodes: Vec::new(), mounts: Vec::new() };
+        for folder in ["home", "work"] {
+            machine.run("mkdir", &[machine.at(folder)]);
+        }
+        machine.slashn(&["init", "--name", "me"]).succeeds();
+        machine
+    }
+
+    /// `name` in the machine's temporary folder.
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.top.as_ref().expect("the machine is up").path().join(name)
+    }
+
+    /// A command as the machine's user, in the folder `work`.
+    pub fn command(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = match &self.namespace {
+            None => Command::new(program.as_ref()),
+            Some(holder) => {
+                let mut command = Command::new("nsenter");
+                command.args(["--target", &holder.id().to_string(), "--mount"]);
+                command.arg(format!("--wd={}", self.at("work").display()));
+                let id = self.uid.to_string();
+                command.args(["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups"]);
+                command.arg(program.as_ref());
+                command
+            }
+        };
+        let work = self.at("work");
+        if work.exists() {
+            command.current_dir(work);
+        }
+        let path = std::env::var("PATH").unwrap_or_default();
+        command
+            .env_clear()
+            .env("PATH", format!("{}:{path}", binaries().display()))
+            .env("HOME", self.at("home"))
+            .env("SLASHN_HOME", self.at("me"))
+            .env("LANG", "C.UTF-8")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `program` and fails the test unless it succeeds.
+    pub fn run<A: AsRef<std::ffi::OsStr>>(&self, program: &str, args: &[A]) -> Output {
+        self.command(program).args(args).succeeds()
+    }
+
+    /// `slashn` with these arguments.
+    pub fn slashn(&self, args: &[&str]) -> Command {
+        let mut command = self.command(binaries().join("slashn"));
+        command.args(args);
+        command
+    }
+
+    /// `rcpu` with these arguments.
+    pub fn rcpu(&self, args: &[&str]) -> Command {
+        let mut command = self.command(binaries().join("rcpu"));
+        command.args(args);
+        command
+    }
+
+    /// Makes and starts a node that exports the folder `files-NAME`, trusts me and is known to me. Gives its address.
+    pub fn node(&mut self, name: &str) -> String {
+        let home = self.at(name).display().to_string();
+        let files = self.at(&format!("files-{name}"));
+        self.run("mkdir", &[&files]);
+        self.slashn(&["--home", &home, "init", "--name", name]).succeeds();
+        let key = fs::read_to_string(self.at("me/id_ed25519.pub")).expect("my public key");
+        self.slashn(&["--home", &home, "allow", key.trim()]).succeeds();
+        self.nodes.push(name.to_string());
+        let export = format!("files={}", files.display());
+        let args = ["--home", &home, "up", "--daemon", "--listen", "127.0.0.1:0", "--export", &export];
+        let ready = self.slashn(&args).succeeds().text();
+        let fields: Vec<&str> = ready.split_whitespace().collect();
+        let ["ready", says, address, fingerprint] = fields[..] else { panic!("not a ready line: {ready:?}") };
+        assert_eq!(says, name);
+        self.slashn(&["add", name, address, "--key", fingerprint]).succeeds();
+        address.to_string()
+    }
+
+    /// Mounts the grid and gives the place.
+    pub fn mount(&mut self) -> PathBuf {
+        let at = self.at("n");
+        self.run("mkdir", &["-p", at.to_str().expect("a readable path")]);
+        self.slashn(&["mount", &at.display().to_string()]).succeeds();
+        self.mounts.push(at.clone());
+        at
+    }
+
+    /// A file in the folder `work`.
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.at("work").join(name);
+        fs::write(&path, text).expect("a file in the work folder");
+        std::os::unix::fs::chown(&path, Some(self.uid), Some(self.uid)).expect("chown");
+        path
+    }
+
+    /// The command lines of processes that belong to this machine.
+    pub fn processes(&self) -> Vec<String> {
+        let top = self.at("").display().to_string();
+        let own = self.namespace.as_ref().map(|holder| holder.id().to_string());
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").expect("/proc").flatten() {
+            let pid = entry.file_name().to_string_lossy().into_owned();
+            let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
+            let line = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+            let environ = String::from_utf8_lossy(&read("environ")).into_owned();
+            let ours = line.contains(&top) || environ.contains(&top);
+            if pid.parse::<u32>().is_ok_and(|pid| pid != std::process::id()) && ours && Some(&pid) != own.as_ref() {
+                found.push(format!("{pid} {line}"));
+            }
+        }
+        found
+    }
+
+    fn take_down(&mut self) -> Vec<String> {
+        for at in std::mem::take(&mut self.mounts) {
+            let _ = self.slashn(&["unmount", &at.display().to_string()]).output();
+        }
+        let _ = self.slashn(&["agent", "--stop"]).output();
+        for name in std::mem::take(&mut self.nodes) {
+            let home = self.at(&name).display().to_string();
+            let _ = self.slashn(&["--home", &home, "down"]).output();
+        }
+        let until = Instant::now() + Duration::from_secs(20);
+        while !self.processes().is_empty() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let mut left = self.processes();
+        let holder = self.namespace.as_ref().map_or(std::process::id(), Child::id);
+        let mounts = fs::read_to_string(format!("/proc/{holder}/mountinfo")).unwrap_or_default();
+        let top = format!(" {}", self.at("").display());
+        left.extend(mounts.lines().filter(|line| line.contains(&top)).map(str::to_string));
+        if let Some(mut holder) = self.namespace.take() {
+            let _ = holder.kill();
+            let _ = holder.wait();
+        }
+        left
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let left = self.take_down();
+        if std::thread::panicking() {
+            eprintln!("left behind: {left:#?}");
+            for log in fs::read_dir(self.at("")).into_iter().flatten().flatten().map(|e| e.path().join("run/log")) {
+                if let Ok(text) = fs::read_to_string(&log) {
+                    eprintln!("--- {}\n{text}", log.display());
+                }
+            }
+        } else {
+            assert!(left.is_empty(), "left behind: {left:#?}");
+        }
+        if let Some(top) = self.top.take() {
+            let path = top.path().to_path_buf();
+            let removed = top.close();
+            assert!(removed.is_ok() || std::thread::panicking(), "{}: {removed:?}", path.display());
+        }
+    }
+}
+
+/// A process that holds a mount namespace in which /dev/fuse is open to all.
+fn open_fuse_to_all(top: &Path) -> Child {
+    let node = top.join("fuse");
+    // A folder on tmpfs may be mounted nodev, /dev is not: the device node lives in the namespace's own /dev/shm.
+    let script = format!(
+        "mount -t tmpfs -o mode=755 fuse /mnt && mknod -m 666 /mnt/fuse c 10 229 && mount --bind /mnt/fuse /dev/fuse && \
+         umount -l /mnt && : >{0} && exec sleep infinity",
+        node.display()
+    );
+    let mut holder = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", &script])
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("unshare");
+    let until = Instant::now() + PATIENCE;
+    while !node.exists() {
+        if let Some(status) = holder.try_wait().expect("wait") {
+            let mut text = String::new();
+            let _ = holder.stderr.take().map(|mut stderr| stderr.read_to_string(&mut text));
+            panic!("no mount namespace with an open /dev/fuse: {status}: {text}");
+        }
+        assert!(Instant::now() < until, "no mount namespace with an open /dev/fuse");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let _ = fs::remove_file(&node);
+    holder
+}
+
+/// Where this build's binaries are: the folder above the one of the test itself.
+pub fn binaries() -> PathBuf {
+    let test = std::env::current_exe().expect("the path of this test");
+    let target = test.ancestors().nth(2).expect("a target folder").to_path_buf();
+    for binary in ["slashn", "rcpu"] {
+        let path = target.join(binary);
+        let built = fs::metadata(&path).is_ok_and(|file| file.permissions().mode() & 0o111 != 0);
+        assert!(built, "{} is not built: cargo build --workspace", path.display());
+    }
+    target
+}
+
+/// What a command did, with a bound on how long it may take.
+pub trait Done {
+    /// Runs it to its end. Fails the test after [`PATIENCE`].
+    fn done(&mut self) -> Output;
+    /// Runs it, and fails the test unless it exits with 0.
+    fn succeeds(&mut self) -> Output;
+    /// Runs it, and fails the test unless it exits with `status`.
+    fn exits(&mut self, status: i32) -> Output;
+}
+
+impl Done for Command {
+    fn done(&mut self) -> Output {
+        let child = self.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let child = child.unwrap_or_else(|err| panic!("{self:?}: {err}"));
+        let (pid, (sender, receiver)) = (child.id(), std::sync::mpsc::channel());
+        std::thread::spawn(move || sender.send(child.wait_with_output()));
+        match receiver.recv_timeout(PATIENCE) {
+            Ok(output) => output.expect("its output"),
+            Err(_) => {
+                let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+                panic!("{self:?} did not end within {PATIENCE:?}");
+            }
+        }
+    }
+
+    fn succeeds(&mut self) -> Output {
+        self.exits(0)
+    }
+
+    fn exits(&mut self, status: i32) -> Output {
+        let output = self.done();
+        let all = format!("stdout: {}\nstderr: {}", output.text(), output.errors());
+        assert_eq!(output.status.code(), Some(status), "{self:?}: {}\n{all}", output.status);
+        output
+    }
+}
+
+/// A command's output as text.
+pub trait Text {
+    /// Its stdout.
+    fn text(&self) -> String;
+    /// Its stderr.
+    fn errors(&self) -> String;
+}
+
+impl Text for Output {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    fn errors(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+}

@@ -1,0 +1,136 @@
+//! The built binaries, as a user drives them: two nodes, a mount, commands across, as root and as an ordinary user.
+
+use std::fs;
+use std::io::Write;
+use std::process::Stdio;
+
+use tests::machine::{Done, Machine, Text};
+
+fn grid(mut machine: Machine) -> Machine {
+    machine.node("alpha");
+    machine.node("beta");
+    machine
+}
+
+/// Runs the test as both kinds of user.
+macro_rules! as_both {
+    ($($(#[$doc:meta])* $name:ident)*) => {
+        mod as_root { $(#[test] fn $name() { super::$name(tests::machine::Machine::root()) })* }
+        mod as_an_ordinary_user { $(#[test] fn $name() { super::$name(tests::machine::Machine::ordinary()) })* }
+    };
+}
+
+as_both! {
+    files_of_two_nodes_are_read_and_written_through_the_mount
+    git_works_through_the_mount
+    a_program_that_only_the_caller_has_is_compiled_and_run_there
+    a_pipeline_a_status_a_signal_and_stderr_come_back_exactly
+    a_session_is_driven_by_cat_and_echo
+    what_the_caller_owns_looks_owned_by_the_job
+    a_command_that_cannot_start_says_why
+}
+
+fn files_of_two_nodes_are_read_and_written_through_the_mount(machine: Machine) {
+    let mut machine = grid(machine);
+    let n = machine.mount();
+    fs::write(machine.at("files-alpha/hello"), "from alpha\n").unwrap();
+    let listed = machine.run("ls", &[&n]).text();
+    assert_eq!(listed.split_whitespace().collect::<Vec<_>>(), ["alpha", "beta"]);
+    assert_eq!(machine.run("cat", &[n.join("alpha/fs/files/hello")]).text(), "from alpha\n");
+    machine.run("cp", &[n.join("alpha/fs/files/hello"), n.join("beta/fs/files/copy")]);
+    assert_eq!(fs::read_to_string(machine.at("files-beta/copy")).unwrap(), "from alpha\n");
+    let missing = machine.command("cat").arg(n.join("gamma/fs")).exits(1).errors();
+    assert!(missing.contains("No such file or directory"), "{missing}");
+}
+
+fn git_works_through_the_mount(machine: Machine) {
+    let mut machine = grid(machine);
+    let repository = machine.mount().join("alpha/fs/files/repository");
+    let git = |args: &[&str]| {
+        let mut command = machine.command("git");
+        command.arg("-C").arg(&repository).args(args);
+        command.env("GIT_AUTHOR_NAME", "a").env("GIT_AUTHOR_EMAIL", "a@b").env("GIT_COMMITTER_NAME", "a");
+        command.env("GIT_COMMITTER_EMAIL", "a@b").succeeds().text()
+    };
+    machine.run("mkdir", &[&repository]);
+    git(&["init", "--quiet"]);
+    machine.command("sh").arg("-c").arg(format!("echo text >{}/file", repository.display())).succeeds();
+    git(&["add", "file"]);
+    git(&["commit", "--quiet", "-m", "one"]);
+    assert_eq!(git(&["log", "--format=%s"]), "one\n");
+    assert_eq!(git(&["status", "--porcelain"]), "");
+    git(&["fsck", "--strict"]);
+}
+
+fn a_program_that_only_the_caller_has_is_compiled_and_run_there(machine: Machine) {
+    let machine = grid(machine);
+    machine.write("p.c", "#include <stdio.h>\n#include <stdlib.h>\nint main(void){puts(getenv(\"WORD\"));return 0;}\n");
+    machine.rcpu(&["beta", "--", "gcc", "-o", "p", "p.c"]).succeeds();
+    assert!(machine.at("work/p").exists(), "the program was written to the caller's folder");
+    assert_eq!(machine.rcpu(&["beta", "./p"]).env("WORD", "mine").succeeds().text(), "mine\n");
+    let cwd = machine.rcpu(&["beta", "pwd"]).succeeds().text();
+    assert_eq!(cwd.trim(), machine.at("work").to_str().unwrap());
+    let umask = machine.command("sh").args(["-c", "umask 027; rcpu beta -- sh -c umask"]).succeeds().text();
+    assert_eq!(umask.trim(), "0027");
+}
+
+fn a_pipeline_a_status_a_signal_and_stderr_come_back_exactly(machine: Machine) {
+    let machine = grid(machine);
+    machine.write("up.py", "import sys\nsys.stdout.write(sys.stdin.read().upper())\n");
+    let mut child =
+        machine.rcpu(&["beta", "python3", "up.py"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let text = "line of input\n".repeat(50_000);
+    let mut stdin = child.stdin.take().unwrap();
+    let sent = text.clone();
+    let writer = std::thread::spawn(move || stdin.write_all(sent.as_bytes()).unwrap());
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    assert!(output.status.success());
+    assert!(output.text() == text.to_uppercase(), "{} bytes came back of {}", output.stdout.len(), text.len());
+
+    machine.rcpu(&["beta", "sh", "-c", "exit 7"]).exits(7);
+    machine.rcpu(&["beta", "sh", "-c", "kill -TERM $$"]).exits(128 + 15);
+    machine.rcpu(&["beta", "sh", "-c", "kill -KILL $$"]).exits(128 + 9);
+    let both = machine.rcpu(&["beta", "sh", "-c", "echo out; echo err >&2"]).succeeds();
+    assert_eq!((both.text().as_str(), both.errors().as_str()), ("out\n", "err\n"));
+}
+
+fn a_session_is_driven_by_cat_and_echo(machine: Machine) {
+    let mut machine = grid(machine);
+    let cpu = machine.mount().join("beta/cpu");
+    let script = "set -e; exec 3<$CPU/clone; read id <&3
+        echo sh -c 'cat;exit${IFS}5' >$CPU/$id/args
+        echo exec >$CPU/$id/ctl; echo hello >$CPU/$id/stdin; echo eof >$CPU/$id/ctl
+        cat $CPU/$id/stdout; cat $CPU/$id/wait | head -1";
+    let output = machine.command("sh").arg("-c").arg(script).env("CPU", &cpu).succeeds().text();
+    assert!(output.starts_with("hello\nexit 5"), "{output}");
+    let left = machine.run("ls", &[&cpu]).text();
+    assert_eq!(left.trim(), "clone", "the session went with the shell that held it");
+}
+
+fn what_the_caller_owns_looks_owned_by_the_job(machine: Machine) {
+    let machine = grid(machine);
+    machine.write("mine", "x\n");
+    let same = machine.rcpu(&["beta", "sh", "-c", "id -u; id -g; stat -c '%u %g' mine"]).succeeds().text();
+    let local = machine.command("sh").args(["-c", "id -u; id -g; stat -c '%u %g' mine"]).succeeds().text();
+    assert_eq!(same, local);
+    machine.run("git", &["init", "--quiet", "r"]);
+    machine.rcpu(&["beta", "git", "-C", "r", "status", "--porcelain"]).succeeds();
+    machine.rcpu(&["beta", "tar", "cf", "t.tar", "mine"]).succeeds();
+    machine.rcpu(&["beta", "tar", "xf", "t.tar"]).succeeds();
+}
+
+fn a_command_that_cannot_start_says_why(machine: Machine) {
+    let machine = grid(machine);
+    let error = machine.rcpu(&["beta", "no-such-command"]).exits(127).errors();
+    assert!(error.contains("no-such-command") && error.lines().count() == 1, "{error}");
+    machine.write("data", "not a program\n");
+    let error = machine.rcpu(&["beta", "./data"]).exits(126).errors();
+    assert!(error.contains("./data") && error.lines().count() == 1, "{error}");
+    let script = machine.write("script", "#!/no/such/interpreter\n");
+    fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let error = machine.rcpu(&["beta", "./script"]).done().errors();
+    assert!(error.contains("/no/such/interpreter"), "{error}");
+    let error = machine.rcpu(&["gamma", "true"]).exits(255).errors();
+    assert!(error.contains("gamma") && error.lines().count() <= 2, "{error}");
+}
