@@ -1,0 +1,107 @@
+//! `./bench [GROUP...] [--json FILE]`: us and the peers side by side, in one run, on the same work.
+//!
+//! A row is a case, our figure, the peer's, and their ratio: above 1 we are better. Ratios carry from machine to
+//! machine, times do not. Each group is a file; each makes its own grid and takes it down again.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints a table")]
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use tests::machine::Machine;
+
+mod mount;
+mod peers;
+mod rcpu;
+mod scale;
+
+/// One line of the table.
+struct Row {
+    group: &'static str,
+    case: String,
+    ours: f64,
+    peer: Option<(&'static str, f64)>,
+    unit: &'static str,
+    /// Whether a bigger figure is the better one.
+    more_is_better: bool,
+}
+
+impl Row {
+    fn ratio(&self) -> Option<f64> {
+        let (_, peer) = self.peer?;
+        Some(if self.more_is_better { self.ours / peer } else { peer / self.ours })
+    }
+
+    fn print(&self) {
+        let peer = self.peer.map_or(String::new(), |(name, figure)| format!("{figure:.1} {name}"));
+        let ratio = self.ratio().map_or(String::new(), |ratio| format!("{ratio:.2}"));
+        println!("{:6} {:52} {:>10.1} {:>18} {:8} {:>7}", self.group, self.case, self.ours, peer, self.unit, ratio);
+    }
+
+    fn json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "group": self.group, "case": self.case, "ours": self.ours, "unit": self.unit,
+            "peer": self.peer.map(|(name, _)| name), "peer_figure": self.peer.map(|(_, figure)| figure),
+            "ratio": self.ratio(),
+        })
+    }
+}
+
+/// The groups there are, in the order in which they run.
+const GROUPS: [(&str, fn() -> Vec<Row>); 4] =
+    [("mount", mount::run), ("wan", rcpu::wan), ("rcpu", rcpu::run), ("scale", scale::run)];
+
+fn main() -> ExitCode {
+    let (mut wanted, mut json) = (Vec::new(), None);
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--json" => json = args.next(),
+            group if GROUPS.iter().any(|(name, _)| *name == group) => wanted.push(arg),
+            other => {
+                let names: Vec<&str> = GROUPS.iter().map(|(name, _)| *name).collect();
+                eprintln!("bench: no such group: {other}\ntry: ./bench [{}] [--json FILE]", names.join("|"));
+                return ExitCode::from(2);
+            }
+        }
+    }
+    println!("{:6} {:52} {:>10} {:>18} {:8} {:>7}", "group", "case", "ours", "peer", "unit", "ratio");
+    let mut rows = Vec::new();
+    for (name, run) in GROUPS {
+        if wanted.is_empty() || wanted.iter().any(|group| group == name) {
+            let more = run();
+            more.iter().for_each(Row::print);
+            rows.extend(more);
+        }
+    }
+    if let Some(file) = json {
+        let all: Vec<_> = rows.iter().map(Row::json).collect();
+        if let Err(err) = std::fs::write(&file, format!("{:#}\n", serde_json::Value::from(all))) {
+            eprintln!("bench: writing {file}: {err}");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// The median time of `times` runs of `work`, in milliseconds.
+fn median_ms(times: usize, mut work: impl FnMut()) -> f64 {
+    let mut all: Vec<Duration> = (0..times)
+        .map(|_| {
+            let start = Instant::now();
+            work();
+            start.elapsed()
+        })
+        .collect();
+    all.sort();
+    all[times / 2].as_secs_f64() * 1e3
+}
+
+/// Root's machine with the nodes of `names`.
+fn machine(names: &[&str]) -> Machine {
+    let mut machine = Machine::root();
+    for name in names {
+        machine.node(name);
+    }
+    machine
+}
