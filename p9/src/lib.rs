@@ -16,6 +16,7 @@ pub mod file;
 pub mod handle;
 pub mod tree;
 pub mod who;
+pub mod wire;
 
 pub use errno::Errno;
 pub use file::{Attr, FileKind, Qid, SetAttr, SetTime, StatFs, Time};

@@ -1,0 +1,231 @@
+//! 9P2000.L on the wire: one table for each direction, and nothing said twice.
+//!
+//! Used by [`crate::server`] and [`crate::client`]. A message is decoded whole, borrowing from its frame: every field is
+//! taken by a parser that cannot read past the frame, and a frame with bytes left over is refused. The numbers are
+//! those of the Linux kernel's `include/net/9p/9p.h`; the fields are described in diod's protocol.md.
+
+use bytes::BufMut;
+
+use crate::{Name, Qid};
+
+mod field;
+
+pub use field::{Data, Field, Malformed, Qids, Step, Steps, Str};
+
+/// The version that the Linux kernel, diod and every `.L` peer speak.
+pub const VERSION_L: &[u8] = b"9P2000.L";
+/// That, and the rule that fids are ordered: messages on one fid take effect as if one after another, and a walk that
+/// failed leaves its newfid poisoned until it is clunked, so that a client may send what follows without waiting.
+pub const VERSION_SLASHN: &[u8] = b"9P2000.L.slashn";
+/// What a server answers that knows none of the client's versions.
+pub const VERSION_UNKNOWN: &[u8] = b"unknown";
+
+/// No tag: that of `Tversion`.
+pub const NO_TAG: u16 = !0;
+/// No fid: the `afid` of a client that does not authenticate in 9P.
+pub const NO_FID: u32 = !0;
+/// No user number: the user is named by `uname`.
+pub const NO_UID: u32 = !0;
+/// Bytes before a message's fields: size\[4\] type\[1\] tag\[2\].
+pub const HEADER: usize = 7;
+/// Bytes of an `Rread` or `Twrite` that are not data, and a few to spare: `IOHDRSZ` in Plan 9.
+pub const IO_HEADER: u32 = 24;
+
+/// Declares the messages of one direction: the enum, its codes, its decoder and its encoder.
+macro_rules! messages {
+    ($(#[$doc:meta])* $vis:vis enum $Set:ident {
+        $($(#[$message_doc:meta])* $code:literal $Message:ident { $($field:ident: $ty:ty),* })*
+    }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq)]
+        #[allow(missing_docs, reason = "the fields are those of the protocol's own description")]
+        $vis enum $Set<'a> {
+            $($(#[$message_doc])* $Message { $($field: $ty),* },)*
+        }
+
+        impl<'a> $Set<'a> {
+            /// The type byte of every message in this table.
+            pub const CODES: &'static [u8] = &[$($code),*];
+
+            /// The message's type byte.
+            pub fn code(&self) -> u8 {
+                match self { $(Self::$Message { .. } => $code,)* }
+            }
+
+            /// Decodes the fields of a message of type `code`: all of `body`, and nothing after it. `None`: no message
+            /// of this table has that type.
+            pub fn decode(code: u8, body: &'a [u8]) -> Result<Option<Self>, Malformed> {
+                let rest = body;
+                let (rest, message) = match code {
+                    $($code => {
+                        $(let (rest, $field) = <$ty as Field<'a>>::read(rest)?;)*
+                        (rest, Self::$Message { $($field),* })
+                    })*
+                    _ => return Ok(None),
+                };
+                if rest.is_empty() { Ok(Some(message)) } else { Err(Malformed::TooLong(rest.len())) }
+            }
+
+            /// Appends the whole message to `out`, its size, type and tag first.
+            pub fn encode(&self, tag: u16, out: &mut Vec<u8>) {
+                let start = out.len();
+                out.put_u32_le(0);
+                out.push(self.code());
+                out.put_u16_le(tag);
+                match *self { $(Self::$Message { $($field),* } => { $($field.write(out);)* })* }
+                let size = (out.len() - start) as u32;
+                out[start..start + 4].copy_from_slice(&size.to_le_bytes());
+            }
+        }
+    };
+}
+
+messages! {
+    /// What a client asks.
+    pub enum T {
+          8 Statfs { fid: u32 }
+         12 Lopen { fid: u32, flags: u32 }
+         14 Lcreate { fid: u32, name: Name<'a>, flags: u32, mode: u32, gid: u32 }
+         16 Symlink { fid: u32, name: Name<'a>, target: Str<'a>, gid: u32 }
+         22 Readlink { fid: u32 }
+         24 Getattr { fid: u32, mask: u64 }
+         26 Setattr { fid: u32, valid: u32, mode: u32, uid: u32, gid: u32, size: u64,
+                      atime_sec: u64, atime_nsec: u64, mtime_sec: u64, mtime_nsec: u64 }
+         40 Readdir { fid: u32, offset: u64, count: u32 }
+         50 Fsync { fid: u32, datasync: u32 }
+         70 Link { dfid: u32, fid: u32, name: Name<'a> }
+         72 Mkdir { dfid: u32, name: Name<'a>, mode: u32, gid: u32 }
+         74 Renameat { olddirfid: u32, oldname: Name<'a>, newdirfid: u32, newname: Name<'a> }
+         76 Unlinkat { dirfid: u32, name: Name<'a>, flags: u32 }
+        100 Version { msize: u32, version: Str<'a> }
+        104 Attach { fid: u32, afid: u32, uname: Str<'a>, aname: Str<'a>, n_uname: u32 }
+        108 Flush { oldtag: u16 }
+        110 Walk { fid: u32, newfid: u32, steps: Steps<'a> }
+        116 Read { fid: u32, offset: u64, count: u32 }
+        118 Write { fid: u32, offset: u64, data: Data<'a> }
+        120 Clunk { fid: u32 }
+    }
+}
+
+messages! {
+    /// What a server answers.
+    pub enum R {
+          7 Lerror { ecode: u32 }
+          9 Statfs { kind: u32, bsize: u32, blocks: u64, bfree: u64, bavail: u64, files: u64, ffree: u64, fsid: u64,
+                     namelen: u32 }
+         13 Lopen { qid: Qid, iounit: u32 }
+         15 Lcreate { qid: Qid, iounit: u32 }
+         17 Symlink { qid: Qid }
+         23 Readlink { target: Str<'a> }
+         25 Getattr { valid: u64, qid: Qid, mode: u32, uid: u32, gid: u32, nlink: u64, rdev: u64, size: u64,
+                      blksize: u64, blocks: u64, atime_sec: u64, atime_nsec: u64, mtime_sec: u64, mtime_nsec: u64,
+                      ctime_sec: u64, ctime_nsec: u64, btime_sec: u64, btime_nsec: u64, generation: u64, data_version: u64 }
+         27 Setattr {}
+         41 Readdir { data: Data<'a> }
+         51 Fsync {}
+         71 Link {}
+         73 Mkdir { qid: Qid }
+         75 Renameat {}
+         77 Unlinkat {}
+        101 Version { msize: u32, version: Str<'a> }
+        105 Attach { qid: Qid }
+        109 Flush {}
+        111 Walk { qids: Qids<'a> }
+        117 Read { data: Data<'a> }
+        119 Write { count: u32 }
+        121 Clunk {}
+    }
+}
+
+/// One entry in the data of an `Rreaddir`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dirent<'a> {
+    /// Which file.
+    pub qid: Qid,
+    /// Where to go on from, after this entry.
+    pub offset: u64,
+    /// `DT_*` of readdir(3).
+    pub kind: u8,
+    /// What it is called.
+    pub name: Str<'a>,
+}
+
+impl<'a> Dirent<'a> {
+    /// The bytes that an entry with a name of `name` bytes takes.
+    pub fn size(name: usize) -> usize {
+        13 + 8 + 1 + 2 + name
+    }
+
+    /// Takes the first entry off `data`.
+    pub fn read(data: &'a [u8]) -> Result<(&'a [u8], Self), Malformed> {
+        let (rest, qid) = Qid::read(data)?;
+        let (rest, offset) = u64::read(rest)?;
+        let (rest, kind) = u8::read(rest)?;
+        let (rest, name) = Str::read(rest)?;
+        Ok((rest, Self { qid, offset, kind, name }))
+    }
+
+    /// Appends the entry to `out`.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        self.qid.write(out);
+        self.offset.write(out);
+        self.kind.write(out);
+        self.name.write(out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Decodes `$body` as each message of `$Set`, and what that encodes to again.
+    macro_rules! identity {
+        ($Set:ident $code:ident $body:ident) => {
+            let code = $Set::CODES[$code % $Set::CODES.len()];
+            if let Ok(Some(message)) = $Set::decode(code, &$body) {
+                let mut out = Vec::new();
+                message.encode(7, &mut out);
+                assert_eq!((out[4], out.len()), (code, HEADER + $body.len()));
+                assert_eq!($Set::decode(code, &out[HEADER..]), Ok(Some(message)));
+            }
+        };
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_decodes_encodes_to_the_same_message(code in 0usize..64, body in prop::collection::vec(0u8..4, 0..160)) {
+            identity!(T code body);
+            identity!(R code body);
+        }
+
+        #[test]
+        fn no_bytes_make_the_decoder_panic(code: u8, body: Vec<u8>) {
+            let _ = T::decode(code, &body).map(|message| format!("{message:?}"));
+            let _ = R::decode(code, &body).map(|message| format!("{message:?}"));
+        }
+    }
+
+    #[test]
+    fn a_walk_gives_back_its_steps() {
+        let mut out = Vec::new();
+        let steps = [Step::Up, Step::Into(Name::new(b"bc").unwrap())];
+        let bytes = Steps::encode(&steps);
+        T::Walk { fid: 1, newfid: 2, steps: Steps::of(&bytes, 2) }.encode(3, &mut out);
+        let Ok(Some(T::Walk { steps: decoded, .. })) = T::decode(110, &out[HEADER..]) else { panic!("no walk") };
+        assert_eq!(decoded.iter().collect::<Vec<_>>(), steps);
+    }
+
+    #[test]
+    fn nothing_is_made_called_dot_dot() {
+        let body = [1, 0, 0, 0, 2, 0, b'.', b'.', 0, 0, 0, 0, 0, 0, 0, 0];
+        assert!(matches!(T::decode(72, &body), Err(Malformed::Name(_))));
+    }
+
+    #[test]
+    fn a_frame_with_something_after_it_is_refused() {
+        assert_eq!(T::decode(120, &[1, 0, 0, 0, 9]), Err(Malformed::TooLong(1)));
+        assert_eq!(T::decode(120, &[1, 0, 0]), Err(Malformed::TooShort));
+    }
+}
