@@ -1,1 +1,13 @@
 //! Real things as trees: a disk directory, and exports with their rules.
+//!
+//! [`Disk`] is a directory of this machine. [`Ruled`] is any tree with rules about who sees and changes what by path;
+//! [`caller::rules`] are those that protect a caller from the node that runs its command. [`exports`] names the
+//! directories that a node shows to its peers.
+//!
+//! Nothing here listens or reads the environment: the node hands in paths, keys and limits, and serves the trees.
+
+pub mod disk;
+
+mod empty;
+
+pub use disk::{Disk, DiskOptions, Error};

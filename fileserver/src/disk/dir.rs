@@ -1,0 +1,143 @@
+//! An open directory of the disk: its entries, with attributes.
+//!
+//! Listed by the server loop and the FUSE bridge, in any task. Cookies are the file system's own (`d_off`), which it
+//! keeps good while entries come and go. A part of the directory is read on the blocking pool, each entry looked at
+//! there; what the taker had no room for is kept for its next call.
+
+use std::mem::MaybeUninit;
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use p9::cancel::blocking;
+use p9::{Attr, Dir, DirSink, Entry, Errno, NameBuf, Qid, Reply};
+use parking_lot::Mutex;
+use rustix::fs::{RawDir, SeekFrom};
+
+use super::inode::{Inode, Seen};
+use super::sys;
+use crate::empty::Empty;
+
+/// An open directory.
+pub(super) struct DiskDir(Arc<Reading>);
+
+struct Reading {
+    fd: OwnedFd,
+    inode: Arc<Inode>,
+    /// The part read last. Also: only who holds this moves the descriptor's offset.
+    part: Mutex<Part>,
+}
+
+/// Some entries that follow each other.
+type Part = Arc<[Found]>;
+
+struct Found {
+    cookie: u64,
+    name: NameBuf,
+    qid: Qid,
+    kind: u32,
+    attr: Option<Attr>,
+}
+
+/// Bytes of directory read at once: some 500 entries.
+const PART: usize = 16 << 10;
+
+impl DiskDir {
+    pub(super) fn of(fd: OwnedFd, inode: Arc<Inode>) -> Arc<Self> {
+        Arc::new(Self(Arc::new(Reading { fd, inode, part: Mutex::default() })))
+    }
+}
+
+impl Reading {
+    /// The rest of the part that `cookie` is in, if it is the one read last: its entries, from that index.
+    fn kept(&self, cookie: u64) -> Option<(Part, usize)> {
+        // While the pool reads a part, nothing is waited for here.
+        let part = self.part.try_lock()?;
+        let last = part.iter().position(|found| found.cookie == cookie)?;
+        (last + 1 < part.len()).then(|| (part.clone(), last + 1))
+    }
+
+    /// Reads the part after `cookie`; it is empty at the end only.
+    fn read(&self, cookie: u64) -> Result<Part, Errno> {
+        let mut part = self.part.lock();
+        let mut after = cookie;
+        loop {
+            rustix::fs::seek(&self.fd, SeekFrom::Start(after))?;
+            let mut buf = vec![MaybeUninit::uninit(); PART];
+            let mut raw = RawDir::new(&self.fd, &mut buf);
+            let (mut entries, mut end) = (Vec::new(), true);
+            while let Some(entry) = raw.next() {
+                let entry = entry?;
+                (end, after) = (false, entry.next_entry_cookie());
+                let name = entry.file_name().to_bytes();
+                if !matches!(name, b"." | b"..") {
+                    let kind = entry.file_type().as_raw_mode();
+                    entries.extend(self.look(name, after, kind)?);
+                }
+                if raw.is_buffer_empty() {
+                    break;
+                }
+            }
+            if end || !entries.is_empty() {
+                *part = entries.into();
+                return Ok(part.clone());
+            }
+        }
+    }
+
+    /// The entry `name`; `None` if it has gone in the meantime.
+    fn look(&self, name: &[u8], cookie: u64, kind: u32) -> Result<Option<Found>, Errno> {
+        let name = NameBuf::new(name)?;
+        let disk = &self.inode.disk;
+        let place = match disk.patient(|| sys::place(self.fd.as_fd(), name.as_name(), false)) {
+            Ok(place) => place,
+            Err(Errno::ENOENT) => return Ok(None),
+            // A directory that may be read but not searched still tells the names.
+            Err(_) => {
+                let qid = Qid { kind: p9::FileKind::of_mode(kind), version: 0, path: disk.unseen(&self.inode, &name) };
+                return Ok(Some(Found { cookie, name, qid, kind, attr: None }));
+            }
+        };
+        let attr = match disk.see(place.as_fd(), Some(&self.inode.mount), false)? {
+            Seen::File { attr, .. } => attr,
+            Seen::Hidden(path) => Empty::attr_of(path),
+        };
+        Ok(Some(Found { cookie, name, qid: attr.qid, kind: attr.mode & libc::S_IFMT, attr: Some(attr) }))
+    }
+}
+
+/// Gives `each` what is in `part` from `at` on, and the cookie to go on from; breaks with it.
+fn give(part: &[Found], at: usize, each: &mut DirSink<'_>) -> ControlFlow<(), u64> {
+    let mut next = 0;
+    for found in &part[at..] {
+        let Found { cookie, qid, kind, .. } = *found;
+        each(Entry { cookie, qid, kind, attr: found.attr.as_ref(), name: found.name.as_name() })?;
+        next = cookie;
+    }
+    ControlFlow::Continue(next)
+}
+
+impl Dir for DiskDir {
+    fn list<'a>(&'a self, cookie: u64, each: &'a mut DirSink<'a>) -> Reply<'a, ()> {
+        let mut next = cookie;
+        if let Some((part, at)) = self.0.kept(cookie) {
+            match give(&part, at, each) {
+                ControlFlow::Break(()) => return Reply::ok(()),
+                ControlFlow::Continue(after) => next = after,
+            }
+        }
+        Reply::later(async move {
+            loop {
+                let reading = self.0.clone();
+                let part = blocking(move || reading.read(next)).await?;
+                if part.is_empty() {
+                    return Ok(());
+                }
+                match give(&part, 0, each) {
+                    ControlFlow::Break(()) => return Ok(()),
+                    ControlFlow::Continue(after) => next = after,
+                }
+            }
+        })
+    }
+}

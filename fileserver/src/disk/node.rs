@@ -1,0 +1,348 @@
+//! A place in a disk tree: what a fid or a FUSE node id points at.
+//!
+//! Called by the server loop and the FUSE bridge, in any task. Each operation is a plain function that blocks
+//! (`..._now`); it is first tried in place, with nothing that would wait allowed, and moves to the blocking pool when
+//! that says `EAGAIN`. What changes anything goes to the pool at once (see [`super::change`]).
+
+use std::any::Any;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use p9::cancel::blocking;
+use p9::{
+    Attr, Created, Errno, Handle, How, LocalFile, Name, NameBuf, New, Node, NodeRef, Opened, Qid, Reached, Reply,
+    SetAttr, StatFs, Walk, Want,
+};
+use rustix::fs::{AtFlags, OFlags};
+
+use super::change::{Made, Making};
+use super::dir::DiskDir;
+use super::inode::{Inode, Reach, Seen};
+use super::{sys, xattr};
+use crate::empty::Empty;
+
+/// A file of the disk, as it was reached.
+#[derive(Clone)]
+pub(super) struct DiskNode {
+    pub(super) inode: Arc<Inode>,
+    /// Of the contents, when the node was made.
+    version: u32,
+}
+
+/// What one step of a walk reached.
+pub(super) enum Step {
+    File(Arc<Inode>, Attr),
+    Hidden(u64),
+}
+
+impl DiskNode {
+    pub(super) fn of(inode: Arc<Inode>, version: u32) -> Self {
+        Self { inode, version }
+    }
+
+    /// `node`, if it is one of this very tree.
+    pub(super) fn ours(&self, node: &NodeRef) -> Option<Self> {
+        let node: &dyn Any = &**node;
+        node.downcast_ref::<Self>().filter(|node| Arc::ptr_eq(&node.inode.disk, &self.inode.disk)).cloned()
+    }
+
+    /// Does `work` on the blocking pool.
+    fn later<'a, T: Send + 'static>(
+        &self, work: impl FnOnce(Self) -> Result<T, Errno> + Send + 'static,
+    ) -> Reply<'a, T> {
+        let node = self.clone();
+        Reply::later(blocking(move || work(node)))
+    }
+
+    /// Does `work` in place if that needs no waiting, else on the blocking pool.
+    fn soon<'a, T: Send + 'static>(
+        &self, work: impl Fn(&Self, bool) -> Result<T, Errno> + Send + 'static,
+    ) -> Reply<'a, T> {
+        match work(self, true) {
+            Err(Errno::EAGAIN) => self.later(move |node| work(&node, false)),
+            answer => answer.into(),
+        }
+    }
+
+    fn attr_now(&self, cached: bool) -> Result<Attr, Errno> {
+        if cached && self.inode.mount.remote {
+            return Err(Errno::EAGAIN);
+        }
+        let reach = self.inode.reach(cached)?;
+        Ok(sys::attr(&sys::statx(reach.as_fd(), true)?, self.inode.key.path))
+    }
+
+    fn walk_now<'n>(&self, names: impl Iterator<Item = Name<'n>>, want: Want, cached: bool) -> Result<Walk, Errno> {
+        let mut reach = self.inode.reach(cached)?;
+        let (mut inode, mut qids, mut last) = (self.inode.clone(), Vec::new(), None);
+        for name in names {
+            let step = match last {
+                // Nothing is in what is shown as empty.
+                Some(Step::Hidden(_)) => Err(Errno::ENOENT),
+                _ => inode.step(&mut reach, name, cached),
+            };
+            match step {
+                Err(errno) if qids.is_empty() || errno == Errno::EAGAIN => return Err(errno),
+                Err(errno) => return Ok(Walk { qids, end: Err(errno) }),
+                Ok(step) => {
+                    if let Step::File(found, _) = &step {
+                        inode = found.clone();
+                    }
+                    qids.push(step.attr().qid);
+                    last = Some(step);
+                }
+            }
+        }
+        let step = last.ok_or(Errno::EINVAL)?;
+        let attr = want.attr.then(|| step.attr());
+        Ok(Walk { qids, end: Ok(Reached { node: step.node(), attr, lease: None }) })
+    }
+
+    fn open_now(&self, how: How, cached: bool) -> Result<Handle, Errno> {
+        let inode = &self.inode;
+        if how.changes() {
+            inode.disk.writable()?;
+        }
+        match inode.format {
+            libc::S_IFDIR if how.changes() => return Err(Errno::EISDIR),
+            libc::S_IFDIR => {
+                let reach = inode.reach(cached)?;
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+                let fd = inode.disk.patient(|| sys::reopen(&reach, flags))?;
+                return Ok(Handle::Dir(DiskDir::of(fd, inode.clone())));
+            }
+            _ if how.directory => return Err(Errno::ENOTDIR),
+            libc::S_IFREG => {}
+            libc::S_IFLNK => return Err(Errno::ELOOP),
+            libc::S_IFIFO | libc::S_IFSOCK => return Err(Errno::ENXIO),
+            _ => return Err(Errno::EACCES),
+        }
+        if cached && (inode.mount.remote || how.truncate) {
+            return Err(Errno::EAGAIN);
+        }
+        let reach = inode.reach(cached)?;
+        if how.exec {
+            let access = rustix::fs::Access::EXEC_OK;
+            rustix::fs::accessat(rustix::fs::CWD, sys::proc_path(&reach), access, AtFlags::EACCESS)?;
+        }
+        let fd = inode.disk.patient(|| sys::reopen(&reach, file_flags(how)))?;
+        Ok(self.handle(fd, how))
+    }
+
+    /// The file opened as `fd`, as `how` says.
+    pub(super) fn handle(&self, fd: OwnedFd, how: How) -> Handle {
+        let file = LocalFile::new(fd, how.append, None);
+        self.inode.opened(&file, how.write);
+        Handle::Fd(file)
+    }
+
+    fn open_at_now<'n>(
+        &self, names: impl Iterator<Item = Name<'n>>, how: How, want: Want, cached: bool,
+    ) -> Result<Opened, Errno> {
+        let node: NodeRef = self.walk_now(names, Want::default(), cached)?.reached()?.node;
+        let Some(file) = self.ours(&node) else {
+            let attr = want.attr.then(|| Empty::attr_of(node.qid().path));
+            return Ok(Opened { node: Some(node), attr, handle: Empty::handle(how)?, first: None, lease: None });
+        };
+        let handle = file.open_now(how, cached)?;
+        let first = match &handle {
+            Handle::Fd(open) if want.data > 0 && how.read => first_bytes(open, want.data, cached),
+            _ => None,
+        };
+        // After the open, so that a truncation shows.
+        let attr = if want.attr { Some(file.attr_now(cached)?) } else { None };
+        Ok(Opened { node: Some(node), attr, handle, first, lease: None })
+    }
+
+    fn made(&self, made: Made) -> Created {
+        let node = Self::of(made.inode, made.attr.qid.version);
+        let handle = made.open.map(|(fd, how)| node.handle(fd, how));
+        Created { node: Arc::new(node), attr: Some(made.attr), handle }
+    }
+}
+
+/// The open(2) flags for a regular file.
+pub(super) fn file_flags(how: How) -> OFlags {
+    // What names the file was resolved already, and whether it is new is decided elsewhere.
+    let how = How { excl: false, directory: false, nonblock: false, ..how };
+    OFlags::from_bits_retain(how.to_flags())
+}
+
+/// Up to `count` bytes from the start, where they are to be had; a failure is left for the read proper to meet.
+fn first_bytes(file: &LocalFile, count: u32, cached: bool) -> Option<Bytes> {
+    let mut buf = vec![0; count as usize];
+    let flags = if cached { rustix::io::ReadWriteFlags::NOWAIT } else { rustix::io::ReadWriteFlags::empty() };
+    let got = rustix::io::preadv2(file, &mut [std::io::IoSliceMut::new(&mut buf)], 0, flags).ok()?;
+    buf.truncate(got);
+    Some(buf.into())
+}
+
+impl Step {
+    fn attr(&self) -> Attr {
+        match self {
+            Self::File(_, attr) => *attr,
+            Self::Hidden(path) => Empty::attr_of(*path),
+        }
+    }
+
+    fn node(self) -> NodeRef {
+        match self {
+            Self::File(inode, attr) => Arc::new(DiskNode::of(inode, attr.qid.version)),
+            Self::Hidden(path) => Empty::node(path),
+        }
+    }
+}
+
+impl Inode {
+    /// Walks one name from this directory, which is reached by `reach`; then that reaches what was found.
+    pub(super) fn step(self: &Arc<Self>, reach: &mut Reach, name: Name<'_>, cached: bool) -> Result<Step, Errno> {
+        let fd = self.disk.patient(|| sys::place(reach.as_fd(), name, cached))?;
+        match self.disk.see(fd.as_fd(), Some(&self.mount), cached)? {
+            Seen::Hidden(path) => Ok(Step::Hidden(path)),
+            Seen::File { mount, attr } => {
+                let fd = Arc::new(fd);
+                *reach = Reach::Place(fd.clone());
+                Ok(Step::File(self.disk.seen(self, name, mount, &attr, Some(fd)), attr))
+            }
+        }
+    }
+}
+
+fn owned(names: &[Name<'_>]) -> Vec<NameBuf> {
+    names.iter().map(|&name| name.into()).collect()
+}
+
+impl Node for DiskNode {
+    fn qid(&self) -> Qid {
+        Qid { kind: self.inode.kind, version: self.version, path: self.inode.key.path }
+    }
+
+    fn walk<'a>(&'a self, names: &'a [Name<'a>], want: Want) -> Reply<'a, Walk> {
+        match self.walk_now(names.iter().copied(), want, true) {
+            Err(Errno::EAGAIN) => {
+                let names = owned(names);
+                self.later(move |node| node.walk_now(names.iter().map(NameBuf::as_name), want, false))
+            }
+            answer => answer.into(),
+        }
+    }
+
+    fn open_at<'a>(&'a self, names: &'a [Name<'a>], how: How, want: Want) -> Reply<'a, Opened> {
+        if names.is_empty() {
+            let open = |handle, attr| Opened { node: None, attr, handle, first: None, lease: None };
+            return self.soon(move |node, cached| {
+                let handle = node.open_now(how, cached)?;
+                Ok(open(handle, if want.attr { Some(node.attr_now(cached)?) } else { None }))
+            });
+        }
+        match self.open_at_now(names.iter().copied(), how, want, true) {
+            Err(Errno::EAGAIN) => {
+                let names = owned(names);
+                self.later(move |node| node.open_at_now(names.iter().map(NameBuf::as_name), how, want, false))
+            }
+            answer => answer.into(),
+        }
+    }
+
+    fn attr(&self) -> Reply<'_, Attr> {
+        self.soon(Self::attr_now)
+    }
+
+    fn open(&self, how: How) -> Reply<'_, Handle> {
+        self.soon(move |node, cached| node.open_now(how, cached))
+    }
+
+    fn create<'a>(&'a self, name: Name<'a>, what: New<'a>) -> Reply<'a, Created> {
+        let (name, making) = (NameBuf::from(name), Making::from(what));
+        self.later(move |node| Ok(node.made(node.create_now(name.as_name(), &making)?)))
+    }
+
+    fn set_attr(&self, change: SetAttr) -> Reply<'_, Attr> {
+        self.later(move |node| {
+            node.set_attr_now(change)?;
+            node.attr_now(false)
+        })
+    }
+
+    fn remove<'a>(&'a self, name: Name<'a>, dir: bool) -> Reply<'a, ()> {
+        let name = NameBuf::from(name);
+        self.later(move |node| node.remove_now(name.as_name(), dir))
+    }
+
+    fn rename<'a>(&'a self, name: Name<'a>, new_dir: &'a NodeRef, new_name: Name<'a>, flags: u32) -> Reply<'a, ()> {
+        let Some(new_dir) = self.ours(new_dir) else { return Errno::EXDEV.into() };
+        let (name, new_name) = (NameBuf::from(name), NameBuf::from(new_name));
+        self.later(move |node| node.rename_now(name.as_name(), &new_dir, new_name.as_name(), flags))
+    }
+
+    fn link<'a>(&'a self, target: &'a NodeRef, name: Name<'a>) -> Reply<'a, ()> {
+        let Some(target) = self.ours(target) else { return Errno::EXDEV.into() };
+        let name = NameBuf::from(name);
+        self.later(move |node| node.link_now(&target, name.as_name()))
+    }
+
+    fn read_link(&self) -> Reply<'_, Bytes> {
+        self.soon(|node, cached| {
+            if node.inode.format != libc::S_IFLNK {
+                return Err(Errno::EINVAL);
+            }
+            if cached && node.inode.mount.remote {
+                return Err(Errno::EAGAIN);
+            }
+            let reach = node.inode.reach(cached)?;
+            Ok(rustix::fs::readlinkat(reach.as_fd(), c"", Vec::new())?.into_bytes().into())
+        })
+    }
+
+    fn stat_fs(&self) -> Reply<'_, StatFs> {
+        self.later(|node| {
+            let reach = node.inode.reach(false)?;
+            let (kind, is) = (rustix::fs::fstatfs(&reach)?.f_type, rustix::fs::fstatvfs(&reach)?);
+            Ok(StatFs {
+                kind: kind as u32,
+                bsize: is.f_bsize as u32,
+                blocks: is.f_blocks,
+                bfree: is.f_bfree,
+                bavail: is.f_bavail,
+                files: is.f_files,
+                ffree: is.f_ffree,
+                fsid: is.f_fsid,
+                namelen: is.f_namemax as u32,
+            })
+        })
+    }
+
+    fn sync(&self) -> Reply<'_, ()> {
+        self.later(|node| {
+            if node.inode.format != libc::S_IFDIR {
+                return Err(Errno::EINVAL);
+            }
+            let reach = node.inode.reach(false)?;
+            let fd = node.inode.disk.patient(|| sys::reopen(&reach, OFlags::RDONLY | OFlags::DIRECTORY))?;
+            Ok(rustix::fs::fsync(fd)?)
+        })
+    }
+
+    fn xattr<'a>(&'a self, name: &'a [u8]) -> Reply<'a, Bytes> {
+        let name = name.to_vec();
+        self.later(move |node| xattr::read(&node.inode.reach(false)?, &name))
+    }
+
+    fn xattrs(&self) -> Reply<'_, Bytes> {
+        self.later(|node| xattr::list(&node.inode.reach(false)?))
+    }
+
+    fn set_xattr<'a>(&'a self, name: &'a [u8], value: Option<Bytes>, flags: u32) -> Reply<'a, ()> {
+        let name = name.to_vec();
+        self.later(move |node| {
+            node.inode.disk.writable()?;
+            xattr::write(&node.inode.reach(false)?, &name, value.as_deref(), flags)
+        })
+    }
+
+    fn local(&self) -> Option<OwnedFd> {
+        self.inode.disk.writable().ok()?;
+        self.inode.reach(true).ok()?.as_fd().try_clone_to_owned().ok()
+    }
+}

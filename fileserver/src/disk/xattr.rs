@@ -1,0 +1,58 @@
+//! Extended attributes, passed through: `user.` and `security.`, as far as the kernel allows.
+//!
+//! Called by a node on the blocking pool. Others (`trusted.`, the ACLs in `system.`, which name this machine's users)
+//! are not supported.
+
+use bytes::Bytes;
+use p9::Errno;
+use rustix::fs::{XattrFlags, getxattr, listxattr, removexattr, setxattr};
+
+use super::inode::Reach;
+use super::sys::proc_path;
+
+/// The most that a value or the list of names can be, by xattr(7).
+const MAX: usize = 64 << 10;
+
+fn served(name: &[u8]) -> bool {
+    name.starts_with(b"user.") || name.starts_with(b"security.")
+}
+
+/// The value of `name`.
+pub(super) fn read(reach: &Reach, name: &[u8]) -> Result<Bytes, Errno> {
+    if !served(name) {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    let path = proc_path(reach);
+    let mut value = vec![0; 256];
+    let got = match getxattr(&path, name, &mut value) {
+        Err(rustix::io::Errno::RANGE) => {
+            value.resize(MAX, 0);
+            getxattr(&path, name, &mut value)?
+        }
+        answer => answer?,
+    };
+    value.truncate(got);
+    Ok(value.into())
+}
+
+/// The names that are served, each ended by NUL.
+pub(super) fn list(reach: &Reach) -> Result<Bytes, Errno> {
+    let mut names = vec![0; MAX];
+    let got = listxattr(proc_path(reach), &mut names)?;
+    let served = names[..got].split_inclusive(|&b| b == 0).filter(|name| served(name));
+    Ok(served.flatten().copied().collect::<Vec<u8>>().into())
+}
+
+/// Sets `name`, or removes it.
+pub(super) fn write(reach: &Reach, name: &[u8], value: Option<&[u8]>, flags: u32) -> Result<(), Errno> {
+    if !served(name) {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    match value {
+        Some(value) => {
+            let flags = XattrFlags::from_bits(flags).ok_or(Errno::EINVAL)?;
+            Ok(setxattr(proc_path(reach), name, value, flags)?)
+        }
+        None => Ok(removexattr(proc_path(reach), name)?),
+    }
+}
