@@ -1,1 +1,6 @@
 //! /cpu: sessions as files, and commands run in the caller's namespace.
+
+mod ctl;
+mod flow;
+mod signals;
+mod words;
