@@ -14,6 +14,7 @@ mod reply;
 pub mod cancel;
 pub mod file;
 pub mod handle;
+pub mod server;
 pub mod tree;
 pub mod who;
 pub mod wire;

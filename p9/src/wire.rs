@@ -8,6 +8,7 @@ use bytes::BufMut;
 
 use crate::{Name, Qid};
 
+mod convert;
 mod field;
 
 pub use field::{Data, Field, Malformed, Qids, Step, Steps, Str};

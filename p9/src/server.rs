@@ -1,0 +1,152 @@
+//! Answers 9P on one connection from any tree.
+//!
+//! Called by whoever accepted the stream, once per connection, in a task of its own. One reader takes messages in order
+//! of arrival and claims their fids; what can be answered at once is answered in place, everything else in a task of
+//! the connection; one writer sends what is ready in as few calls as it can.
+//!
+//! - **Order**: open, create, setattr, fsync, clunk and a walk onto its own fid are barriers on that fid: they wait for
+//!   what came before, and what comes later waits for them. Everything else on a fid runs at the same time. A newfid
+//!   belongs to the walk that makes it from the moment the walk arrives; if that fails, the fid answers the same error
+//!   until it is clunked (where the dialect was agreed on; a plain `.L` peer has it free again).
+//! - **Flush**: answered once the request has ended, after its reply: nothing of it happens later.
+//! - **Limits**: a peer that exceeds one gets an error; one that breaks the protocol loses its connection, alone.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinSet;
+
+use crate::wire::{self, Malformed, R, Str};
+use crate::{TreeRef, Who};
+
+mod answer;
+mod claim;
+mod connection;
+mod fids;
+mod frame;
+mod requests;
+mod writer;
+
+use connection::Connection;
+use frame::Frames;
+use requests::Requests;
+
+/// What one connection may cost.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// The largest frame in bytes, offered in `Rversion`; at most 4 MiB.
+    pub msize: u32,
+    /// Fids at once; one more is `EMFILE`.
+    pub fids: usize,
+    /// Requests at once; one more is `EAGAIN`.
+    pub in_flight: usize,
+    /// Bytes of requests at once; more is `EAGAIN`.
+    pub bytes_in_flight: usize,
+    /// How long a peer may take to send its first message.
+    pub version_time: Duration,
+    /// How long a frame may take from its first byte to its last.
+    pub frame_time: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            msize: (1 << 20) + wire::IO_HEADER,
+            fids: 2_000_000,
+            in_flight: 1024,
+            bytes_in_flight: 128 << 20,
+            version_time: Duration::from_secs(10),
+            frame_time: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Limits {
+    /// The largest msize that is ever agreed on.
+    pub const MSIZE_MAX: u32 = (4 << 20) + wire::IO_HEADER;
+    /// The smallest msize with which a client can work.
+    pub const MSIZE_MIN: u32 = 512;
+}
+
+/// Why a connection ended before its peer closed it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The stream failed.
+    #[error("the connection failed: {0}")]
+    Io(#[from] io::Error),
+    /// A frame larger than was agreed on, or too small to be one.
+    #[error("the peer sent a frame of {size} bytes, where 7 to {msize} were agreed on")]
+    FrameSize {
+        /// What the frame says of itself.
+        size: u32,
+        /// The most that it may be.
+        msize: u32,
+    },
+    /// A message that is none.
+    #[error("the peer sent a garbled message of type {code}: {why}")]
+    Malformed {
+        /// The message's type byte.
+        code: u8,
+        /// What is wrong with it.
+        why: Malformed,
+    },
+    /// A tag that is in use.
+    #[error("the peer used tag {0} for two requests at once")]
+    DuplicateTag(u16),
+    /// A first message that is not `Tversion`.
+    #[error("the peer did not begin with Tversion, but with a message of type {0}")]
+    NoVersion(u8),
+    /// The peer offered an msize that is too small to work with.
+    #[error("the peer offered an msize of {0}, less than {min}", min = Limits::MSIZE_MIN)]
+    TooSmall(u32),
+    /// The peer began something and did not go on.
+    #[error("the peer took more than {0:?} for {1}")]
+    TooSlow(Duration, &'static str),
+}
+
+/// Serves `tree` on `stream`, as `who`, until the peer closes it or breaks the protocol. Dropping the future ends the
+/// connection and frees all that it holds: fids, open files, requests.
+pub async fn serve<S>(stream: S, tree: TreeRef, who: Arc<Who>, limits: Limits) -> Result<(), Error>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (reader, to_peer) = tokio::io::split(stream);
+    let (replies, to_write) = tokio::sync::mpsc::channel(REPLIES);
+    let mut writer = JoinSet::new();
+    writer.spawn(writer::run(to_write, to_peer));
+    let mut frames = Frames::new(reader, limits.clone());
+    let mut tasks = JoinSet::new();
+    let requests = Requests::new(replies, &limits);
+    let mut connection = Connection::new(tree, who, requests, limits);
+    let ended = connection.run(&mut frames, &mut tasks).await;
+    // Requests that are under way are cancelled by their drop; the fids go with the connection.
+    tasks.shutdown().await;
+    drop(connection);
+    // What was answered still goes out, to a peer that reads it.
+    let _ = tokio::time::timeout(LAST_WORDS, writer.join_next()).await;
+    ended
+}
+
+/// Replies that wait for the writer; past it, requests wait.
+const REPLIES: usize = 64;
+/// How long the last replies may take.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// The version and msize that are answered to a `Tversion`, and whether fids are poisoned.
+fn agree(msize: u32, version: &[u8], limits: &Limits) -> (u32, &'static [u8], bool) {
+    let msize = msize.min(limits.msize).min(Limits::MSIZE_MAX);
+    match version {
+        wire::VERSION_SLASHN => (msize, wire::VERSION_SLASHN, true),
+        other if other.starts_with(wire::VERSION_L) => (msize, wire::VERSION_L, false),
+        _ => (msize, wire::VERSION_UNKNOWN, false),
+    }
+}
+
+/// `Rversion`, encoded.
+fn version_reply(tag: u16, msize: u32, version: &'static [u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    R::Version { msize, version: Str(version) }.encode(tag, &mut out);
+    out
+}

@@ -1,0 +1,61 @@
+//! What a message claims of its connection's fids, settled by the reader when it arrives.
+//!
+//! One match says which messages are barriers, which make a fid, and which are about two.
+
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard};
+
+use super::fids::{Alone, Fids, Made, Shared, State};
+use crate::Errno;
+use crate::wire::T;
+
+/// What a message claims.
+pub(super) enum Claim {
+    /// A fid, shared with others.
+    Shared(Shared),
+    /// A fid, alone.
+    Alone(Alone),
+    /// Two fids, each shared with others.
+    Both(Shared, Shared),
+    /// A fid that it makes, from another or from nothing.
+    Make(Option<Result<Shared, Errno>>, Made),
+}
+
+/// The same once its turn has come.
+pub(super) enum Held {
+    Shared(OwnedRwLockReadGuard<State>),
+    Alone(OwnedRwLockWriteGuard<State>),
+    Both(OwnedRwLockReadGuard<State>, OwnedRwLockReadGuard<State>),
+}
+
+impl Claim {
+    /// Queues `message` at its fids. Errors are the message's answer.
+    pub(super) async fn of(message: &T<'_>, fids: &Fids, most: usize) -> Result<Self, Errno> {
+        Ok(match *message {
+            T::Walk { fid, newfid, .. } if fid != newfid => {
+                let made = fids.make(newfid, most)?;
+                Self::Make(Some(fids.shared(fid).await), made)
+            }
+            T::Attach { fid, .. } => Self::Make(None, fids.make(fid, most)?),
+            T::Clunk { fid } => Self::Alone(fids.clunk(fid).await?),
+            T::Walk { fid, .. }
+            | T::Lopen { fid, .. }
+            | T::Lcreate { fid, .. }
+            | T::Setattr { fid, .. }
+            | T::Fsync { fid, .. } => Self::Alone(fids.alone(fid).await?),
+            T::Link { dfid: one, fid: other, .. } | T::Renameat { olddirfid: one, newdirfid: other, .. } => {
+                Self::Both(fids.shared(one).await?, fids.shared(other).await?)
+            }
+            T::Statfs { fid }
+            | T::Symlink { fid, .. }
+            | T::Readlink { fid }
+            | T::Getattr { fid, .. }
+            | T::Readdir { fid, .. }
+            | T::Mkdir { dfid: fid, .. }
+            | T::Unlinkat { dirfid: fid, .. }
+            | T::Read { fid, .. }
+            | T::Write { fid, .. } => Self::Shared(fids.shared(fid).await?),
+            // The reader answers these itself.
+            T::Version { .. } | T::Flush { .. } => return Err(Errno::EINVAL),
+        })
+    }
+}

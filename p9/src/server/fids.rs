@@ -1,0 +1,189 @@
+//! The fids of a connection, and the order of what is done to them.
+//!
+//! A fid is a fair read-write lock around its state: a barrier takes it alone, everything else shares it, and both are
+//! queued by the reader in order of arrival, before any of them runs. That is the whole of the ordering rule. The lock
+//! is held while the request runs: it is the request's place in the fid's queue, and guards nothing else.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use parking_lot::Mutex;
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+
+use crate::{Errno, Handle, NameBuf, NodeRef};
+
+/// What a fid stands for.
+#[derive(Default)]
+pub(super) enum State {
+    /// The walk or attach that makes it has not ended.
+    #[default]
+    Coming,
+    /// What made it failed.
+    Poisoned(Errno),
+    /// A file.
+    File(Box<File>),
+}
+
+/// A file that a fid stands for.
+pub(super) struct File {
+    pub(super) node: NodeRef,
+    pub(super) place: Place,
+    pub(super) open: Option<Handle>,
+}
+
+/// How a file was reached: what `..` needs.
+#[derive(Clone)]
+pub(super) struct Place {
+    /// What was attached to.
+    pub(super) root: NodeRef,
+    /// The names from there, the last first.
+    pub(super) path: Option<Arc<Link>>,
+}
+
+/// One name of a path, and those before it.
+pub(super) struct Link {
+    pub(super) name: NameBuf,
+    pub(super) before: Option<Arc<Link>>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // One after another: a path may be deeper than the stack.
+        let mut before = self.before.take();
+        while let Some(mut link) = before.and_then(Arc::into_inner) {
+            before = link.before.take();
+        }
+    }
+}
+
+impl State {
+    /// The file. Errors: what the fid's walk failed with; `EBADF` for a fid that never was.
+    pub(super) fn file(&self) -> Result<&File, Errno> {
+        match self {
+            Self::File(file) => Ok(file),
+            Self::Poisoned(errno) => Err(*errno),
+            Self::Coming => Err(Errno::EBADF),
+        }
+    }
+
+    /// The file, to be changed.
+    pub(super) fn file_mut(&mut self) -> Result<&mut File, Errno> {
+        match self {
+            Self::File(file) => Ok(file),
+            Self::Poisoned(errno) => Err(*errno),
+            Self::Coming => Err(Errno::EBADF),
+        }
+    }
+}
+
+pub(super) type Fid = Arc<RwLock<State>>;
+
+/// A place in a fid's queue: the turn has come, or will.
+pub(super) enum Turn<G> {
+    Now(G),
+    Later(Pin<Box<dyn Future<Output = G> + Send>>),
+}
+
+/// A turn that shares the fid.
+pub(super) type Shared = Turn<OwnedRwLockReadGuard<State>>;
+/// A turn that has the fid alone.
+pub(super) type Alone = Turn<OwnedRwLockWriteGuard<State>>;
+
+impl<G> Turn<G> {
+    /// Waits for it.
+    pub(super) async fn come(self) -> G {
+        match self {
+            Self::Now(guard) => guard,
+            Self::Later(turn) => turn.await,
+        }
+    }
+}
+
+/// The fids of one connection.
+#[derive(Clone)]
+pub(super) struct Fids(Arc<Mutex<HashMap<u32, Fid>>>);
+
+impl Fids {
+    pub(super) fn new() -> Self {
+        Self(Arc::default())
+    }
+
+    pub(super) fn clear(&self) {
+        // Dropped outside the lock: closing files may take a while.
+        let gone = std::mem::take(&mut *self.0.lock());
+        drop(gone);
+    }
+
+    fn find(&self, fid: u32) -> Result<Fid, Errno> {
+        self.0.lock().get(&fid).cloned().ok_or(Errno::EBADF)
+    }
+
+    /// Queues a request that shares `fid`.
+    pub(super) async fn shared(&self, fid: u32) -> Result<Shared, Errno> {
+        let fid = self.find(fid)?;
+        match fid.clone().try_read_owned() {
+            Ok(guard) => Ok(Turn::Now(guard)),
+            Err(_) => Ok(queue(fid.read_owned()).await),
+        }
+    }
+
+    /// Queues a request that has `fid` alone.
+    pub(super) async fn alone(&self, fid: u32) -> Result<Alone, Errno> {
+        Ok(alone(self.find(fid)?).await)
+    }
+
+    /// Takes `fid` away, and queues its clunk behind what it is used for.
+    pub(super) async fn clunk(&self, fid: u32) -> Result<Alone, Errno> {
+        let gone = self.0.lock().remove(&fid).ok_or(Errno::EBADF)?;
+        Ok(alone(gone).await)
+    }
+
+    /// Makes `fid` for the request that arrives now, which has it alone until it ends. Errors: `EBADF` for one that is
+    /// in use, `EMFILE` for one too many.
+    pub(super) fn make(&self, fid: u32, most: usize) -> Result<Made, Errno> {
+        let made = Fid::default();
+        let state = made.clone().try_write_owned().map_err(|_| Errno::EIO)?;
+        let mut fids = self.0.lock();
+        let poisoned = |fid: &Fid| fid.try_read().is_ok_and(|state| matches!(*state, State::Poisoned(_)));
+        match fids.get(&fid) {
+            Some(old) if !poisoned(old) => return Err(Errno::EBADF),
+            None if fids.len() >= most || fid == crate::wire::NO_FID => return Err(Errno::EMFILE),
+            _ => fids.insert(fid, made.clone()),
+        };
+        Ok(Made { number: fid, fid: made, state })
+    }
+
+    /// Takes a fid away again that could not be made, if it is still there.
+    pub(super) fn unmake(&self, number: u32, made: &Fid) {
+        let mut fids = self.0.lock();
+        if fids.get(&number).is_some_and(|there| Arc::ptr_eq(there, made)) {
+            fids.remove(&number);
+        }
+    }
+}
+
+/// A fid that is being made.
+pub(super) struct Made {
+    pub(super) number: u32,
+    pub(super) fid: Fid,
+    pub(super) state: OwnedRwLockWriteGuard<State>,
+}
+
+async fn alone(fid: Fid) -> Alone {
+    match fid.clone().try_write_owned() {
+        Ok(guard) => Turn::Now(guard),
+        Err(_) => queue(fid.write_owned()).await,
+    }
+}
+
+/// Takes the place in the queue now; the turn may come later.
+async fn queue<G>(turn: impl Future<Output = G> + Send + 'static) -> Turn<G> {
+    let mut turn: Pin<Box<dyn Future<Output = G> + Send>> = Box::pin(turn);
+    match poll_fn(|cx| Poll::Ready(turn.as_mut().poll(cx))).await {
+        Poll::Ready(guard) => Turn::Now(guard),
+        Poll::Pending => Turn::Later(turn),
+    }
+}

@@ -1,0 +1,101 @@
+//! Frames off a stream: size\[4\] type\[1\] tag\[2\] and the fields.
+//!
+//! Used by the connection's reader. The buffer is small while nothing comes and grows to what one frame needs, never
+//! past the agreed msize; a frame that has begun must end in time.
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::time::{Instant, timeout_at};
+
+use super::{Error, Limits};
+use crate::wire::HEADER;
+
+/// What is read at a time while no large frame is under way.
+const SMALL: usize = 8 << 10;
+/// A buffer larger than this is given back once it is empty.
+const LARGE: usize = 64 << 10;
+
+/// One frame.
+pub(super) struct Frame {
+    pub(super) code: u8,
+    pub(super) tag: u16,
+    /// The fields.
+    pub(super) body: Bytes,
+}
+
+/// The frames of a stream.
+pub(super) struct Frames<S> {
+    stream: S,
+    buf: BytesMut,
+    limits: Limits,
+    /// The agreed frame size.
+    msize: u32,
+    /// The first frame has to come in time.
+    first: Option<Instant>,
+}
+
+impl<S: AsyncRead + Unpin> Frames<S> {
+    pub(super) fn new(stream: S, limits: Limits) -> Self {
+        let first = Some(Instant::now() + limits.version_time);
+        Self { stream, buf: BytesMut::new(), msize: limits.msize.min(Limits::MSIZE_MAX), limits, first }
+    }
+
+    pub(super) fn agree(&mut self, msize: u32) {
+        self.msize = msize;
+    }
+
+    /// The next frame, or `None` at the end of the stream.
+    pub(super) async fn next(&mut self) -> Result<Option<Frame>, Error> {
+        let mut deadline = self.first.map(|first| (first, self.limits.version_time, "its first message"));
+        loop {
+            if let Some(frame) = self.take()? {
+                self.first = None;
+                return Ok(Some(frame));
+            }
+            if !self.buf.is_empty() && deadline.is_none() {
+                let time = self.limits.frame_time;
+                deadline = Some((Instant::now() + time, time, "a frame"));
+            }
+            if !self.fill(deadline).await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    async fn fill(&mut self, deadline: Option<(Instant, std::time::Duration, &'static str)>) -> Result<bool, Error> {
+        let wanted = self.size().map_or(HEADER, |size| size as usize).saturating_sub(self.buf.len());
+        if self.buf.is_empty() && self.buf.capacity() > LARGE {
+            self.buf = BytesMut::new();
+        }
+        self.buf.reserve(wanted.max(SMALL));
+        let read = self.stream.read_buf(&mut self.buf);
+        let got = match deadline {
+            None => read.await?,
+            Some((when, time, what)) => timeout_at(when, read).await.map_err(|_| Error::TooSlow(time, what))??,
+        };
+        match got {
+            0 if self.buf.is_empty() => Ok(false),
+            0 => Err(Error::Io(std::io::ErrorKind::UnexpectedEof.into())),
+            _ => Ok(true),
+        }
+    }
+
+    fn size(&self) -> Option<u32> {
+        self.buf.first_chunk().map(|size| u32::from_le_bytes(*size))
+    }
+
+    fn take(&mut self) -> Result<Option<Frame>, Error> {
+        let Some(size) = self.size() else { return Ok(None) };
+        // Refused as soon as it is announced, before anything is kept of it.
+        if size < HEADER as u32 || size > self.msize {
+            return Err(Error::FrameSize { size, msize: self.msize });
+        }
+        if self.buf.len() < size as usize {
+            return Ok(None);
+        }
+        let mut body = self.buf.split_to(size as usize).freeze();
+        body.advance(4);
+        let (code, tag) = (body.get_u8(), body.get_u16_le());
+        Ok(Some(Frame { code, tag, body }))
+    }
+}

@@ -1,0 +1,183 @@
+//! Attributes and file system statistics as the protocol carries them, and back.
+//!
+//! Used by the server and the client, so that the numbers of the masks stand once. They are those of Linux's
+//! `include/net/9p/9p.h` (`P9_STATS_*`, `P9_ATTR_*`).
+
+use super::{R, T};
+use crate::{Attr, Qid, SetAttr, SetTime, StatFs, Time};
+
+/// `P9_STATS_BASIC`: everything that stat(2) has.
+const STATS_BASIC: u64 = 0x7ff;
+/// `P9_STATS_BTIME`.
+const STATS_BTIME: u64 = 0x800;
+
+const MODE: u32 = 0x1;
+const UID: u32 = 0x2;
+const GID: u32 = 0x4;
+const SIZE: u32 = 0x8;
+const ATIME: u32 = 0x10;
+const MTIME: u32 = 0x20;
+const ATIME_SET: u32 = 0x80;
+const MTIME_SET: u32 = 0x100;
+
+impl R<'_> {
+    /// `Rgetattr` with all of `attr`.
+    pub fn of_attr(attr: &Attr) -> Self {
+        let has_btime = attr.btime != Time::default();
+        Self::Getattr {
+            valid: if has_btime { STATS_BASIC | STATS_BTIME } else { STATS_BASIC },
+            qid: attr.qid,
+            mode: attr.mode,
+            uid: attr.uid,
+            gid: attr.gid,
+            nlink: attr.nlink,
+            rdev: attr.rdev,
+            size: attr.size,
+            blksize: attr.blksize.into(),
+            blocks: attr.blocks,
+            atime_sec: attr.atime.sec as u64,
+            atime_nsec: attr.atime.nsec.into(),
+            mtime_sec: attr.mtime.sec as u64,
+            mtime_nsec: attr.mtime.nsec.into(),
+            ctime_sec: attr.ctime.sec as u64,
+            ctime_nsec: attr.ctime.nsec.into(),
+            btime_sec: attr.btime.sec as u64,
+            btime_nsec: attr.btime.nsec.into(),
+            generation: 0,
+            data_version: attr.qid.version.into(),
+        }
+    }
+
+    /// The attributes that an `Rgetattr` carries; `None` for any other message.
+    pub fn to_attr(&self) -> Option<Attr> {
+        let &Self::Getattr { qid, mode, uid, gid, nlink, rdev, size, blksize, blocks, .. } = self else { return None };
+        let &Self::Getattr { atime_sec, atime_nsec, mtime_sec, mtime_nsec, ctime_sec, ctime_nsec, .. } = self else {
+            return None;
+        };
+        let &Self::Getattr { btime_sec, btime_nsec, valid, .. } = self else { return None };
+        let blksize = u32::try_from(blksize).unwrap_or(4096);
+        let btime = if valid & STATS_BTIME != 0 { time(btime_sec, btime_nsec) } else { Time::default() };
+        let (atime, mtime) = (time(atime_sec, atime_nsec), time(mtime_sec, mtime_nsec));
+        let ctime = time(ctime_sec, ctime_nsec);
+        Some(Attr { qid, mode, uid, gid, nlink, rdev, size, blksize, blocks, atime, mtime, ctime, btime })
+    }
+
+    /// `Rstatfs`.
+    pub fn of_stat_fs(stat: &StatFs) -> Self {
+        let &StatFs { kind, bsize, blocks, bfree, bavail, files, ffree, fsid, namelen } = stat;
+        Self::Statfs { kind, bsize, blocks, bfree, bavail, files, ffree, fsid, namelen }
+    }
+
+    /// The statistics that an `Rstatfs` carries; `None` for any other message.
+    pub fn to_stat_fs(&self) -> Option<StatFs> {
+        let &Self::Statfs { kind, bsize, blocks, bfree, bavail, files, ffree, fsid, namelen } = self else {
+            return None;
+        };
+        Some(StatFs { kind, bsize, blocks, bfree, bavail, files, ffree, fsid, namelen })
+    }
+
+    /// The qid of a message that carries one of its own.
+    pub fn qid(&self) -> Option<Qid> {
+        match *self {
+            Self::Attach { qid }
+            | Self::Lopen { qid, .. }
+            | Self::Lcreate { qid, .. }
+            | Self::Mkdir { qid }
+            | Self::Symlink { qid } => Some(qid),
+            _ => None,
+        }
+    }
+}
+
+impl T<'_> {
+    /// `Tsetattr` of what changes.
+    pub fn of_set_attr(fid: u32, change: &SetAttr) -> Self {
+        let mut valid = 0;
+        let mut field = |bit: u32, on: bool| valid |= if on { bit } else { 0 };
+        field(MODE, change.mode.is_some());
+        field(UID, change.uid.is_some());
+        field(GID, change.gid.is_some());
+        field(SIZE, change.size.is_some());
+        field(ATIME, change.atime.is_some());
+        field(MTIME, change.mtime.is_some());
+        field(ATIME_SET, matches!(change.atime, Some(SetTime::At(_))));
+        field(MTIME_SET, matches!(change.mtime, Some(SetTime::At(_))));
+        let at = |time: Option<SetTime>| match time {
+            Some(SetTime::At(time)) => time,
+            _ => Time::default(),
+        };
+        let (atime, mtime) = (at(change.atime), at(change.mtime));
+        Self::Setattr {
+            fid,
+            valid,
+            mode: change.mode.unwrap_or_default(),
+            uid: change.uid.unwrap_or_default(),
+            gid: change.gid.unwrap_or_default(),
+            size: change.size.unwrap_or_default(),
+            atime_sec: atime.sec as u64,
+            atime_nsec: atime.nsec.into(),
+            mtime_sec: mtime.sec as u64,
+            mtime_nsec: mtime.nsec.into(),
+        }
+    }
+
+    /// What a `Tsetattr` changes; `None` for any other message.
+    pub fn to_set_attr(&self) -> Option<SetAttr> {
+        let &Self::Setattr { valid, mode, uid, gid, size, atime_sec, atime_nsec, mtime_sec, mtime_nsec, .. } = self
+        else {
+            return None;
+        };
+        let has = |bit: u32| valid & bit != 0;
+        let when = |now_bit: u32, set_bit: u32, sec: u64, nsec: u64| match (has(now_bit), has(set_bit)) {
+            (false, _) => None,
+            (true, false) => Some(SetTime::Now),
+            (true, true) => Some(SetTime::At(time(sec, nsec))),
+        };
+        Some(SetAttr {
+            mode: has(MODE).then_some(mode & 0o7777),
+            uid: has(UID).then_some(uid),
+            gid: has(GID).then_some(gid),
+            size: has(SIZE).then_some(size),
+            atime: when(ATIME, ATIME_SET, atime_sec, atime_nsec),
+            mtime: when(MTIME, MTIME_SET, mtime_sec, mtime_nsec),
+        })
+    }
+}
+
+/// A time off the wire; nanoseconds that are none become 0.
+fn time(sec: u64, nsec: u64) -> Time {
+    Time { sec: sec as i64, nsec: u32::try_from(nsec).ok().filter(|nsec| *nsec < 1_000_000_000).unwrap_or(0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_and_changes_survive_the_wire() {
+        let at = |sec| Time { sec, nsec: 999_999_999 };
+        let (atime, mtime, ctime, btime) = (at(-1), at(2), at(3), at(4));
+        let attr = Attr {
+            mode: 0o100644,
+            uid: 1,
+            gid: 2,
+            nlink: 3,
+            size: 1 << 40,
+            atime,
+            mtime,
+            ctime,
+            btime,
+            ..Attr::default()
+        };
+        assert_eq!(R::of_attr(&attr).to_attr(), Some(attr));
+        let change = SetAttr {
+            size: Some(0),
+            atime: Some(SetTime::Now),
+            mtime: Some(SetTime::At(at(-5))),
+            ..SetAttr::default()
+        };
+        assert_eq!(T::of_set_attr(1, &change).to_set_attr(), Some(change));
+        let stat = StatFs { kind: 1, blocks: 2, namelen: 255, ..StatFs::default() };
+        assert_eq!(R::of_stat_fs(&stat).to_stat_fs(), Some(stat));
+    }
+}
