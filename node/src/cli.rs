@@ -7,8 +7,12 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use p9::who::Only;
 
+use crate::authorized::parse_only;
 use crate::config::{Export, NodeName};
+use crate::keys::check_fingerprint;
+use crate::known::{Address, Trust};
 
 /// What every command takes.
 #[derive(Args, Clone, Debug, Default)]
@@ -135,15 +139,15 @@ pub struct Allow {
     #[arg(value_name = "KEY LINE")]
     pub key: String,
     /// Only this export, and no commands
-    #[arg(long, value_name = "EXPORT[:ro]")]
-    pub only: Vec<String>,
+    #[arg(long, value_name = "EXPORT[:ro]", value_parser = only)]
+    pub only: Vec<Only>,
 }
 
 /// `slashn deny`
 #[derive(Args, Debug)]
 pub struct Deny {
     /// The key's fingerprint, as `slashn allowed` prints it
-    #[arg(value_name = "SHA256:FINGERPRINT")]
+    #[arg(value_name = "SHA256:FINGERPRINT", value_parser = fingerprint)]
     pub fingerprint: String,
 }
 
@@ -154,13 +158,13 @@ pub struct Add {
     pub name: NodeName,
     /// Where it listens
     #[arg(value_name = "ADDR:PORT")]
-    pub address: String,
+    pub address: Address,
     /// The fingerprint of its key, as `slashn up` printed it there
-    #[arg(long, value_name = "SHA256:FINGERPRINT")]
+    #[arg(long, value_name = "SHA256:FINGERPRINT", value_parser = fingerprint)]
     pub key: Option<String>,
     /// How much of this machine its commands for me may reach: cwd, home or all
-    #[arg(long, default_value = "home", value_name = "cwd|home|all")]
-    pub trust: String,
+    #[arg(long, default_value_t, value_name = "cwd|home|all")]
+    pub trust: Trust,
 }
 
 /// `slashn remove`
@@ -253,6 +257,17 @@ pub struct Rcpu {
     /// The command and its arguments [default: my shell, on a terminal]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<OsString>,
+}
+
+fn fingerprint(text: &str) -> Result<String, String> {
+    check_fingerprint(text).map(|()| text.to_owned())
+}
+
+fn only(text: &str) -> Result<Only, String> {
+    match &parse_only(text)?[..] {
+        [one] => Ok(one.clone()),
+        _ => Err("it is one export; give --only again for another".into()),
+    }
 }
 
 #[cfg(test)]

@@ -2,11 +2,17 @@
 //! exit status; whoever needs a runtime makes one, after what must run before there are threads.
 
 pub mod agent;
+pub mod allow;
+pub mod doctor;
 pub mod down;
+pub mod export;
+pub mod init;
 pub mod launcher;
 pub mod mount;
+pub mod nodes;
 pub mod ns;
 pub mod rcpu;
+pub mod shell;
 pub mod status;
 pub mod unmount;
 pub mod up;
@@ -15,7 +21,7 @@ use std::process::ExitCode;
 
 use crate::Context;
 use crate::cli::Command;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Runs `command`.
 pub fn run(context: &Context, command: Command) -> Result<ExitCode> {
@@ -28,6 +34,18 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Ns(typed) => ns::run(context, &typed),
         Command::Launcher => launcher::run(),
         Command::Agent(typed) => agent::run(context, &typed),
-        other => Err(Error::new("run", format!("{other:?}"), "is not built yet")),
+        Command::Init(typed) => init::run(context, &typed),
+        Command::Export(typed) => export::export(context, &typed),
+        Command::Unexport(typed) => export::unexport(context, &typed),
+        Command::Exports => export::exports(context),
+        Command::Allow(typed) => allow::allow(context, &typed),
+        Command::Deny(typed) => allow::deny(context, &typed),
+        Command::Allowed => allow::allowed(context),
+        Command::Add(typed) => nodes::add(context, &typed),
+        Command::Remove(typed) => nodes::remove(context, &typed),
+        Command::Nodes => nodes::nodes(context),
+        Command::Doctor => doctor::run(context),
+        Command::Completions(typed) => shell::completions(&typed),
+        Command::Man(typed) => shell::man(&typed),
     }
 }

@@ -32,9 +32,9 @@ pub struct Config {
     pub identity: Option<String>,
     /// Which key of the agent, as `SHA256:...`; without it, the first that can be used.
     pub agent_key: Option<String>,
-    /// What is exported: name and `PATH[:ro]`.
-    #[serde(default)]
-    exports: BTreeMap<String, String>,
+    /// What is exported, in the order of the names.
+    #[serde(default, deserialize_with = "exports")]
+    pub exports: Vec<Export>,
 }
 
 impl Config {
@@ -44,10 +44,6 @@ impl Config {
             let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
             Error::new("read", format_args!("{}:{line}", path.display()), error.message())
         })?;
-        // Each is checked now, so that nothing is half served later.
-        for export in config.exports() {
-            export.map_err(|reason| Error::new("read", path.display(), reason))?;
-        }
         Ok(config)
     }
 
@@ -61,11 +57,6 @@ impl Config {
             }
         }
         format!("# This node of the grid; see `slashn --help`.\n{document}")
-    }
-
-    /// What is exported, in the order of the names. Errors say what is wrong with one.
-    pub fn exports(&self) -> impl Iterator<Item = Result<Export, String>> {
-        self.exports.iter().map(|(name, place)| format!("{name}={place}").parse())
     }
 }
 
@@ -97,6 +88,11 @@ impl NodeName {
     /// The name's text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The name of a node whose host has none that would do.
+    pub(crate) fn fallback() -> Self {
+        Self("node".into())
     }
 }
 
@@ -175,6 +171,13 @@ where
     String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
 }
 
+/// `NAME = "PATH[:ro]"`, each checked at once, so that nothing is half served later.
+fn exports<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Export>, D::Error> {
+    let table = BTreeMap::<String, String>::deserialize(deserializer)?;
+    let parsed = table.into_iter().map(|(name, place)| format!("{name}={place}").parse());
+    parsed.collect::<Result<_, _>>().map_err(serde::de::Error::custom)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,9 +196,9 @@ mod tests {
         let config = parse(&text).unwrap();
         assert_eq!((config.name, config.identity.as_deref()), (name, Some("agent")));
         let config = parse(&text).unwrap();
-        assert_eq!(config.exports().collect::<Result<Vec<_>, _>>(), Ok(vec![export]));
+        assert_eq!(config.exports, [export]);
         let text = without_export(Path::new("grid.toml"), &text, "docs").unwrap().unwrap();
-        assert_eq!(parse(&text).unwrap().exports().count(), 0);
+        assert_eq!(parse(&text).unwrap().exports, []);
         assert_eq!(without_export(Path::new("grid.toml"), &text, "docs").unwrap(), None);
     }
 

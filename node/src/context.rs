@@ -3,10 +3,11 @@
 //! Made once, in `main`, which alone reads the environment; everything else gets it from here.
 
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::cli::Global;
 use crate::error::{Error, Result};
+use crate::home::Home;
 
 /// The environment, as it was when the program started.
 #[derive(Clone, Debug)]
@@ -51,6 +52,16 @@ impl Context {
             .ok_or_else(|| Error::new("find the home", "$HOME", "is not set").remedy("slashn --home DIR ..."))?;
         let home = std::path::absolute(&home).map_err(|error| Error::new("find the home", home.display(), error))?;
         Ok(Self { home, environment, json: typed.json, verbose: typed.verbose })
+    }
+
+    /// Opens the home.
+    pub fn open_home(&self) -> Result<Home> {
+        Home::open(&self.home)
+    }
+
+    /// The socket of the ssh-agent, `$SSH_AUTH_SOCK`.
+    pub fn agent(&self) -> Option<&Path> {
+        self.environment.var("SSH_AUTH_SOCK").map(Path::new)
     }
 
     /// The directory of the user, `$HOME`.

@@ -3,12 +3,17 @@
 //! The binaries `slashn` and `rcpu` (in `bin/`) parse what was typed, say what the environment holds, and call one
 //! function of [`commands`]. Everything below reads neither the environment nor the command line.
 
+pub mod authorized;
 pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod context;
 pub mod error;
+pub mod files;
+pub mod home;
+pub mod keys;
+pub mod known;
 pub mod output;
 
 pub use context::Context;
-pub use error::Error;
+pub use error::{Error, Result};
