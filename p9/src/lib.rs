@@ -15,6 +15,7 @@ pub mod cancel;
 pub mod file;
 pub mod handle;
 pub mod server;
+pub mod synth;
 pub mod tree;
 pub mod who;
 pub mod wire;
