@@ -6,8 +6,15 @@
 //!
 //! Nothing here listens or reads the environment: the node hands in paths, keys and limits, and serves the trees.
 
+pub mod caller;
 pub mod disk;
+pub mod exports;
 
 mod empty;
+mod ruled;
+mod rules;
 
 pub use disk::{Disk, DiskOptions, Error};
+pub use exports::{Export, Exports};
+pub use ruled::Ruled;
+pub use rules::{Access, Rules};

@@ -1,6 +1,12 @@
 //! Trees of real files, used in place: no wire, no mount.
 //!
-//! `disk` is the plain directory, `races` those who try to get out of it.
+//! `disk` is the plain directory, `ruled` one with rules around it, `caller` the rules that protect a caller from a
+//! node, `exports` what a node shows to whom.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking, and says aloud what it skips")]
+
+mod caller;
 mod common;
 mod disk;
+mod exports;
+mod ruled;
