@@ -7,12 +7,14 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use fileserver::Export;
+use fileserver::caller::{Expose, Trust};
 use p9::who::Only;
 
 use crate::authorized::parse_only;
-use crate::config::{Export, NodeName};
+use crate::config::NodeName;
 use crate::keys::check_fingerprint;
-use crate::known::{Address, Trust};
+use crate::known::Address;
 
 /// What every command takes.
 #[derive(Args, Clone, Debug, Default)]
@@ -245,7 +247,7 @@ pub struct Rcpu {
     pub ns: Option<PathBuf>,
     /// Let the node reach this too, whatever its trust level hides
     #[arg(long, value_name = "PATH[:ro]")]
-    pub expose: Vec<OsString>,
+    pub expose: Vec<Expose>,
     /// Set a variable of its environment, or send one that is not sent by itself
     #[arg(short = 'e', value_name = "VAR[=VALUE]")]
     pub env: Vec<OsString>,

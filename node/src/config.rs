@@ -13,9 +13,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 
+use fileserver::Export;
 use serde::Deserialize;
 use toml_edit::DocumentMut;
 
@@ -64,7 +65,7 @@ impl Config {
 pub fn with_export(path: &Path, text: &str, export: &Export) -> Result<String> {
     let mut document = document(path, text)?;
     let exports = document.entry("exports").or_insert(toml_edit::table());
-    exports[&export.name] = toml_edit::value(export.place());
+    exports[&export.name] = toml_edit::value(place(export));
     Ok(document.to_string())
 }
 
@@ -73,6 +74,11 @@ pub fn without_export(path: &Path, text: &str, name: &str) -> Result<Option<Stri
     let mut document = document(path, text)?;
     let removed = document.get_mut("exports").and_then(|e| e.as_table_like_mut()).and_then(|e| e.remove(name));
     Ok(removed.map(|_| document.to_string()))
+}
+
+/// `PATH[:ro]`
+fn place(export: &Export) -> String {
+    format!("{}{}", export.path.display(), if export.read_only { ":ro" } else { "" })
 }
 
 fn document(path: &Path, text: &str) -> Result<DocumentMut> {
@@ -110,8 +116,8 @@ impl Display for NodeName {
     }
 }
 
-/// Checks that `text` is one plain word, as names of nodes and exports are.
-pub(crate) fn plain_word(what: &str, text: &str) -> Result<String, String> {
+/// Checks that `text` is one plain word.
+fn plain_word(what: &str, text: &str) -> Result<String, String> {
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if text.is_empty() || text.len() > 64 || !text.chars().all(good) || text.starts_with(['-', '.']) {
         return Err(format!(
@@ -121,45 +127,12 @@ pub(crate) fn plain_word(what: &str, text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// A directory and the name that others see it under.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Export {
-    /// The name.
-    pub name: String,
-    /// The directory: absolute once it is in grid.toml.
-    pub path: PathBuf,
-    /// Whether nobody may change anything through it.
-    pub read_only: bool,
-}
-
-impl Export {
-    /// `PATH[:ro]`
-    fn place(&self) -> String {
-        format!("{}{}", self.path.display(), if self.read_only { ":ro" } else { "" })
-    }
-}
-
-impl FromStr for Export {
-    type Err = String;
-
-    /// Reads `NAME=PATH[:ro]`.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (name, place) = text.split_once('=').ok_or_else(|| format!("`{text}` is not NAME=PATH[:ro]"))?;
-        let name = plain_word("an export's name", name)?;
-        let (path, read_only) = match place.strip_suffix(":ro") {
-            Some(path) => (path, true),
-            None => (place, false),
-        };
-        if path.is_empty() {
-            return Err(format!("the export `{name}` has no path"));
-        }
-        Ok(Self { name, path: path.into(), read_only })
-    }
-}
-
-impl Display for Export {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={}", self.name, self.place())
+/// Checks that `text` can be the name of an export.
+pub(crate) fn export_name(text: &str) -> Result<String, String> {
+    match format!("{text}=/").parse::<Export>() {
+        Ok(export) if export.name == text => Ok(export.name),
+        Ok(_) => Err(format!("{text:?} cannot be the name of an export")),
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -174,7 +147,7 @@ where
 /// `NAME = "PATH[:ro]"`, each checked at once, so that nothing is half served later.
 fn exports<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Export>, D::Error> {
     let table = BTreeMap::<String, String>::deserialize(deserializer)?;
-    let parsed = table.into_iter().map(|(name, place)| format!("{name}={place}").parse());
+    let parsed = table.into_iter().map(|(name, place)| format!("{name}={place}").parse::<Export>());
     parsed.collect::<Result<_, _>>().map_err(serde::de::Error::custom)
 }
 
@@ -209,6 +182,6 @@ mod tests {
         let error = parse("\nname = \"a/b\"\n").unwrap_err().to_string();
         assert!(error.contains("grid.toml:2") && error.contains("node's name"), "{error}");
         let error = parse("name = \"a\"\n[exports]\n\"x y\" = \"/\"\n").unwrap_err().to_string();
-        assert!(error.contains("export's name"), "{error}");
+        assert!(error.contains("grid.toml:2") && error.contains("name of an export"), "{error}");
     }
 }

@@ -8,6 +8,8 @@ use std::fmt::{self, Display};
 use std::path::Path;
 use std::str::FromStr;
 
+use fileserver::caller::{NoTrust, Trust};
+
 use crate::config::NodeName;
 use crate::error::{Error, Result};
 use crate::files::{self, Guard};
@@ -138,7 +140,12 @@ fn parse_line(line: &str) -> Result<Option<Node>, String> {
     } else {
         NodeKey::Seen(Key::from_line(&format!("{kind} {key}"))?)
     };
-    Ok(Some(Node { name: name.parse()?, address: address.parse()?, trust: trust.parse()?, key }))
+    Ok(Some(Node {
+        name: name.parse()?,
+        address: address.parse()?,
+        trust: trust.parse().map_err(|e: NoTrust| e.to_string())?,
+        key,
+    }))
 }
 
 /// Where a node listens: a host's name or address, and a port.
@@ -178,41 +185,6 @@ impl Display for Address {
     }
 }
 
-/// How much of this machine a node's commands for me may reach.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum Trust {
-    /// The working directory.
-    Cwd,
-    /// That, and my home to read.
-    #[default]
-    Home,
-    /// Everything but what is always hidden.
-    All,
-}
-
-impl FromStr for Trust {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "cwd" => Ok(Self::Cwd),
-            "home" => Ok(Self::Home),
-            "all" => Ok(Self::All),
-            _ => Err(format!("`{text}` is no trust level: it is cwd, home or all")),
-        }
-    }
-}
-
-impl Display for Trust {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Cwd => "cwd",
-            Self::Home => "home",
-            Self::All => "all",
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -244,7 +216,7 @@ mod tests {
             (&format!("a/b [::1]:1 home {KEY}"), "a node's name"),
             (&format!("beta ::1 home {KEY}"), "is not ADDR:PORT"),
             (&format!("beta h:0 home {KEY}"), "is not ADDR:PORT"),
-            (&format!("beta h:1 full {KEY}"), "no trust level"),
+            (&format!("beta h:1 full {KEY}"), "level of trust"),
             ("beta h:1 home ssh-ed25519 AAAA", "no public key"),
             ("beta h:1 home SHA256 AAAA", "no fingerprint"),
             (&format!("b h:1 all {KEY}\nb h:2 all {KEY}"), "there twice"),

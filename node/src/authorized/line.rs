@@ -5,7 +5,7 @@
 
 use p9::who::{Only, Rights};
 
-use crate::config::plain_word;
+use crate::config::export_name;
 use crate::keys::Key;
 
 /// The key of `line` and its rights; nothing for a blank line or a comment. Errors say why the line is refused.
@@ -36,7 +36,7 @@ pub(super) fn parse(line: &str) -> Result<Option<(Key, Rights)>, String> {
 pub fn parse_only(list: &str) -> Result<Vec<Only>, String> {
     let one = |word: &str| {
         let (export, read_only) = word.strip_suffix(":ro").map_or((word, false), |export| (export, true));
-        Ok(Only { export: plain_word("an export's name", export)?, read_only })
+        Ok(Only { export: export_name(export)?, read_only })
     };
     list.split(',').map(one).collect()
 }
@@ -96,9 +96,9 @@ mod tests {
             ("only=\"a\",from=\"10.0.0.1\"", "option `from=\"10.0.0.1\"` cannot be honoured"),
             ("cert-authority", "option `cert-authority` cannot be honoured"),
             ("only=a", "option `only` is not written"),
-            ("only=\"\"", "an export's name"),
-            ("only=\"a b\"", "an export's name"),
-            ("only=\"a,../b\"", "an export's name"),
+            ("only=\"\"", "name of an export"),
+            ("only=\"a b\"", "name of an export"),
+            ("only=\"a,../b\"", "name of an export"),
             ("only", "option `only` cannot be honoured"),
             ("only=\"a\",", "option `` cannot be honoured"),
         ] {

@@ -2,10 +2,11 @@
 
 use std::process::ExitCode;
 
+use fileserver::Export;
 use serde::Serialize;
 
 use crate::cli::{ExportArgs, Unexport};
-use crate::config::{self, Export};
+use crate::config;
 use crate::error::{At, Error, Result};
 use crate::files::{self, Guard};
 use crate::home::Home;
