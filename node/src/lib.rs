@@ -14,6 +14,7 @@ pub mod home;
 pub mod keys;
 pub mod known;
 pub mod output;
+pub mod watch;
 
 pub use context::Context;
 pub use error::{Error, Result};

@@ -1,6 +1,8 @@
 //! The commands that make and edit a home, driven as a user drives them: the built binary, its exit status, what it
 //! prints, and what it leaves in the home.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;

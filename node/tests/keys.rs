@@ -2,6 +2,8 @@
 //!
 //! Each signature is checked by the same code that checks a peer's in a TLS handshake.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
