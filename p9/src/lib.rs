@@ -12,10 +12,12 @@ mod name;
 mod reply;
 
 pub mod cancel;
+pub mod dial;
 pub mod file;
 pub mod handle;
 pub mod server;
 pub mod synth;
+pub mod transport;
 pub mod tree;
 pub mod who;
 pub mod wire;
