@@ -124,4 +124,22 @@ mod tests {
         let error = read(&path).unwrap_err().to_string();
         assert!(error.contains("no whole OpenSSH private key") && error.contains("/id"), "{error}");
     }
+
+    #[test]
+    fn a_private_key_with_anothers_public_half_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, other) = (dir.path().join("one"), dir.path().join("other"));
+        generate(&one, "").unwrap();
+        generate(&other, "").unwrap();
+        let pair = |path| PrivateKey::from_openssh(std::fs::read_to_string(path).unwrap()).unwrap();
+        let (one, other) = (pair(&one), pair(&other));
+        let halves = Ed25519Keypair {
+            public: one.key_data().ed25519().unwrap().public,
+            private: other.key_data().ed25519().unwrap().private.clone(),
+        };
+        let path = dir.path().join("mixed");
+        let text = PrivateKey::from(halves).to_openssh(LineEnding::LF).unwrap();
+        files::create("make", &path, &text, 0o600).unwrap();
+        assert!(read(&path).unwrap_err().to_string().contains("do not belong together"));
+    }
 }
