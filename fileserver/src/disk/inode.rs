@@ -293,3 +293,35 @@ impl Drop for Inode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use p9::{How, Name, Node, Want};
+
+    use crate::{Disk, DiskOptions};
+
+    #[tokio::test]
+    async fn directories_turned_inside_out_make_no_ring() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        let disk = Disk::open(dir.path(), DiskOptions::new([7; 32])).unwrap();
+        let (root, name) = (disk.root(), |text: &'static str| Name::new(text.as_bytes()).unwrap());
+        let walk = async |from: &dyn Node, names: &[&'static str]| {
+            let names: Vec<_> = names.iter().map(|text| name(text)).collect();
+            from.walk(&names, Want::default()).await.unwrap().reached().unwrap().node
+        };
+        let (a, b) = (walk(&*root, &["a"]).await, walk(&*root, &["a", "b"]).await);
+        // Behind the tree's back, b comes out of a and a goes into b.
+        std::fs::rename(dir.path().join("a/b"), dir.path().join("b")).unwrap();
+        std::fs::rename(dir.path().join("a"), dir.path().join("b/a")).unwrap();
+        // Found by way of a node that was last seen in a itself.
+        assert_eq!(walk(&*b, &["a"]).await.qid().path, a.qid().path);
+        disk.root.disk.places.clear();
+        // Nobody knows where b is now.
+        assert_eq!(a.open(How::READ).await.err(), Some(p9::Errno::ESTALE));
+        // From the root it is found, and with it what is in it.
+        assert_eq!(walk(&*root, &["b"]).await.qid().path, b.qid().path);
+        disk.root.disk.places.clear();
+        assert!(a.attr().await.is_ok() && b.attr().await.is_ok());
+    }
+}

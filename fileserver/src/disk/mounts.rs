@@ -1,6 +1,6 @@
 //! The mounts that a disk tree may meet: which it must not enter, and which have a server of their own.
 //!
-//! Read from /proc/self/mountinfo (proc_pid_mountinfo(5)), and again only when the kernel says by poll(2) that it has
+//! Read from /proc/thread-self/mountinfo (proc_pid_mountinfo(5)), and again only when the kernel says by poll(2) that it has
 //! changed. Asked by every look at a file on another mount than its directory. A mount is judged by what is written
 //! there and never touched first: the daemon behind it may be this process.
 
@@ -42,7 +42,7 @@ struct Table {
 impl Mounts {
     /// Reads the table. Errors: /proc is not there.
     pub(super) fn open() -> Result<Self, Errno> {
-        let file = File::open("/proc/self/mountinfo")?;
+        let file = File::open("/proc/thread-self/mountinfo")?;
         let mut table = Table { file, types: HashMap::new(), known: HashMap::new(), reads: 0 };
         table.read()?;
         Ok(Self(Mutex::new(table)))
