@@ -9,12 +9,12 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use fileserver::Export;
 use fileserver::caller::{Expose, Trust};
+use p9::dial::HostPort;
 use p9::who::Only;
 
 use crate::authorized::parse_only;
 use crate::config::NodeName;
 use crate::keys::check_fingerprint;
-use crate::known::Address;
 
 /// What every command takes.
 #[derive(Args, Clone, Debug, Default)]
@@ -160,7 +160,7 @@ pub struct Add {
     pub name: NodeName,
     /// Where it listens
     #[arg(value_name = "ADDR:PORT")]
-    pub address: Address,
+    pub address: HostPort,
     /// The fingerprint of its key, as `slashn up` printed it there
     #[arg(long, value_name = "SHA256:FINGERPRINT", value_parser = fingerprint)]
     pub key: Option<String>,

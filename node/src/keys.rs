@@ -8,12 +8,14 @@
 
 pub mod agent;
 pub mod file;
+pub mod shown;
 
 use std::fmt::{self, Debug, Display};
 use std::hash::{Hash, Hasher};
 use std::path::Path;
 use std::sync::Arc;
 
+use p9::transport::tls::Identity;
 use rustls::pki_types::alg_id;
 use rustls::sign::{SigningKey, public_key_to_spki};
 use ssh_key::public::{EcdsaPublicKey, Ed25519PublicKey, KeyData};
@@ -139,6 +141,13 @@ pub struct SecretKey {
     pub key: Key,
     /// What signs. It may block, for as long as a person takes to confirm at an agent.
     pub signer: Arc<dyn SigningKey>,
+}
+
+impl SecretKey {
+    /// The key as the transport wants it.
+    pub fn identity(&self) -> Identity {
+        Identity { key: self.signer.clone(), spki: self.key.spki().to_vec() }
+    }
 }
 
 /// The public half of the key file `path`, private or public; of a private one that is locked, the one beside it.

@@ -6,9 +6,9 @@
 
 use std::fmt::{self, Display};
 use std::path::Path;
-use std::str::FromStr;
 
 use fileserver::caller::{NoTrust, Trust};
+use p9::dial::{BadAddress, HostPort};
 
 use crate::config::NodeName;
 use crate::error::{Error, Result};
@@ -21,7 +21,7 @@ pub struct Node {
     /// Its name here, under /n.
     pub name: NodeName,
     /// Where it listens.
-    pub address: Address,
+    pub address: HostPort,
     /// How much of this machine its commands for me may reach.
     pub trust: Trust,
     /// Its key.
@@ -142,47 +142,10 @@ fn parse_line(line: &str) -> Result<Option<Node>, String> {
     };
     Ok(Some(Node {
         name: name.parse()?,
-        address: address.parse()?,
+        address: address.parse().map_err(|e: BadAddress| e.to_string())?,
         trust: trust.parse().map_err(|e: NoTrust| e.to_string())?,
         key,
     }))
-}
-
-/// Where a node listens: a host's name or address, and a port.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Address {
-    /// The host's name or IP address, without brackets.
-    pub host: String,
-    /// The TCP port.
-    pub port: u16,
-}
-
-impl FromStr for Address {
-    type Err = String;
-
-    /// Reads `HOST:PORT`, an IPv6 address standing in brackets.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is not ADDR:PORT (an IPv6 address stands in brackets: [::1]:17020)");
-        let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
-        let port = port.parse().ok().filter(|&port| port != 0).ok_or_else(wrong)?;
-        let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-            Some(v6) => v6.parse::<std::net::Ipv6Addr>().map_err(|_| wrong())?.to_string(),
-            None if host.is_empty() || !host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c)) => {
-                return Err(wrong());
-            }
-            None => host.to_owned(),
-        };
-        Ok(Self { host, port })
-    }
-}
-
-impl Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.host.contains(':') {
-            true => write!(f, "[{}]:{}", self.host, self.port),
-            false => write!(f, "{}:{}", self.host, self.port),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -214,8 +177,8 @@ mod tests {
             ("beta", "is not NAME ADDR:PORT TRUST"),
             ("a/b [::1]:1 home ", "is not NAME"),
             (&format!("a/b [::1]:1 home {KEY}"), "a node's name"),
-            (&format!("beta ::1 home {KEY}"), "is not ADDR:PORT"),
-            (&format!("beta h:0 home {KEY}"), "is not ADDR:PORT"),
+            (&format!("beta ::1 home {KEY}"), "is no address"),
+            (&format!("beta h:99999 home {KEY}"), "is no address"),
             (&format!("beta h:1 full {KEY}"), "level of trust"),
             ("beta h:1 home ssh-ed25519 AAAA", "no public key"),
             ("beta h:1 home SHA256 AAAA", "no fingerprint"),
