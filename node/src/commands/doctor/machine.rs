@@ -24,7 +24,7 @@ pub(super) fn fuse() -> Check {
     match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
         Ok(_) => Check::ok(WHAT, "can be opened"),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            Check::mend(WHAT, "you may not open it, so you can neither mount nor run jobs", "sudo chmod 666 /dev/fuse")
+            Check::mend(WHAT, "you may not open it: your node can run no jobs", "sudo chmod 666 /dev/fuse")
         }
         Err(error) if error.kind() == ErrorKind::NotFound => Check::mend(WHAT, "is missing", "sudo modprobe fuse"),
         Err(error) => Check::mend(WHAT, error, "sudo modprobe fuse"),
