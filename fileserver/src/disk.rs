@@ -6,7 +6,7 @@
 //! runs on tokio's blocking pool; what the kernel has in memory is answered in place.
 //!
 //! Descriptors are bounded: a node is (parent, name, file id), and its descriptor is looked for again when it is needed
-//! ([`inode`]). A slashn mount, /proc and /sys are shown as empty directories ([`mounts`]).
+//! (`disk/inode.rs`). A slashn mount, /proc and /sys are shown as empty directories (`disk/mounts.rs`).
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};

@@ -162,6 +162,7 @@ impl DiskNode {
         match self.inode.format {
             libc::S_IFREG => {}
             libc::S_IFDIR => return Err(Errno::EISDIR),
+            libc::S_IFLNK => return Err(Errno::ELOOP),
             _ => return Err(Errno::EINVAL),
         }
         // Who has it open for writing may truncate it, whatever its mode has become since: as ftruncate(2).
@@ -196,11 +197,11 @@ fn settle(inode: &Inode, fd: impl AsFd, attr: Attr, new: &Making) -> Result<Attr
             changed = true;
         }
     }
-    let missing = new.mode & !attr.mode & 0o7777;
-    // What a default ACL took away stays away.
-    let by_umask = missing & !inode.disk.umask == 0;
-    if inode.format != libc::S_IFLNK && (changed || (missing != 0 && by_umask)) {
-        rustix::fs::chmod(sys::proc_path(&fd), Mode::from_raw_mode((attr.mode | new.mode) & 0o7777))?;
+    // What a default ACL took away, which also may be these bits, stays away.
+    let missing = new.mode & !attr.mode & 0o777;
+    let by_umask = missing != 0 && missing == new.mode & inode.disk.umask;
+    if inode.format != libc::S_IFLNK && (changed || by_umask) {
+        rustix::fs::chmod(sys::proc_path(&fd), Mode::from_raw_mode((attr.mode | missing) & 0o7777))?;
         changed = true;
     }
     if !changed {

@@ -48,10 +48,9 @@ impl Mounts {
         Ok(Self(Mutex::new(table)))
     }
 
-    /// The mount numbered `id`, in which `fd` is. One that is not listed is hidden: nobody can say what it is. With
-    /// `cached`, `EAGAIN` unless it is known already.
+    /// The mount numbered `id`, in which `fd` is. With `cached`, `EAGAIN` unless it is known already.
     pub(super) fn look(&self, id: u64, fd: BorrowedFd<'_>, cached: bool) -> Result<Arc<Mount>, Errno> {
-        let (hidden, remote, reads) = {
+        let (kind, reads) = {
             let mut table = self.0.lock();
             if table.changed() {
                 table.read()?;
@@ -62,8 +61,12 @@ impl Mounts {
             if cached {
                 return Err(Errno::EAGAIN);
             }
-            let kind = table.types.get(&id);
-            (kind.is_none_or(|kind| is_hidden(kind)), kind.is_none_or(|kind| is_remote(kind)), table.reads)
+            (table.types.get(&id).cloned(), table.reads)
+        };
+        let (hidden, remote) = match &kind {
+            Some(kind) => (is_hidden(kind), is_remote(kind)),
+            // In a chroot, the mount that the root is in is not listed: the file system itself must say what it is.
+            None => (is_hidden_magic(rustix::fs::fstatfs(fd)?.f_type as u64), true),
         };
         // Outside the lock: a remote file system may take its time.
         let fsid = if hidden { 0 } else { rustix::fs::fstatvfs(fd)?.f_fsid };
@@ -130,6 +133,13 @@ fn is_hidden(kind: &str) -> bool {
         "tracefs",
     ];
     WINDOWS.contains(&kind)
+}
+
+/// The same, by the number that statfs(2) gives; it does not tell one FUSE file system from another.
+fn is_hidden_magic(magic: u64) -> bool {
+    // Of linux/magic.h: FUSE, proc, sysfs, cgroup and cgroup2.
+    const WINDOWS: [u64; 5] = [0x6573_5546, 0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270];
+    WINDOWS.contains(&magic)
 }
 
 /// Whether a file system of this type asks somebody else.

@@ -126,7 +126,9 @@ impl DiskNode {
             let access = rustix::fs::Access::EXEC_OK;
             rustix::fs::accessat(rustix::fs::CWD, sys::proc_path(&reach), access, AtFlags::EACCESS)?;
         }
-        let fd = inode.disk.patient(|| sys::reopen(&reach, file_flags(how)))?;
+        // In place, a lease that somebody on this machine holds on the file is not waited for: `EAGAIN` instead.
+        let flags = if cached { file_flags(how) | OFlags::NONBLOCK } else { file_flags(how) };
+        let fd = inode.disk.patient(|| sys::reopen(&reach, flags))?;
         Ok(self.handle(fd, how))
     }
 

@@ -1,8 +1,8 @@
 //! Trees of real files, used in place: no wire, no mount.
 //!
-//! `disk` is the plain directory, `mounts` what is mounted in it, `bounds` what it costs, `races` those who try to get
-//! out of it, `ruled` one with rules around it, `caller` the rules that protect a caller from a node, `exports` what a
-//! node shows to whom.
+//! `disk` is the plain directory, `model` the same against system calls, `mounts` what is mounted in it, `bounds` what
+//! it costs, `races` those who try to get out of it, `ruled` one with rules around it, `caller` the rules that protect a
+//! caller from a node, `exports` what a node shows to whom.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking, and says aloud what it skips")]
 
@@ -11,6 +11,7 @@ mod caller;
 mod common;
 mod disk;
 mod exports;
+mod model;
 mod mounts;
 mod races;
 mod ruled;

@@ -104,6 +104,26 @@ fn the_kernels_windows_are_empty_directories() {
 }
 
 #[test]
+fn a_tree_is_served_from_within_a_chroot() {
+    in_private(async |dir| {
+        let fuse = nobody(&dir.join("jail/n"), "fuse.slashn");
+        let jail = dir.join("jail");
+        std::fs::create_dir_all(jail.join("home")).unwrap();
+        std::fs::create_dir(jail.join("proc")).unwrap();
+        std::fs::write(jail.join("home/f"), b"jailed").unwrap();
+        mount("proc", jail.join("proc"), "proc", MountFlags::empty(), None).unwrap();
+        std::env::set_current_dir("/").unwrap();
+        rustix::process::chroot(&jail).unwrap();
+        let root = open("/".as_ref());
+        assert_eq!(cat(&root, "home/f").await.unwrap(), "jailed");
+        for path in ["n", "proc"] {
+            assert!(ls(&walk(&root, path).await.unwrap()).await.is_empty(), "{path}");
+        }
+        drop(fuse);
+    });
+}
+
+#[test]
 fn equal_inodes_of_two_devices_are_two_files() {
     in_private(async |dir| {
         for device in ["a", "b"] {
