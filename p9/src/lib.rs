@@ -8,10 +8,13 @@
 //! in the stream, the limits and the shutdown.
 
 mod errno;
+mod frame;
 mod name;
 mod reply;
+mod writer;
 
 pub mod cancel;
+pub mod client;
 pub mod dial;
 pub mod file;
 pub mod handle;

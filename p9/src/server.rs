@@ -18,19 +18,17 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 
+use crate::frame::Frames;
 use crate::wire::{self, Malformed, R, Str};
-use crate::{TreeRef, Who};
+use crate::{TreeRef, Who, writer};
 
 mod answer;
 mod claim;
 mod connection;
 mod fids;
-mod frame;
 mod requests;
-mod writer;
 
 use connection::Connection;
-use frame::Frames;
 use requests::Requests;
 
 /// What one connection may cost.

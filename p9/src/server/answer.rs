@@ -160,16 +160,19 @@ async fn on_fid(message: &T<'_>, state: &mut State) -> Result<Answer, Errno> {
     Ok(match *message {
         T::Lopen { .. } | T::Lcreate { .. } if file.open.is_some() => return Err(Errno::EBADF),
         T::Lopen { flags, .. } => {
-            file.open = Some(file.node.open(How::from_flags(flags)?).await?);
-            R::Lopen { qid: file.node.qid(), iounit: 0 }.into()
+            let open = file.node.open(How::from_flags(flags)?).await?;
+            let qid = opened_qid(file.node.qid(), &open);
+            file.open = Some(open);
+            R::Lopen { qid, iounit: 0 }.into()
         }
         T::Lcreate { name, flags, mode, .. } => {
             let new = New { what: What::File(How::from_flags(flags)?), mode: mode & 0o7777, owner: None };
             let made = file.node.create(name, new).await?;
-            file.open = Some(made.handle.ok_or(Errno::EIO)?);
-            file.node = made.node;
+            let open = made.handle.ok_or(Errno::EIO)?;
+            let qid = opened_qid(made.node.qid(), &open);
+            (file.open, file.node) = (Some(open), made.node);
             file.place.enter(name);
-            R::Lcreate { qid: file.node.qid(), iounit: 0 }.into()
+            R::Lcreate { qid, iounit: 0 }.into()
         }
         T::Setattr { .. } => {
             let change = message.to_set_attr().ok_or(Errno::EINVAL)?;
@@ -198,6 +201,13 @@ async fn on_fid(message: &T<'_>, state: &mut State) -> Result<Answer, Errno> {
         }
         _ => return Err(Errno::EINVAL),
     })
+}
+
+/// The qid in the answer to an open. Version 0 says, as everywhere in 9P, that what is read must not be kept: the file
+/// makes its contents up as it is read, and its size says nothing.
+fn opened_qid(qid: Qid, open: &Handle) -> Qid {
+    let kept = !matches!(open, Handle::Bytes(_)) && open.seekable();
+    Qid { version: if kept { qid.version.max(1) } else { 0 }, ..qid }
 }
 
 /// Messages about two files.

@@ -13,10 +13,10 @@ use tokio::task::JoinSet;
 use super::answer::{self, Answer};
 use super::claim::Claim;
 use super::fids::{Fids, State};
-use super::frame::{Frame, Frames};
 use super::requests::{Permit, Requests};
 use super::{Error, Limits, agree, version_reply};
 use crate::cancel::Cancel;
+use crate::frame::{Frame, Frames};
 use crate::wire::{Malformed, R, Str, T};
 use crate::{Errno, TreeRef, Who};
 

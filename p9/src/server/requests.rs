@@ -11,18 +11,18 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::mpsc::Sender;
 
-use super::writer::Reply;
 use super::{Error, Limits};
 use crate::Errno;
 use crate::cancel::Cancel;
 use crate::wire::R;
+use crate::writer::Outgoing;
 
 /// What is under way, shared by the reader and the requests.
 #[derive(Clone)]
 pub(super) struct Requests(Arc<Shared>);
 
 struct Shared {
-    replies: Sender<Reply>,
+    replies: Sender<Outgoing>,
     tags: Mutex<HashMap<u16, Pending>>,
     bytes: AtomicUsize,
     in_flight: usize,
@@ -50,7 +50,7 @@ impl Drop for Permit {
 }
 
 impl Requests {
-    pub(super) fn new(replies: Sender<Reply>, limits: &Limits) -> Self {
+    pub(super) fn new(replies: Sender<Outgoing>, limits: &Limits) -> Self {
         let (in_flight, bytes_in_flight) = (limits.in_flight, limits.bytes_in_flight);
         let (tags, bytes) = (Mutex::default(), AtomicUsize::new(0));
         Self(Arc::new(Shared { replies, tags, bytes, in_flight, bytes_in_flight }))
@@ -79,7 +79,7 @@ impl Requests {
         let flushes = {
             let mut tags = self.0.tags.lock();
             let pending = tags.remove(&tag);
-            permit.send(Reply { head, data });
+            permit.send(Outgoing { head, data });
             pending.map(|pending| pending.flushes).unwrap_or_default()
         };
         for flush in flushes {

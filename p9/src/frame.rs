@@ -1,13 +1,13 @@
 //! Frames off a stream: size\[4\] type\[1\] tag\[2\] and the fields.
 //!
-//! Used by the connection's reader. The buffer is small while nothing comes and grows to what one frame needs, never
+//! Used by the reader of a connection, on either side. The buffer is small while nothing comes and grows to what one frame needs, never
 //! past the agreed msize; a frame that has begun must end in time.
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Error, Limits};
+use crate::server::{Error, Limits};
 use crate::wire::HEADER;
 
 /// What is read at a time while no large frame is under way.
@@ -16,15 +16,15 @@ const SMALL: usize = 8 << 10;
 const LARGE: usize = 64 << 10;
 
 /// One frame.
-pub(super) struct Frame {
-    pub(super) code: u8,
-    pub(super) tag: u16,
+pub(crate) struct Frame {
+    pub(crate) code: u8,
+    pub(crate) tag: u16,
     /// The fields.
-    pub(super) body: Bytes,
+    pub(crate) body: Bytes,
 }
 
 /// The frames of a stream.
-pub(super) struct Frames<S> {
+pub(crate) struct Frames<S> {
     stream: S,
     buf: BytesMut,
     limits: Limits,
@@ -35,17 +35,17 @@ pub(super) struct Frames<S> {
 }
 
 impl<S: AsyncRead + Unpin> Frames<S> {
-    pub(super) fn new(stream: S, limits: Limits) -> Self {
+    pub(crate) fn new(stream: S, limits: Limits) -> Self {
         let first = Some(Instant::now() + limits.version_time);
         Self { stream, buf: BytesMut::new(), msize: limits.msize.min(Limits::MSIZE_MAX), limits, first }
     }
 
-    pub(super) fn agree(&mut self, msize: u32) {
+    pub(crate) fn agree(&mut self, msize: u32) {
         self.msize = msize;
     }
 
     /// The next frame, or `None` at the end of the stream.
-    pub(super) async fn next(&mut self) -> Result<Option<Frame>, Error> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Frame>, Error> {
         let mut deadline = self.first.map(|first| (first, self.limits.version_time, "its first message"));
         loop {
             if let Some(frame) = self.take()? {

@@ -1,0 +1,166 @@
+//! A 9P server at the other end of a stream, as a tree.
+//!
+//! Made by whoever dialled. Clones share the connection; nodes and open files keep it alive. Where the server agreed on
+//! our dialect, what belongs together goes out at once: an open is Twalk, Tlopen, Tgetattr and Tread in one round trip.
+//! To a plain `.L` server the same is said one message after another.
+//!
+//! Dropping a pending call, or cancelling the operation that it is part of, sends Tflush; a cancellation waits for the
+//! server's word. Every wait is bounded by the server's liveness: it may take for ever to answer a read, but a server
+//! from which nothing at all comes is asked for a sign of life, and given up without one.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+
+use crate::frame::Frames;
+use crate::server::{self, Limits};
+use crate::wire::{self, NO_FID, NO_TAG, NO_UID, R, Str, T};
+use crate::{Errno, NodeRef, Reply, Tree, Who};
+
+mod call;
+mod fid;
+mod link;
+mod node;
+mod open;
+
+use link::Link;
+use node::Remote;
+
+/// How to speak with a server.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The largest frame to offer, in bytes.
+    pub msize: u32,
+    /// How long nothing may come from a server that owes an answer before it is asked for a sign of life, and again
+    /// before it is given up.
+    pub liveness: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { msize: (1 << 20) + wire::IO_HEADER, liveness: Duration::from_secs(15) }
+    }
+}
+
+/// Why a connection could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The stream failed or ended.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The server's frames are none.
+    #[error("{0}")]
+    Frame(#[from] server::Error),
+    /// The server speaks no version that is spoken here.
+    #[error("the server speaks {0:?}, not 9P2000.L")]
+    Version(String),
+    /// The server's answer to Tversion makes no sense.
+    #[error("the server answered Tversion with {0}")]
+    Answer(String),
+}
+
+/// A connection to a server. Cheap to clone.
+#[derive(Clone)]
+pub struct Client(Arc<Link>);
+
+/// What a connection has been used for.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Counts {
+    /// Messages sent.
+    pub requests: u64,
+    /// Times that something was waited for, however many messages went out together.
+    pub round_trips: u64,
+    /// Bytes sent.
+    pub sent: u64,
+    /// Bytes received.
+    pub received: u64,
+}
+
+impl Client {
+    /// Agrees on a version with the server at the other end of `io`.
+    pub async fn connect<S>(io: S, options: Options) -> Result<Self, Error>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (reader, mut writer) = tokio::io::split(io);
+        let limits = Limits {
+            msize: options.msize,
+            version_time: options.liveness * 2,
+            frame_time: Duration::from_secs(120),
+            ..Limits::default()
+        };
+        let mut frames = Frames::new(reader, limits);
+        for offer in [wire::VERSION_SLASHN, wire::VERSION_L] {
+            let mut message = Vec::new();
+            T::Version { msize: options.msize, version: Str(offer) }.encode(NO_TAG, &mut message);
+            writer.write_all(&message).await?;
+            writer.flush().await?;
+            let frame = frames.next().await?.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+            let (msize, version) = match R::decode(frame.code, &frame.body) {
+                Ok(Some(R::Version { msize, version })) => (msize, version),
+                Ok(Some(R::Lerror { ecode })) => return Err(Error::Answer(Errno::from_code(ecode as i32).to_string())),
+                other => return Err(Error::Answer(format!("{other:?}"))),
+            };
+            if msize > options.msize || msize < Limits::MSIZE_MIN {
+                return Err(Error::Answer(format!("an msize of {msize} to an offer of {}", options.msize)));
+            }
+            match version.0 {
+                wire::VERSION_UNKNOWN if offer == wire::VERSION_SLASHN => {}
+                agreed @ (wire::VERSION_SLASHN | wire::VERSION_L) => {
+                    frames.agree(msize);
+                    let ordered = agreed == wire::VERSION_SLASHN;
+                    return Ok(Self(Link::start(frames, writer, msize, ordered, options.liveness)));
+                }
+                other => return Err(Error::Version(String::from_utf8_lossy(other).into_owned())),
+            }
+        }
+        Err(Error::Version("unknown".into()))
+    }
+
+    /// Whether the connection has ended.
+    pub fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+
+    /// Returns when the connection has ended.
+    pub async fn closed(&self) {
+        self.0.closed().await;
+    }
+
+    /// What it has been used for.
+    pub fn counts(&self) -> Counts {
+        self.0.counts()
+    }
+
+    /// The agreed frame size in bytes.
+    pub fn msize(&self) -> u32 {
+        self.0.msize
+    }
+}
+
+impl Tree for Client {
+    fn attach<'a>(&'a self, who: &'a Who, aname: &'a [u8]) -> Reply<'a, NodeRef> {
+        Reply::later(async move {
+            let fid = self.0.fid()?;
+            let attach = T::Attach {
+                fid: fid.number(),
+                afid: NO_FID,
+                uname: Str(who.user.as_bytes()),
+                aname: Str(aname),
+                n_uname: who.uid.unwrap_or(NO_UID),
+            };
+            let answer = self.0.call(attach).await?;
+            fid.settle();
+            let qid = answer.message()?.qid().ok_or(Errno::EPROTO)?;
+            Ok(Remote::node(fid, qid))
+        })
+    }
+}
+
+/// The data of a reply, uncopied.
+fn data_of(frame: &Bytes, data: wire::Data<'_>) -> Bytes {
+    frame.slice_ref(data.0)
+}
