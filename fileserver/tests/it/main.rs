@@ -1,4 +1,4 @@
-//! Trees of real files, used in place: no wire, no mount.
+//! Trees of real files, used in place: no wire but in `fids`, and no mount of theirs.
 //!
 //! `disk` is the plain directory, `model` the same against system calls, `mounts` what is mounted in it, `bounds` what
 //! it costs, `races` those who try to get out of it, `ruled` one with rules around it, `caller` the rules that protect a
@@ -11,6 +11,7 @@ mod caller;
 mod common;
 mod disk;
 mod exports;
+mod fids;
 mod model;
 mod mounts;
 mod races;
