@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use p9::{Errno, Name, NodeRef, Reply, Tree, Who};
 
-use crate::rules::{Access, Rules};
+use crate::rules::Access;
 use crate::{Disk, DiskOptions, Error, Ruled};
 
 mod node;
@@ -80,7 +80,7 @@ impl Exports {
         for export in exports {
             let options = DiskOptions::new(key).read_only(export.read_only);
             let root = Disk::open(&export.path, options)?.root();
-            let read_only = Ruled::node(root.clone(), Rules::new(Access::ReadOnly));
+            let read_only = Ruled::node(root.clone(), Access::ReadOnly);
             open.push(Open { export, root, read_only });
         }
         Ok(Arc::new(Self(open)))

@@ -2,41 +2,79 @@
 //!
 //! The caller's agent puts one around the caller's disk before it serves a node; exports put one around what a peer may
 //! only read. Its nodes are called in any task and only ever ask the tree beneath. Invariant: what the rules call absent
-//! is never asked of the tree beneath, nothing below [`Access::ReadWrite`] is changed, and no name that a rule depends
-//! on is moved or removed; so a path means the same for as long as the tree is served.
+//! is never shown, nothing below [`Access::ReadWrite`] is changed, and no name that a rule depends on is moved or
+//! removed; so a path means the same for as long as the tree is served.
+//!
+//! A file that a rule protects may have other paths that the rules do not know: a hard link, a bind mount, another
+//! spelling where case does not count. So each file met is also compared with those that the protected paths lead to.
 //!
 //! A file gets no set-user-id or set-group-id bit and no capabilities through it: a node that may write a file here must
 //! not be able to make a program that acts as its owner.
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use p9::tree::{Lease, LeaseKind, Lock, OnBreak};
 use p9::{
-    Attr, Created, Dir, DirSink, Entry, Errno, FileKind, Handle, How, Name, New, Node, NodeRef, Opened, Qid, Reply,
-    SetAttr, StatFs, Stream, Tree, TreeRef, Walk, Want, What, Who,
+    Attr, Created, Dir, DirSink, Entry, Errno, FileKind, Handle, How, Name, New, Node, NodeRef, Qid, Reply, SetAttr,
+    StatFs, Stream, Tree, TreeRef, Walk, Want, What, Who,
 };
+use tokio::sync::OnceCell;
 
 use crate::rules::{Access, Rules, Spot};
 
 /// A tree as its rules show it.
 pub struct Ruled {
     inner: TreeRef,
-    rules: Arc<Rules>,
+    rules: Rules,
+    shared: OnceCell<Arc<Shared>>,
+}
+
+/// What all nodes of one tree share.
+struct Shared {
+    rules: Rules,
+    /// By qid path, the files that protected paths led to when the tree was first attached to.
+    protected: HashMap<u64, Access>,
 }
 
 impl Ruled {
     /// `inner`, as `rules` show it; their paths start at its root.
     pub fn new(inner: TreeRef, rules: Rules) -> Arc<Self> {
-        Arc::new(Self { inner, rules: Arc::new(rules) })
+        Arc::new(Self { inner, rules, shared: OnceCell::new() })
     }
 
-    /// The directory `root`, as `rules` show it; their paths start there.
-    pub fn node(root: NodeRef, rules: Rules) -> NodeRef {
+    /// The directory `root`, of which everything has this `access`.
+    pub fn node(root: NodeRef, access: Access) -> NodeRef {
+        let rules = Rules::new(access);
         let spot = rules.root();
-        Arc::new(RuledNode { inner: root, spot, rules: Arc::new(rules) })
+        Arc::new(RuledNode { inner: root, spot, shared: Arc::new(Shared { rules, protected: HashMap::new() }) })
+    }
+}
+
+impl Shared {
+    /// Finds the files that the rules protect below `root`.
+    async fn find(rules: &Rules, root: &NodeRef) -> Arc<Self> {
+        let mut protected = HashMap::new();
+        for (path, access) in rules.protected() {
+            let Ok(names) = Name::split(path.as_os_str().as_bytes()) else { continue };
+            if names.is_empty() {
+                continue;
+            }
+            if let Ok(Walk { qids, end: Ok(_) }) = root.walk(&names, Want::default()).await {
+                let path = qids.last().map_or(0, |qid| qid.path);
+                protected.entry(path).and_modify(|known: &mut Access| *known = access.min(*known)).or_insert(access);
+            }
+        }
+        Arc::new(Self { rules: rules.clone(), protected })
+    }
+
+    /// What is known of the entry `name` of the directory at `spot`, which is the file `qid`.
+    fn met(&self, spot: &Spot, name: Name<'_>, qid: Qid) -> Spot {
+        spot.child(name).also(self.protected.get(&qid.path).copied())
     }
 }
 
@@ -48,7 +86,8 @@ impl Tree for Ruled {
         };
         Reply::later(async move {
             let inner = self.inner.attach(who, b"").await?;
-            let root = RuledNode { inner, spot: self.rules.root(), rules: self.rules.clone() };
+            let shared = self.shared.get_or_init(|| Shared::find(&self.rules, &inner)).await.clone();
+            let root = RuledNode { spot: self.rules.root(), inner, shared };
             if names.is_empty() {
                 return Ok(Arc::new(root) as NodeRef);
             }
@@ -61,18 +100,18 @@ impl Tree for Ruled {
 struct RuledNode {
     inner: NodeRef,
     spot: Spot,
-    rules: Arc<Rules>,
+    shared: Arc<Shared>,
 }
 
 impl RuledNode {
     fn wrap(&self, inner: NodeRef, spot: Spot) -> NodeRef {
-        Arc::new(Self { inner, spot, rules: self.rules.clone() })
+        Arc::new(Self { inner, spot, shared: self.shared.clone() })
     }
 
     /// `node`, if it is one of this very tree.
     fn ours<'n>(&self, node: &'n NodeRef) -> Option<&'n Self> {
         let node: &dyn Any = &**node;
-        node.downcast_ref::<Self>().filter(|node| Arc::ptr_eq(&node.rules, &self.rules))
+        node.downcast_ref::<Self>().filter(|node| Arc::ptr_eq(&node.shared, &self.shared))
     }
 
     /// Refuses unless this file may be changed.
@@ -92,26 +131,47 @@ impl RuledNode {
         }
     }
 
+    /// Refuses if the entry `name` exists and is one more name of a file that is protected.
+    async fn unprotected(&self, name: Name<'_>) -> Result<(), Errno> {
+        let Ok(Walk { end: Ok(found), .. }) = self.inner.walk(&[name], Want::default()).await else { return Ok(()) };
+        match self.shared.met(&self.spot, name, found.node.qid()).access {
+            Access::ReadWrite => Ok(()),
+            Access::ReadOnly => Err(Errno::EROFS),
+            Access::Absent | Access::Empty => Err(Errno::EACCES),
+        }
+    }
+
     fn open_file(&self, handle: Handle, spot: &Spot) -> Handle {
         match handle {
             Handle::Dir(inner) => {
-                Handle::Dir(Arc::new(RuledDir { inner, spot: spot.clone(), rules: self.rules.clone() }))
+                Handle::Dir(Arc::new(RuledDir { inner, spot: spot.clone(), shared: self.shared.clone() }))
             }
             other => other,
         }
     }
 
-    /// Where `names` lead, and how many of them are there.
-    fn follow(&self, names: &[Name<'_>]) -> (Spot, usize) {
+    /// How many of `names` the rules say are there.
+    fn follow(&self, names: &[Name<'_>]) -> usize {
         let mut spot = self.spot.clone();
         for (count, &name) in names.iter().enumerate() {
-            let next = spot.child(name);
-            if !next.is_there() {
+            spot = spot.child(name);
+            if !spot.is_there() {
+                return count;
+            }
+        }
+        names.len()
+    }
+
+    /// What the walk of `names` to `qids` met: where it is now, and how many of these are there.
+    fn met(&self, names: &[Name<'_>], qids: &[Qid]) -> (Spot, usize) {
+        let mut spot = self.spot.clone();
+        for (count, (&name, &qid)) in names.iter().zip(qids).enumerate() {
+            spot = self.shared.met(&spot, name, qid);
+            if !spot.is_there() {
                 return (spot, count);
             }
-            spot = next;
         }
-        (spot, names.len())
+        (spot, qids.len())
     }
 }
 
@@ -136,56 +196,33 @@ impl Node for RuledNode {
     }
 
     fn walk<'a>(&'a self, names: &'a [Name<'a>], want: Want) -> Reply<'a, Walk> {
-        let (spot, there) = self.follow(names);
+        let there = self.follow(names);
         if there == 0 {
             return Errno::ENOENT.into();
         }
-        self.inner.walk(&names[..there], want).map(move |mut walk| {
-            walk.end = match walk.end {
+        self.inner.walk(&names[..there], want).then(move |walk| {
+            let Walk { mut qids, end } = walk?;
+            let (spot, met) = self.met(names, &qids);
+            let end = match end {
+                _ if met == 0 => return Err(Errno::ENOENT),
+                _ if met < qids.len() => Err(Errno::ENOENT),
                 Ok(_) if there < names.len() => Err(Errno::ENOENT),
                 Ok(mut reached) => {
-                    reached.attr = reached.attr.map(|attr| self.rules.show(attr));
+                    reached.attr = reached.attr.map(|attr| self.shared.rules.show(attr));
                     reached.node = self.wrap(reached.node, spot);
                     Ok(reached)
                 }
                 Err(errno) => Err(errno),
             };
-            walk
+            qids.truncate(met);
+            Ok(Walk { qids, end })
         })
     }
 
-    fn open_at<'a>(&'a self, names: &'a [Name<'a>], how: How, want: Want) -> Reply<'a, Opened> {
-        let (spot, there) = self.follow(names);
-        if there < names.len() {
-            return Errno::ENOENT.into();
-        }
-        // Where the rules say less than read, the kind of the file must be known before it is opened.
-        if spot.access < Access::ReadOnly || (how.changes() && spot.access < Access::ReadWrite) {
-            return Reply::later(async move {
-                let (node, attr) = match names {
-                    [] => (None, self.attr_if(want.attr).await?),
-                    _ => {
-                        let reached = self.walk(names, want).await?.reached()?;
-                        (Some(reached.node), reached.attr)
-                    }
-                };
-                let handle = match &node {
-                    Some(node) => node.open(how).await?,
-                    None => self.open(how).await?,
-                };
-                Ok(Opened { node, attr, handle, first: None, lease: None })
-            });
-        }
-        self.inner.open_at(names, how, want).map(move |opened| Opened {
-            handle: self.open_file(opened.handle, &spot),
-            attr: opened.attr.map(|attr| self.rules.show(attr)),
-            node: opened.node.map(|node| self.wrap(node, spot)),
-            ..opened
-        })
-    }
+    // As the default does it, in two steps: what is opened must be known first.
 
     fn attr(&self) -> Reply<'_, Attr> {
-        self.inner.attr().map(|attr| self.rules.show(attr))
+        self.inner.attr().map(|attr| self.shared.rules.show(attr))
     }
 
     fn open(&self, how: How) -> Reply<'_, Handle> {
@@ -208,34 +245,38 @@ impl Node for RuledNode {
         if let Err(errno) = allowed {
             return errno.into();
         }
-        self.inner.create(name, what).map(move |made| Created {
-            node: self.wrap(made.node, spot),
-            attr: made.attr.map(|attr| self.rules.show(attr)),
-            handle: made.handle,
+        Reply::later(async move {
+            self.unprotected(name).await?;
+            let made = self.inner.create(name, what).await?;
+            let attr = made.attr.map(|attr| self.shared.rules.show(attr));
+            Ok(Created { node: self.wrap(made.node, spot), attr, handle: made.handle })
         })
     }
 
     fn set_attr(&self, change: SetAttr) -> Reply<'_, Attr> {
         let allowed = self.writable().and_then(|()| is_plain(self.qid().kind, change.mode.unwrap_or(0)));
         match allowed {
-            Ok(()) => self.inner.set_attr(change).map(|attr| self.rules.show(attr)),
+            Ok(()) => self.inner.set_attr(change).map(|attr| self.shared.rules.show(attr)),
             Err(errno) => errno.into(),
         }
     }
 
     fn remove<'a>(&'a self, name: Name<'a>, dir: bool) -> Reply<'a, ()> {
-        match self.movable(name) {
-            Ok(()) => self.inner.remove(name, dir),
-            Err(errno) => errno.into(),
-        }
+        Reply::later(async move {
+            self.movable(name)?;
+            self.unprotected(name).await?;
+            self.inner.remove(name, dir).await
+        })
     }
 
     fn rename<'a>(&'a self, name: Name<'a>, new_dir: &'a NodeRef, new_name: Name<'a>, flags: u32) -> Reply<'a, ()> {
         let Some(new_dir) = self.ours(new_dir) else { return Errno::EXDEV.into() };
-        match self.movable(name).and_then(|()| new_dir.movable(new_name)) {
-            Ok(()) => self.inner.rename(name, &new_dir.inner, new_name, flags),
-            Err(errno) => errno.into(),
-        }
+        Reply::later(async move {
+            self.movable(name).and_then(|()| new_dir.movable(new_name))?;
+            self.unprotected(name).await?;
+            new_dir.unprotected(new_name).await?;
+            self.inner.rename(name, &new_dir.inner, new_name, flags).await
+        })
     }
 
     fn link<'a>(&'a self, target: &'a NodeRef, name: Name<'a>) -> Reply<'a, ()> {
@@ -301,17 +342,17 @@ impl Node for RuledNode {
 struct RuledDir {
     inner: Arc<dyn Dir>,
     spot: Spot,
-    rules: Arc<Rules>,
+    shared: Arc<Shared>,
 }
 
 impl Dir for RuledDir {
     fn list<'a>(&'a self, cookie: u64, each: &'a mut DirSink<'a>) -> Reply<'a, ()> {
         Reply::later(async move {
             let mut take = |entry: Entry<'_>| {
-                if !self.spot.child(entry.name).is_there() {
+                if !self.shared.met(&self.spot, entry.name, entry.qid).is_there() {
                     return ControlFlow::Continue(());
                 }
-                let attr = entry.attr.map(|attr| self.rules.show(*attr));
+                let attr = entry.attr.map(|attr| self.shared.rules.show(*attr));
                 each(Entry { attr: attr.as_ref(), ..entry })
             };
             self.inner.list(cookie, &mut take).await

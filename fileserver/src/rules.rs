@@ -116,6 +116,14 @@ impl Rules {
         Spot { access, rule: Some(Arc::new(root)) }
     }
 
+    /// The paths that may not be changed, or not even be seen.
+    pub(crate) fn protected(&self) -> impl Iterator<Item = (&Path, Access)> {
+        self.paths
+            .iter()
+            .map(|(path, access)| (path.as_path(), *access))
+            .filter(|(_, access)| *access < Access::ReadWrite)
+    }
+
     /// `attr` as these rules show it.
     pub(crate) fn show(&self, mut attr: Attr) -> Attr {
         if let Some((uid, gid)) = self.owner.filter(|owner| owner.0 == attr.uid) {
@@ -154,6 +162,15 @@ impl Spot {
         let rule = self.rule.as_ref().and_then(|rule| rule.below.get(name.as_bytes())).cloned();
         let inherited = if self.access == Access::Empty { Access::Absent } else { self.access };
         Self { access: rule.as_ref().and_then(|rule| rule.access).unwrap_or(inherited), rule }
+    }
+
+    /// The same, where the file found there is also that of a rule for another path, which says `other`: it counts
+    /// unless a rule names this path, too.
+    pub(crate) fn also(self, other: Option<Access>) -> Self {
+        match other {
+            Some(access) if self.rule.is_none() => Self { access: access.min(self.access), ..self },
+            _ => self,
+        }
     }
 
     /// Whether it is there at all.

@@ -6,8 +6,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use fileserver::{Disk, DiskOptions, Error};
-use p9::{Errno, How, NodeRef, Want};
+use fileserver::{Access, Disk, DiskOptions, Error, Ruled, Rules};
+use p9::{Errno, How, NodeRef, Tree, Want, Who};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 use rustix::thread::UnshareFlags;
@@ -156,6 +156,23 @@ fn one_directory_at_two_places_is_one_file() {
         rustix::mount::mount_bind(dir.join("here"), dir.join("there")).unwrap();
         let root = open(dir);
         assert_eq!(walk(&root, "here/f").await.unwrap().qid().path, walk(&root, "there/f").await.unwrap().qid().path);
+    });
+}
+
+#[test]
+fn a_protected_directory_is_absent_under_every_mount() {
+    in_private(async |dir| {
+        std::fs::create_dir_all(dir.join("u/.ssh")).unwrap();
+        std::fs::write(dir.join("u/.ssh/id"), b"key").unwrap();
+        std::fs::create_dir(dir.join("alias")).unwrap();
+        rustix::mount::mount_bind(dir.join("u"), dir.join("alias")).unwrap();
+        let disk = Disk::open(dir, DiskOptions::new([7; 32])).unwrap();
+        let tree = Ruled::new(disk, Rules::new(Access::ReadWrite).rule("/u/.ssh", Access::Absent));
+        let root = tree.attach(&Who::owner(), b"").await.unwrap();
+        for path in ["u/.ssh/id", "alias/.ssh/id"] {
+            assert_eq!(walk(&root, path).await.err(), Some(Errno::ENOENT), "{path}");
+        }
+        assert!(ls(&walk(&root, "alias").await.unwrap()).await.is_empty());
     });
 }
 

@@ -136,6 +136,29 @@ async fn a_link_cannot_stand_where_a_rule_goes_on() {
 }
 
 #[tokio::test]
+async fn a_protected_file_is_protected_under_every_name() {
+    let dir = home();
+    for (from, to) in [("u/.ssh/id", "other/id"), ("u/.bashrc", "other/start")] {
+        std::fs::hard_link(dir.path().join(from), dir.path().join(to)).unwrap();
+    }
+    let rules = open_house().rule("/u/.ssh/id", Access::Absent);
+    let root = ruled(&dir, rules).await;
+    let other = walk(&root, "other").await.unwrap();
+    assert_eq!(walk(&root, "other/id").await.err(), Some(Errno::ENOENT));
+    assert_eq!(other.open_at(&[name("id")], How::READ, Want::ATTR).await.err(), Some(Errno::ENOENT));
+    assert_eq!(other.create(name("id"), file(0o644)).await.err(), Some(Errno::EACCES));
+    assert_eq!(ls(&other).await.into_keys().collect::<Vec<_>>(), ["start", "x"]);
+    let start = walk(&other, "start").await.unwrap();
+    assert_eq!(start.open(How::WRITE).await.err(), Some(Errno::EROFS));
+    assert_eq!(put(&other, "start", "x").await.err(), Some(Errno::EROFS));
+    assert_eq!(other.link(&start, name("more")).await.err(), Some(Errno::EROFS));
+    assert_eq!(other.rename(name("x"), &other, name("start"), 0).await.err(), Some(Errno::EROFS));
+    assert_eq!(other.remove(name("start"), false).await.err(), Some(Errno::EROFS));
+    assert_eq!(other.rename(name("id"), &other, name("y"), 0).await.err(), Some(Errno::EACCES));
+    assert_eq!(cat(&root, "other/start").await.unwrap(), "start");
+}
+
+#[tokio::test]
 async fn a_file_cannot_be_made_to_act_as_its_owner() {
     let dir = home();
     let root = ruled(&dir, Rules::new(Access::ReadWrite)).await;
