@@ -132,9 +132,18 @@ mod tests {
         for text in ["migrate gpu1", "freeze", "EXEC"] {
             assert_eq!(Ctl::parse(text.as_bytes()), Err(Errno::EOPNOTSUPP), "{text}");
         }
-        for text in
-            ["kill", "kill NOSUCH", "kill 0", "kill 65", "winsize 1", "winsize -1 2", "umask 9", "exec now", "cwd '/", "nonce 12"]
-        {
+        for text in [
+            "kill",
+            "kill NOSUCH",
+            "kill 0",
+            "kill 65",
+            "winsize 1",
+            "winsize -1 2",
+            "umask 9",
+            "exec now",
+            "cwd '/",
+            "nonce 12",
+        ] {
             assert_eq!(Ctl::parse(text.as_bytes()), Err(Errno::EINVAL), "{text}");
         }
     }
