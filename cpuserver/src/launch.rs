@@ -18,6 +18,7 @@ mod error;
 mod job;
 mod launcher;
 mod message;
+mod sys;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -11,7 +11,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::message::{self, Command, Event};
-use super::{Error, Exit, Usage};
+use super::{Error, Exit, Usage, sys};
 
 /// A job; its processes die when it is dropped.
 #[derive(Debug)]
@@ -33,8 +33,7 @@ impl Job {
     /// Waits for the first event on `socket`.
     pub(crate) async fn started(socket: OwnedFd, own_pids: bool) -> Result<Self, Error> {
         rustix::io::ioctl_fionbio(&socket, true).map_err(Error::setup("job socket"))?;
-        let socket = AsyncFd::register_with_interest(socket, Interest::READABLE).map_err(io::Error::from);
-        let socket = socket.map_err(Error::setup("job socket"))?;
+        let socket = sys::readable(socket).map_err(Error::setup("job socket"))?;
         match next(&socket).await? {
             (Event::Started { init }, fds) => {
                 let mut fds = fds.into_iter();
