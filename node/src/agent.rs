@@ -1,0 +1,171 @@
+//! The per-user agent: serves the caller's own files to the nodes that run commands for it.
+//!
+//! `rcpu` starts it when none answers on `run/agent`, and writes one line to its file `serve` for each command. The
+//! agent dials the node, says `serve SESSION NONCE`, and from then on answers 9P on that connection: the caller dials
+//! every connection, and the agent outlives the `rcpu` that asked. What the node may reach was settled before it is
+//! served: rules by path, from the trust that the caller has in that node. The agent ends by itself after ten minutes
+//! without work.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fileserver::caller::{self, Caller, Expose, Trust};
+use fileserver::{Disk, DiskOptions, Ruled};
+use p9::server::{self, Limits};
+use p9::{Errno, Reply, TreeRef, Who, synth};
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::Notify;
+
+use crate::dial::Dialer;
+use crate::error::{At, Result};
+
+/// How long an agent stays that has nothing to do.
+const IDLE: Duration = Duration::from_secs(600);
+
+/// What `rcpu` asks of the agent: one line of JSON, written to its file `serve`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Serve {
+    /// The node that runs the command: a known name or an address.
+    pub node: String,
+    /// The session there.
+    pub session: String,
+    /// What proves that this connection is meant for it.
+    pub nonce: String,
+    /// The caller's home and working directory.
+    pub home: PathBuf,
+    /// Where the command starts.
+    pub cwd: PathBuf,
+    /// How far the node is trusted: `cwd`, `home` or `all`.
+    pub trust: String,
+    /// Paths to show although the trust would hide them; true where they may be read only.
+    pub expose: Vec<(PathBuf, bool)>,
+}
+
+impl Serve {
+    /// The rules that the node meets.
+    pub fn rules(&self, slashn_home: &std::path::Path) -> Result<fileserver::Rules, Errno> {
+        let level = Trust::from_str(&self.trust).map_err(|_| Errno::EINVAL)?;
+        let expose = self.expose.iter().map(|(path, read_only)| Expose { path: path.clone(), read_only: *read_only });
+        Ok(caller::rules(&Caller {
+            home: self.home.clone(),
+            cwd: self.cwd.clone(),
+            slashn_home: slashn_home.to_path_buf(),
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+            level,
+            expose: expose.collect(),
+        }))
+    }
+}
+
+/// The agent: what it serves from, and how much it has to do.
+pub struct Agent {
+    dialer: Dialer,
+    slashn_home: PathBuf,
+    disk: TreeRef,
+    serving: AtomicUsize,
+    changed: Notify,
+    stop: Notify,
+}
+
+impl Agent {
+    /// An agent that dials with `dialer` and hides `slashn_home`; `key` keys the qids of the caller's files.
+    pub fn new(dialer: Dialer, slashn_home: PathBuf, key: [u8; 32]) -> Result<Arc<Self>> {
+        let options = DiskOptions { key, ..DiskOptions::default() };
+        let disk = Disk::open(std::path::Path::new("/"), options).at("serve", "/")?;
+        Ok(Arc::new(Self {
+            dialer,
+            slashn_home,
+            disk,
+            serving: AtomicUsize::new(0),
+            changed: Notify::new(),
+            stop: Notify::new(),
+        }))
+    }
+
+    /// The files by which it is used: `serve`, `status` and `ctl` (which knows `stop`).
+    pub fn tree(self: &Arc<Self>) -> TreeRef {
+        let (serve, status, stop) = (self.clone(), self.clone(), self.clone());
+        synth::tree(synth::dir([
+            ("serve", synth::ctl(move |line| serve.clone().asked(line))),
+            (
+                "status",
+                synth::file(move || Ok(format!("serving {}\n", status.serving.load(Ordering::SeqCst)).into())),
+            ),
+            (
+                "ctl",
+                synth::ctl(move |line| match &line[..] {
+                    b"stop" => {
+                        stop.stop.notify_one();
+                        Reply::ok(())
+                    }
+                    _ => Errno::EINVAL.into(),
+                }),
+            ),
+        ]))
+    }
+
+    /// Returns when it was told to stop, or has had nothing to do for ten minutes.
+    pub async fn ended(&self) {
+        loop {
+            let changed = self.changed.notified();
+            let idle = self.serving.load(Ordering::SeqCst) == 0;
+            tokio::select! {
+                () = self.stop.notified() => return,
+                () = changed => {}
+                () = tokio::time::sleep(IDLE), if idle => return,
+            }
+        }
+    }
+
+    fn asked(self: Arc<Self>, line: Bytes) -> Reply<'static, ()> {
+        let Ok(request) = serde_json::from_slice::<Serve>(&line) else { return Errno::EINVAL.into() };
+        Reply::later(async move {
+            let rules = request.rules(&self.slashn_home)?;
+            let who = self.dialer.who(&request.node).ok_or(Errno::ENOENT)?;
+            let mut io = self.dialer.connect(&request.node).await.map_err(|err| {
+                tracing::warn!("{err}");
+                Errno::EHOSTUNREACH
+            })?;
+            io.write_all(format!("serve {} {}\n", request.session, request.nonce).as_bytes()).await?;
+            io.flush().await?;
+            let tree: TreeRef = Ruled::new(self.disk.clone(), rules);
+            let busy = Busy::new(self);
+            tokio::spawn(async move {
+                if let Err(err) = server::serve(io, tree, who, Limits::default()).await {
+                    tracing::info!("serving {} ended: {err}", request.node);
+                }
+                drop(busy);
+            });
+            Ok(())
+        })
+    }
+}
+
+/// Counts one connection that is being served.
+struct Busy(Arc<Agent>);
+
+impl Busy {
+    fn new(agent: Arc<Agent>) -> Self {
+        agent.serving.fetch_add(1, Ordering::SeqCst);
+        agent.changed.notify_one();
+        Self(agent)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.serving.fetch_sub(1, Ordering::SeqCst);
+        self.0.changed.notify_one();
+    }
+}
+
+/// A peer as whom a node is served: it is known by its key alone.
+pub(crate) fn node_as_peer(name: &str, fingerprint: &str) -> Arc<Who> {
+    Arc::new(Who { key: fingerprint.into(), user: name.into(), uid: None, ..Who::owner() })
+}

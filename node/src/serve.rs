@@ -1,0 +1,234 @@
+//! A running node: listens, admits, and serves each peer what it was granted.
+//!
+//! Called by `slashn up` inside its runtime. A connection is one task: TLS handshake, the peer's key against
+//! `authorized_keys` of this moment, then either 9P or, when it begins with `serve `, a caller's tree for one of its
+//! sessions. When the lists change, connections that are no longer allowed what they have are ended.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use cpuserver::Cpu;
+use dashmap::DashMap;
+use p9::server::{self, Limits};
+use p9::{Rights, TreeRef, Who};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
+
+use crate::admit::Admission;
+
+/// Handshakes under way at once; who comes later waits in the kernel's queue.
+const HANDSHAKES: usize = 64;
+/// Connections at once.
+const CONNECTIONS: usize = 4096;
+/// How often the lists are looked at for changes.
+const RECHECK: Duration = Duration::from_secs(1);
+/// How long a connection may take to say what it is.
+const FIRST_BYTES: Duration = Duration::from_secs(10);
+
+/// What all connections of a node share.
+pub struct Node {
+    admission: Admission,
+    tree: TreeRef,
+    cpu: Arc<Cpu>,
+    live: DashMap<u64, Live>,
+    next: AtomicU64,
+    handshakes: Semaphore,
+}
+
+/// One connection that was admitted.
+struct Live {
+    who: Arc<Who>,
+    peer: String,
+    task: AbortHandle,
+}
+
+impl Node {
+    /// A node that admits by `admission` and serves `tree`; `cpu` takes the callers' trees.
+    pub fn new(admission: Admission, tree: TreeRef, cpu: Arc<Cpu>) -> Arc<Self> {
+        Arc::new(Self {
+            admission,
+            tree,
+            cpu,
+            live: DashMap::new(),
+            next: AtomicU64::new(1),
+            handshakes: Semaphore::new(HANDSHAKES),
+        })
+    }
+
+    /// Accepts TLS connections on `listener` for ever.
+    pub async fn listen(self: Arc<Self>, listener: TcpListener) {
+        loop {
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(err) => {
+                    // Out of descriptors, most likely: some connection has to end first.
+                    tracing::warn!("accept: {err}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            if self.live.len() >= CONNECTIONS {
+                tracing::warn!("{peer}: refused: {CONNECTIONS} connections are open");
+                continue;
+            }
+            let node = self.clone();
+            tokio::spawn(async move {
+                if let Err(err) = node.greet(stream, peer).await {
+                    tracing::info!("{peer}: {err}");
+                }
+            });
+        }
+    }
+
+    async fn greet(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let (io, who) = {
+            let _permit = self.handshakes.acquire().await.map_err(io::Error::other)?;
+            self.admission.accept(stream).await?
+        };
+        self.run(io, who, peer.to_string());
+        Ok(())
+    }
+
+    /// Serves `io` in a task of its own, as `who`.
+    pub fn run<S>(self: &Arc<Self>, io: S, who: Arc<Who>, peer: String)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (node, user) = (self.clone(), who.clone());
+        // Starts only once it is listed, so that it cannot end before.
+        let (start, started) = tokio::sync::oneshot::channel::<()>();
+        let said = peer.clone();
+        let task = tokio::spawn(async move {
+            let _gone = Gone(node.clone(), id);
+            if started.await.is_ok()
+                && let Err(err) = node.converse(io, user).await
+            {
+                tracing::info!("{said}: {err}");
+            }
+        });
+        self.live.insert(id, Live { who, peer, task: task.abort_handle() });
+        let _ = start.send(());
+    }
+
+    async fn converse<S>(&self, mut io: S, who: Arc<Who>) -> io::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let mut first = [0; 4];
+        tokio::time::timeout(FIRST_BYTES, io.read_exact(&mut first)).await??;
+        // As the size of a 9P frame this would be 1.9 GB.
+        if &first != b"serv" {
+            let io = Replayed { first, given: 0, io };
+            return server::serve(io, self.tree.clone(), who, Limits::default()).await.map_err(io::Error::other);
+        }
+        let line = tokio::time::timeout(FIRST_BYTES, rest_of_line(&mut io)).await??;
+        self.cpu.serve_back(&format!("serv{line}"), &who, Box::new(io)).await.map_err(io::Error::other)
+    }
+
+    /// Ends the connections that today's lists no longer allow, whenever those change. Never returns.
+    pub async fn recheck(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(RECHECK);
+        loop {
+            ticks.tick().await;
+            if !self.admission.reload() {
+                continue;
+            }
+            for live in &self.live {
+                // Who came by a local socket brought no key.
+                if !live.who.key.is_empty() && self.admission.rights(&live.who.key).as_ref() != Some(&live.who.rights) {
+                    tracing::info!("{}: no longer allowed", live.peer);
+                    live.task.abort();
+                }
+            }
+        }
+    }
+
+    /// One line for each connection: peer, user, key, rights.
+    pub fn connections(&self) -> Vec<String> {
+        let line = |live: &Live| {
+            let rights = if live.who.rights == Rights::All { "all" } else { "exports" };
+            format!("{} {} {} {rights}", live.peer, live.who.user, live.who.key)
+        };
+        self.live.iter().map(|live| line(&live)).collect()
+    }
+}
+
+/// Takes a connection off the list when its task ends, however it ends.
+struct Gone(Arc<Node>, u64);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.live.remove(&self.1);
+    }
+}
+
+/// The rest of a line of at most 256 bytes. Byte by byte: what follows it is 9P.
+async fn rest_of_line(io: &mut (impl AsyncRead + Unpin)) -> io::Result<String> {
+    let mut line = Vec::new();
+    while line.len() < 256 {
+        match io.read_u8().await? {
+            b'\n' => return String::from_utf8(line).map_err(io::Error::other),
+            byte => line.push(byte),
+        }
+    }
+    Err(io::Error::other("the first line is too long"))
+}
+
+/// A stream whose first four bytes were read already.
+struct Replayed<S> {
+    first: [u8; 4],
+    given: usize,
+    io: S,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Replayed<S> {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>, buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        if self.given < self.first.len() {
+            let rest = &self.first[self.given..];
+            let count = rest.len().min(buf.remaining());
+            buf.put_slice(&rest[..count]);
+            self.given += count;
+            return std::task::Poll::Ready(Ok(()));
+        }
+        std::pin::Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Replayed<S> {
+    fn poll_write(
+        mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>, buf: &[u8],
+    ) -> std::task::Poll<io::Result<usize>> {
+        std::pin::Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>, bufs: &[io::IoSlice<'_>],
+    ) -> std::task::Poll<io::Result<usize>> {
+        std::pin::Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(
+        mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        std::pin::Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(
+        mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        std::pin::Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
