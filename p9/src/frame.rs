@@ -3,6 +3,8 @@
 //! Used by the reader of a connection, on either side. The buffer is small while nothing comes and grows to what one frame needs, never
 //! past the agreed msize; a frame that has begun must end in time.
 
+use std::time::Duration;
+
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::{Instant, timeout_at};
@@ -14,6 +16,9 @@ use crate::wire::HEADER;
 const SMALL: usize = 8 << 10;
 /// A buffer larger than this is given back once it is empty.
 const LARGE: usize = 64 << 10;
+
+/// What a large frame may take longer than a small one, for each KiB: a slow link is no fault.
+const SLOWEST: Duration = Duration::from_millis(250);
 
 /// One frame.
 pub(crate) struct Frame {
@@ -46,23 +51,25 @@ impl<S: AsyncRead + Unpin> Frames<S> {
 
     /// The next frame, or `None` at the end of the stream.
     pub(crate) async fn next(&mut self) -> Result<Option<Frame>, Error> {
-        let mut deadline = self.first.map(|first| (first, self.limits.version_time, "its first message"));
+        let first = self.first.map(|first| (first, self.limits.version_time, "its first message"));
+        let mut begun = None;
         loop {
             if let Some(frame) = self.take()? {
                 self.first = None;
                 return Ok(Some(frame));
             }
-            if !self.buf.is_empty() && deadline.is_none() {
-                let time = self.limits.frame_time;
-                deadline = Some((Instant::now() + time, time, "a frame"));
-            }
+            let frame = || {
+                let time = self.limits.frame_time + SLOWEST * (self.size().unwrap_or_default() >> 10);
+                (*begun.get_or_insert_with(Instant::now) + time, time, "a frame")
+            };
+            let deadline = first.or_else(|| (!self.buf.is_empty()).then(frame));
             if !self.fill(deadline).await? {
                 return Ok(None);
             }
         }
     }
 
-    async fn fill(&mut self, deadline: Option<(Instant, std::time::Duration, &'static str)>) -> Result<bool, Error> {
+    async fn fill(&mut self, deadline: Option<(Instant, Duration, &'static str)>) -> Result<bool, Error> {
         let wanted = self.size().map_or(HEADER, |size| size as usize).saturating_sub(self.buf.len());
         if self.buf.is_empty() && self.buf.capacity() > LARGE {
             self.buf = BytesMut::new();

@@ -13,14 +13,16 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use crate::frame::Frames;
 use crate::wire::{self, Malformed, R, Str};
-use crate::{TreeRef, Who, writer};
+use crate::{Errno, TreeRef, Who, writer};
 
 mod answer;
 mod claim;
@@ -38,13 +40,13 @@ pub struct Limits {
     pub msize: u32,
     /// Fids at once; one more is `EMFILE`.
     pub fids: usize,
-    /// Requests at once; one more is `EAGAIN`.
+    /// Requests at once; one more is `EAGAIN`, unless it is a clunk or a flush.
     pub in_flight: usize,
-    /// Bytes of requests at once; more is `EAGAIN`.
+    /// Bytes of requests at once, past which one more is `EAGAIN`; and of the data of replies, past which a read waits.
     pub bytes_in_flight: usize,
     /// How long a peer may take to send its first message.
     pub version_time: Duration,
-    /// How long a frame may take from its first byte to its last.
+    /// How long a frame may take from its first byte to its last; a large one may take longer, at 4 KiB a second.
     pub frame_time: Duration,
 }
 
@@ -93,6 +95,9 @@ pub enum Error {
     /// A tag that is in use.
     #[error("the peer used tag {0} for two requests at once")]
     DuplicateTag(u16),
+    /// More flushes and clunks at once than can be meant.
+    #[error("the peer has more than {0} requests and flushes of them at once")]
+    TooMany(usize),
     /// A first message that is not `Tversion`.
     #[error("the peer did not begin with Tversion, but with a message of type {0}")]
     NoVersion(u8),
@@ -104,9 +109,33 @@ pub enum Error {
     TooSlow(Duration, &'static str),
 }
 
+impl Error {
+    /// What the peer is told, if it broke the protocol: `Rlerror`, with the tag of the message at fault if it had one.
+    fn last_words(&self) -> Option<Errno> {
+        match self {
+            Self::Io(_) => None,
+            Self::FrameSize { .. } => Some(Errno::EMSGSIZE),
+            Self::TooSlow(..) => Some(Errno::ETIMEDOUT),
+            Self::TooMany(_) => Some(Errno::EMFILE),
+            Self::Malformed { .. } | Self::DuplicateTag(_) | Self::NoVersion(_) | Self::TooSmall(_) => {
+                Some(Errno::EPROTO)
+            }
+        }
+    }
+}
+
 /// Serves `tree` on `stream`, as `who`, until the peer closes it or breaks the protocol. Dropping the future ends the
 /// connection and frees all that it holds: fids, open files, requests.
 pub async fn serve<S>(stream: S, tree: TreeRef, who: Arc<Who>, limits: Limits) -> Result<(), Error>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let id = NEXT.fetch_add(1, Ordering::Relaxed);
+    let span = tracing::info_span!("conn", id, peer = %who.key, user = %who.user);
+    converse(stream, tree, who, limits).instrument(span).await
+}
+
+async fn converse<S>(stream: S, tree: TreeRef, who: Arc<Who>, limits: Limits) -> Result<(), Error>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -118,19 +147,40 @@ where
     let mut tasks = JoinSet::new();
     let requests = Requests::new(replies, &limits);
     let mut connection = Connection::new(tree, who, requests, limits);
-    let ended = connection.run(&mut frames, &mut tasks).await;
+    let ended = tokio::select! {
+        ended = connection.run(&mut frames, &mut tasks) => ended,
+        // It ends by itself only when it cannot write.
+        Some(written) = writer.join_next() => Err(Error::Io(unwritten(written))),
+    };
     // Requests that are under way are cancelled by their drop; the fids go with the connection.
     tasks.shutdown().await;
+    if let Err(err) = &ended {
+        tracing::debug!("the connection ends: {err}");
+        if let Some(errno) = err.last_words() {
+            connection.last_words(errno).await;
+        }
+    }
     drop(connection);
     // What was answered still goes out, to a peer that reads it.
     let _ = tokio::time::timeout(LAST_WORDS, writer.join_next()).await;
     ended
 }
 
+/// The number of the next connection, in the log.
+static NEXT: AtomicU64 = AtomicU64::new(1);
 /// Replies that wait for the writer; past it, requests wait.
 const REPLIES: usize = 64;
 /// How long the last replies may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Why the writer ended.
+fn unwritten(ended: Result<io::Result<()>, tokio::task::JoinError>) -> io::Error {
+    match ended {
+        Ok(Err(err)) => err,
+        Ok(Ok(())) => io::ErrorKind::BrokenPipe.into(),
+        Err(err) => io::Error::other(err),
+    }
+}
 
 /// The version and msize that are answered to a `Tversion`, and whether fids are poisoned.
 fn agree(msize: u32, version: &[u8], limits: &Limits) -> (u32, &'static [u8], bool) {

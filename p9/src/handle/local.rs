@@ -16,6 +16,9 @@ use crate::{Errno, Reply};
 
 impl LocalFile {
     pub(super) fn read(self: &Arc<Self>, offset: u64, count: u32) -> Reply<'_, Bytes> {
+        // No more than the file has: most are smaller than what is asked for. Some that say 0 have contents.
+        let left = rustix::fs::fstat(&self.fd).map(|stat| (stat.st_size as u64).saturating_sub(offset)).unwrap_or(0);
+        let count = if left == 0 { u64::from(count) } else { left.min(count.into()) };
         let mut buf = vec![0; count as usize];
         match preadv2(&self.fd, &mut [IoSliceMut::new(&mut buf)], offset, ReadWriteFlags::NOWAIT) {
             Ok(got) if got == buf.len() => return Reply::ok(buf.into()),

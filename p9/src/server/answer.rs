@@ -4,6 +4,7 @@
 //! or one arm where it is one call.
 
 use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::claim::{Claim, Held};
 use super::connection::Context;
@@ -17,6 +18,11 @@ use std::sync::Arc;
 const REMOVE_DIR: u32 = 0x200;
 /// Bytes of an `Rread` or `Rreaddir` before its data.
 const READ_HEADER: usize = HEADER + 4;
+
+/// The most that one read of what does not seek is given.
+const STREAM_READ: u32 = 128 << 10;
+/// Reads below this count as part of their request.
+const UNCOUNTED: u32 = 16 << 10;
 
 /// A reply that is not sent yet.
 pub(super) struct Answer {
@@ -119,7 +125,7 @@ async fn on_file(context: &Context, message: &T<'_>, file: &File, body: &Bytes) 
     let new = |what, mode: u32| New { what, mode: mode & 0o7777, owner: None };
     let open = || file.open.as_ref().ok_or(Errno::EBADF);
     Ok(match *message {
-        T::Read { offset, count, .. } => Fields::Read(open()?.read(offset, count.min(room)).await?).into(),
+        T::Read { offset, count, .. } => Fields::Read(read(context, open()?, offset, count.min(room)).await?).into(),
         T::Write { offset, data, .. } => {
             let written = open()?.write(offset, body.slice_ref(data.0)).await?;
             R::Write { count: written.count }.into()
@@ -145,6 +151,32 @@ async fn on_file(context: &Context, message: &T<'_>, file: &File, body: &Bytes) 
     })
 }
 
+/// Reads, within what the replies of the connection may take until they are sent.
+async fn read(context: &Context, open: &Handle, offset: u64, count: u32) -> Result<Bytes, Errno> {
+    if !open.seekable() {
+        // It may wait for ever, and must not take room from others meanwhile; a short read is no end.
+        return open.read(offset, count.min(STREAM_READ)).await;
+    }
+    if count < UNCOUNTED {
+        return open.read(offset, count).await;
+    }
+    let room = context.reading.clone().acquire_many_owned(count).await.map_err(|_| Errno::EIO)?;
+    let data = open.read(offset, count).await?;
+    Ok(if data.len() < UNCOUNTED as usize { data } else { Bytes::from_owner(Counted { data, _room: room }) })
+}
+
+/// The data of a read, and its part of what replies may take.
+struct Counted {
+    data: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
 /// Messages that change the fid, or wait for what came before on it.
 async fn on_fid(message: &T<'_>, state: &mut State) -> Result<Answer, Errno> {
     if let T::Clunk { .. } = message {
@@ -158,7 +190,8 @@ async fn on_fid(message: &T<'_>, state: &mut State) -> Result<Answer, Errno> {
     }
     let file = state.file_mut()?;
     Ok(match *message {
-        T::Lopen { .. } | T::Lcreate { .. } if file.open.is_some() => return Err(Errno::EBADF),
+        // Open, it would change under its readers.
+        T::Lopen { .. } | T::Lcreate { .. } | T::Walk { .. } if file.open.is_some() => return Err(Errno::EBADF),
         T::Lopen { flags, .. } => {
             let open = file.node.open(How::from_flags(flags)?).await?;
             let qid = opened_qid(file.node.qid(), &open);
@@ -190,10 +223,7 @@ async fn on_fid(message: &T<'_>, state: &mut State) -> Result<Answer, Errno> {
             let walked = walk(&file.node, &file.place, steps).await?;
             let mut moved = State::Coming;
             let answer = walked.answer(&mut moved);
-            // Open, it would change under its readers; stopped on the way, it stays where it was.
-            if file.open.is_some() {
-                return Err(Errno::EBADF);
-            }
+            // Stopped on the way, it stays where it was.
             if answer.stopped.is_none() {
                 *state = moved;
             }

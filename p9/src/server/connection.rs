@@ -3,12 +3,17 @@
 //! A request is a future that owns its frame. It is polled once here; if that finishes it, it has cost no task.
 
 use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use tokio::io::AsyncRead;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::task::coop::consume_budget;
+use tracing::Instrument;
 
 use super::answer::{self, Answer};
 use super::claim::Claim;
@@ -17,7 +22,7 @@ use super::requests::{Permit, Requests};
 use super::{Error, Limits, agree, version_reply};
 use crate::cancel::Cancel;
 use crate::frame::{Frame, Frames};
-use crate::wire::{Malformed, R, Str, T};
+use crate::wire::{Malformed, NO_TAG, R, Str, T};
 use crate::{Errno, TreeRef, Who};
 
 /// What all requests of a connection share.
@@ -28,6 +33,8 @@ pub(super) struct Context {
     pub(super) msize: u32,
     /// Whether a fid whose walk failed stays, poisoned.
     pub(super) poisons: bool,
+    /// What the data of replies may still take, in bytes.
+    pub(super) reading: Arc<Semaphore>,
 }
 
 /// One connection.
@@ -36,38 +43,46 @@ pub(super) struct Connection {
     requests: Requests,
     limits: Limits,
     versioned: bool,
+    /// The tag of the message in hand, for the refusal of a peer that breaks the protocol.
+    tag: u16,
 }
 
 impl Connection {
     pub(super) fn new(tree: TreeRef, who: Arc<Who>, requests: Requests, limits: Limits) -> Self {
-        let context = Context { tree, who, fids: Fids::new(), msize: limits.msize, poisons: false };
-        Self { context: Arc::new(context), requests, limits, versioned: false }
+        let reading = Arc::new(Semaphore::new(limits.bytes_in_flight.max(Limits::MSIZE_MAX as usize)));
+        let context = Context { tree, who, fids: Fids::new(), msize: limits.msize, poisons: false, reading };
+        Self { context: Arc::new(context), requests, limits, versioned: false, tag: NO_TAG }
     }
 
     /// Serves until the stream ends or its peer breaks the protocol.
     pub(super) async fn run<S: AsyncRead + Unpin>(
         &mut self, frames: &mut Frames<S>, tasks: &mut JoinSet<()>,
     ) -> Result<(), Error> {
-        while let Some(frame) = frames.next().await? {
+        while let Some(Frame { code, tag, body }) = frames.next().await? {
             while tasks.try_join_next().is_some() {}
-            let Frame { code, tag, body } = frame;
-            match T::decode(code, &body) {
+            self.tag = tag;
+            let message = T::decode(code, &body);
+            if let Ok(Some(message)) = &message {
+                tracing::trace!(target: "p9::trace", "-> {tag} {message:?}");
+            }
+            match message {
                 Ok(Some(T::Version { msize, version })) => {
-                    tasks.abort_all();
+                    // What is under way ends first, as if each request had been flushed.
+                    self.requests.cancel_all();
                     while tasks.join_next().await.is_some() {}
                     let agreed = self.version(tag, msize, version).await?;
                     frames.agree(agreed);
                 }
                 _ if !self.versioned => return Err(Error::NoVersion(code)),
                 Ok(Some(T::Flush { oldtag })) => self.requests.flush(tag, oldtag).await?,
-                Ok(Some(message)) => {
-                    tracing::trace!(target: "p9::trace", "-> {tag} {message:?}");
-                    self.request(&message, code, tag, body.clone(), tasks).await?;
-                }
+                Ok(Some(message)) => self.request(&message, code, tag, body.clone(), tasks).await?,
                 Ok(None) => self.refuse(tag, Errno::EOPNOTSUPP).await?,
                 Err(Malformed::Name(errno)) => self.refuse(tag, errno).await?,
                 Err(why) => return Err(Error::Malformed { code, why }),
             }
+            self.tag = NO_TAG;
+            // A peer that sends without end leaves the thread to others now and then.
+            consume_budget().await;
         }
         Ok(())
     }
@@ -80,17 +95,22 @@ impl Connection {
         }
         self.requests.clear();
         self.context.fids.clear();
-        let (tree, who) = (self.context.tree.clone(), self.context.who.clone());
-        self.context = Arc::new(Context { tree, who, fids: Fids::new(), msize, poisons });
+        let (tree, who, reading) = (self.context.tree.clone(), self.context.who.clone(), self.context.reading.clone());
+        self.context = Arc::new(Context { tree, who, fids: Fids::new(), msize, poisons, reading });
         self.versioned = version != crate::wire::VERSION_UNKNOWN;
         self.requests.end(tag, version_reply(tag, msize, version), Bytes::new()).await;
         Ok(msize)
     }
 
+    /// Tells the peer why its connection ends.
+    pub(super) async fn last_words(&self, errno: Errno) {
+        self.requests.end(self.tag, error_reply(self.tag, errno), Bytes::new()).await;
+    }
+
     /// Answers a message that is not even begun.
     async fn refuse(&self, tag: u16, errno: Errno) -> Result<(), Error> {
         // Begun all the same, so that the tag is found to be free.
-        let _permit = self.requests.begin(tag, 0)?;
+        let _begun = self.requests.begin(tag, 0)?;
         self.requests.end(tag, error_reply(tag, errno), Bytes::new()).await;
         Ok(())
     }
@@ -98,13 +118,12 @@ impl Connection {
     async fn request(
         &self, message: &T<'_>, code: u8, tag: u16, body: Bytes, tasks: &mut JoinSet<()>,
     ) -> Result<(), Error> {
-        let answered = match *message {
-            T::Read { count, .. } | T::Readdir { count, .. } => count.min(self.context.msize) as usize,
-            _ => 0,
-        };
-        let (cancel, permit) = match self.requests.begin(tag, body.len() + answered)? {
+        let begun = self.requests.begin(tag, body.len())?;
+        let (cancel, permit) = match begun {
+            // What frees is never refused.
+            Ok(begun) | Err((begun, _)) if matches!(message, T::Clunk { .. }) => begun,
             Ok(begun) => begun,
-            Err(errno) => {
+            Err((_, errno)) => {
                 self.requests.end(tag, error_reply(tag, errno), Bytes::new()).await;
                 return Ok(());
             }
@@ -118,7 +137,8 @@ impl Connection {
         };
         let (context, requests) = (self.context.clone(), self.requests.clone());
         let request = Request { context, requests, cancel, _permit: permit, claim, code, tag, body };
-        let mut running = Box::pin(request.run());
+        let span = tracing::debug_span!("req", tag).or_current();
+        let mut running = Box::pin(request.run().instrument(span));
         if poll_fn(|cx| Poll::Ready(running.as_mut().poll(cx))).await.is_pending() {
             tasks.spawn(running);
         }
@@ -131,6 +151,14 @@ fn error_reply(tag: u16, errno: Errno) -> Vec<u8> {
     let mut head = Vec::new();
     R::Lerror { ecode: errno.code() as u32 }.encode(tag, &mut head);
     head
+}
+
+/// A tree that panics has failed this one request: it is answered, like any other.
+async fn caught(answer: impl Future<Output = Result<Answer, Errno>>) -> Result<Answer, Errno> {
+    AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!("a tree panicked");
+        Err(Errno::EIO)
+    })
 }
 
 /// A request under way.
@@ -152,7 +180,7 @@ impl Request {
         let Ok(Some(message)) = T::decode(code, &body) else { return };
         let answer = match claim {
             Claim::Make(from, mut made) => {
-                let answer = cancel.run(answer::make(&context, &message, from, &mut made.state)).await;
+                let answer = caught(cancel.run(answer::make(&context, &message, from, &mut made.state))).await;
                 let failed = match &answer {
                     Ok(Answer { stopped, .. }) => *stopped,
                     Err(errno) => Some(*errno),
@@ -165,7 +193,7 @@ impl Request {
                 }
                 answer
             }
-            claim => cancel.run(answer::answer(&context, &message, claim, &body)).await,
+            claim => caught(cancel.run(answer::answer(&context, &message, claim, &body))).await,
         };
         let (head, data) = match answer {
             Ok(answer) => answer.encode(tag),

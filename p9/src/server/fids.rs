@@ -12,6 +12,7 @@ use std::task::Poll;
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+use tokio::task::coop::unconstrained;
 
 use crate::{Errno, Handle, NameBuf, NodeRef};
 
@@ -144,13 +145,16 @@ impl Fids {
     /// Makes `fid` for the request that arrives now, which has it alone until it ends. Errors: `EBADF` for one that is
     /// in use, `EMFILE` for one too many.
     pub(super) fn make(&self, fid: u32, most: usize) -> Result<Made, Errno> {
+        if fid == crate::wire::NO_FID {
+            return Err(Errno::EBADF);
+        }
         let made = Fid::default();
         let state = made.clone().try_write_owned().map_err(|_| Errno::EIO)?;
         let mut fids = self.0.lock();
         let poisoned = |fid: &Fid| fid.try_read().is_ok_and(|state| matches!(*state, State::Poisoned(_)));
         match fids.get(&fid) {
             Some(old) if !poisoned(old) => return Err(Errno::EBADF),
-            None if fids.len() >= most || fid == crate::wire::NO_FID => return Err(Errno::EMFILE),
+            None if fids.len() >= most => return Err(Errno::EMFILE),
             _ => fids.insert(fid, made.clone()),
         };
         Ok(Made { number: fid, fid: made, state })
@@ -179,9 +183,10 @@ async fn alone(fid: Fid) -> Alone {
     }
 }
 
-/// Takes the place in the queue now; the turn may come later.
+/// Takes the place in the queue now, whatever the reader has done in this turn; the turn may come later.
 async fn queue<G>(turn: impl Future<Output = G> + Send + 'static) -> Turn<G> {
-    let mut turn: Pin<Box<dyn Future<Output = G> + Send>> = Box::pin(turn);
+    // Past tokio's budget a lock would say Pending before it has queued anything.
+    let mut turn: Pin<Box<dyn Future<Output = G> + Send>> = Box::pin(unconstrained(turn));
     match poll_fn(|cx| Poll::Ready(turn.as_mut().poll(cx))).await {
         Poll::Ready(guard) => Turn::Now(guard),
         Poll::Pending => Turn::Later(turn),

@@ -3,7 +3,8 @@
 //! The reader begins each request here, in order of arrival; whoever finishes it sends the reply and frees the tag in
 //! one step, so that a flush can never be answered before the request that it names.
 
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -34,8 +35,14 @@ struct Shared {
 struct Pending {
     cancel: Cancel,
     /// The tags of the flushes that wait for its end.
-    flushes: Vec<u16>,
+    flushes: VecDeque<u16>,
 }
+
+/// A request that was begun: how to cancel it, and what it costs.
+pub(super) type Begun = (Cancel, Permit);
+
+/// Flushes, clunks and requests at once, for each request that is allowed: past this the peer is not worth serving.
+const FLUSHES: usize = 4;
 
 /// What a request costs while it is under way.
 pub(super) struct Permit {
@@ -56,67 +63,74 @@ impl Requests {
         Self(Arc::new(Shared { replies, tags, bytes, in_flight, bytes_in_flight }))
     }
 
-    /// Begins the request `tag` of `bytes` bytes. The inner error is the answer to a peer that asks too much at once.
-    pub(super) fn begin(&self, tag: u16, bytes: usize) -> Result<Result<(Cancel, Permit), Errno>, Error> {
+    /// Begins the request `tag` of `bytes` bytes. The inner error is for a peer that asks too much at once: what may be
+    /// answered, if that is not served all the same.
+    pub(super) fn begin(&self, tag: u16, bytes: usize) -> Result<Result<Begun, (Begun, Errno)>, Error> {
         let mut tags = self.0.tags.lock();
-        if tags.contains_key(&tag) {
-            return Err(Error::DuplicateTag(tag));
-        }
         let full = tags.len() >= self.0.in_flight;
-        let cancel = tags.entry(tag).or_default().cancel.clone();
+        let Entry::Vacant(free) = tags.entry(tag) else { return Err(Error::DuplicateTag(tag)) };
+        let cancel = free.insert(Pending::default()).cancel.clone();
         let before = self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let permit = Permit { shared: self.0.clone(), bytes };
-        if full || before + bytes > self.0.bytes_in_flight {
-            return Ok(Err(Errno::EAGAIN));
-        }
-        Ok(Ok((cancel, permit)))
+        let begun = (cancel, Permit { shared: self.0.clone(), bytes });
+        let full = full || before + bytes > self.0.bytes_in_flight;
+        Ok(if full { Err((begun, Errno::EAGAIN)) } else { Ok(begun) })
     }
 
     /// Sends the reply to `tag`, frees the tag, and answers the flushes that waited for it.
     pub(super) async fn end(&self, tag: u16, head: Vec<u8>, data: Bytes) {
-        // Once the writer is gone there is nobody to be told.
-        let Ok(permit) = self.0.replies.reserve().await else { return };
-        let flushes = {
-            let mut tags = self.0.tags.lock();
-            let pending = tags.remove(&tag);
-            permit.send(Outgoing { head, data });
-            pending.map(|pending| pending.flushes).unwrap_or_default()
-        };
-        for flush in flushes {
-            Box::pin(self.end(flush, flushed(flush), Bytes::new())).await;
+        let mut flushes = self.send(tag, Outgoing { head, data }).await;
+        // A flush may itself be waited for by others.
+        while let Some(flush) = flushes.pop_front() {
+            let mut head = Vec::new();
+            R::Flush {}.encode(flush, &mut head);
+            tracing::trace!(target: "p9::trace", "<- {flush} Flush");
+            flushes.extend(self.send(flush, Outgoing { head, data: Bytes::new() }).await);
         }
+    }
+
+    /// Queues a reply and frees its tag in one step; gives the flushes that waited for it.
+    async fn send(&self, tag: u16, reply: Outgoing) -> VecDeque<u16> {
+        // Once the writer is gone there is nobody to be told.
+        let Ok(permit) = self.0.replies.reserve().await else { return VecDeque::new() };
+        let mut tags = self.0.tags.lock();
+        permit.send(reply);
+        tags.remove(&tag).map(|pending| pending.flushes).unwrap_or_default()
     }
 
     /// Begins the flush `tag` of the request `old`. It is answered at once if there is none.
     pub(super) async fn flush(&self, tag: u16, old: u16) -> Result<(), Error> {
         {
             let mut tags = self.0.tags.lock();
+            let most = FLUSHES * self.0.in_flight;
             if tags.contains_key(&tag) {
                 return Err(Error::DuplicateTag(tag));
             }
-            if tags.len() >= 2 * self.0.in_flight {
-                return Err(Error::DuplicateTag(old));
+            if tags.len() >= most {
+                return Err(Error::TooMany(most));
             }
-            if let Some(pending) = tags.get_mut(&old) {
-                pending.flushes.push(tag);
-                pending.cancel.cancel();
-                tags.insert(tag, Pending::default());
+            let waits = tags.get_mut(&old).map(|pending| {
+                pending.flushes.push_back(tag);
+                pending.cancel.clone()
+            });
+            tags.insert(tag, Pending::default());
+            if let Some(cancel) = waits {
+                cancel.cancel();
                 return Ok(());
             }
-            tags.insert(tag, Pending::default());
         }
-        self.end(tag, flushed(tag), Bytes::new()).await;
+        let mut head = Vec::new();
+        R::Flush {}.encode(tag, &mut head);
+        self.end(tag, head, Bytes::new()).await;
         Ok(())
+    }
+
+    /// Asks all requests to end.
+    pub(super) fn cancel_all(&self) {
+        self.0.tags.lock().values().for_each(|pending| pending.cancel.cancel());
     }
 
     /// Forgets all requests: their tasks are gone.
     pub(super) fn clear(&self) {
         self.0.tags.lock().clear();
     }
-}
-
-fn flushed(tag: u16) -> Vec<u8> {
-    let mut head = Vec::new();
-    R::Flush {}.encode(tag, &mut head);
-    head
 }

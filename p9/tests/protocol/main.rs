@@ -1,0 +1,9 @@
+//! The server as its peers see it: conversations byte for byte, the order of things, and peers that mean harm.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod hostile;
+mod order;
+mod peer;
+mod ram;
+mod transcripts;

@@ -1,0 +1,394 @@
+//! A tree in memory that does all that a file system does, for tests of the protocol.
+//!
+//! Qid paths count up from 1, the root's, in the order of creation; times stand still; so a conversation is the same
+//! each time. Three files behave as only synthetic files do: [`Ram::pipe`], [`Ram::stubborn`], [`Ram::bad_close`].
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+use bytes::{Bytes, BytesMut};
+use p9::cancel;
+use p9::{
+    Attr, Created, Dir, DirSink, Entry, Errno, FileKind, Handle, How, Name, NameBuf, New, Node, NodeRef, Qid, Reply,
+    SetAttr, SetTime, Stream, Time, Tree, Walk, Want, What, Who, Written,
+};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+/// A file in memory.
+#[derive(Clone)]
+pub(crate) struct Ram(Arc<Inode>);
+
+struct Inode {
+    attr: Mutex<Attr>,
+    body: Body,
+    /// The next qid path of this tree.
+    next: Arc<AtomicU64>,
+    reads: AtomicUsize,
+}
+
+enum Body {
+    File(Mutex<BytesMut>),
+    Dir(Mutex<Entries>),
+    Link(Bytes),
+    Pipe(Pipe),
+    Stubborn(Pipe),
+    BadClose,
+}
+
+#[derive(Default)]
+struct Entries {
+    /// Each with its cookie, which only ever counts up.
+    named: BTreeMap<NameBuf, (u64, Ram)>,
+    last: u64,
+}
+
+#[derive(Default)]
+struct Pipe {
+    data: Mutex<BytesMut>,
+    changed: Notify,
+}
+
+impl Ram {
+    /// An empty tree.
+    pub(crate) fn root() -> Self {
+        Self::make(&Arc::new(AtomicU64::new(1)), Body::Dir(Mutex::default()), 0o755)
+    }
+
+    /// A new file with these contents.
+    pub(crate) fn file(&self, name: &str, contents: &str) -> Self {
+        self.add(name, Body::File(Mutex::new(contents.as_bytes().into())), 0o644)
+    }
+
+    /// A new directory.
+    pub(crate) fn dir(&self, name: &str) -> Self {
+        self.add(name, Body::Dir(Mutex::default()), 0o755)
+    }
+
+    /// A file that gives back what is written to it, once, and whose reads wait for that.
+    pub(crate) fn pipe(&self, name: &str) -> Self {
+        self.add(name, Body::Pipe(Pipe::default()), 0o666)
+    }
+
+    /// A file whose writes take until [`Ram::release`], even when they are cancelled.
+    pub(crate) fn stubborn(&self, name: &str) -> Self {
+        self.add(name, Body::Stubborn(Pipe::default()), 0o666)
+    }
+
+    /// A file that is well until it is closed.
+    pub(crate) fn bad_close(&self, name: &str) -> Self {
+        self.add(name, Body::BadClose, 0o444)
+    }
+
+    /// Lets the writes of a stubborn file end.
+    pub(crate) fn release(&self) {
+        if let Body::Stubborn(pipe) = &self.0.body {
+            pipe.changed.notify_waiters();
+        }
+    }
+
+    /// What was written to a file.
+    pub(crate) fn contents(&self) -> Bytes {
+        match &self.0.body {
+            Body::File(text) => text.lock().clone().freeze(),
+            Body::Pipe(pipe) | Body::Stubborn(pipe) => pipe.data.lock().clone().freeze(),
+            _ => Bytes::new(),
+        }
+    }
+
+    /// How often it was read.
+    pub(crate) fn reads(&self) -> usize {
+        self.0.reads.load(Ordering::Relaxed)
+    }
+
+    /// How many hold this file: its directory, every fid, every open file.
+    pub(crate) fn holders(&self) -> impl Fn() -> usize + use<> {
+        let weak: Weak<Inode> = Arc::downgrade(&self.0);
+        move || weak.strong_count()
+    }
+
+    fn make(next: &Arc<AtomicU64>, body: Body, permissions: u32) -> Self {
+        let kind = match &body {
+            Body::Dir(_) => FileKind::Dir,
+            Body::Link(_) => FileKind::Link,
+            _ => FileKind::File,
+        };
+        let qid = Qid { kind, version: 0, path: next.fetch_add(1, Ordering::Relaxed) };
+        let now = Time { sec: 1_000_000_000, nsec: 5 };
+        let attr = Attr { uid: 1, gid: 2, atime: now, mtime: now, ctime: now, ..Attr::synthetic(qid, permissions) };
+        Self(Arc::new(Inode { attr: Mutex::new(attr), body, next: next.clone(), reads: AtomicUsize::new(0) }))
+    }
+
+    fn add(&self, name: &str, body: Body, permissions: u32) -> Self {
+        let made = Self::make(&self.0.next, body, permissions);
+        self.entries().unwrap().put(NameBuf::new(name).unwrap(), made.clone());
+        made
+    }
+
+    fn entries(&self) -> Result<parking_lot::MutexGuard<'_, Entries>, Errno> {
+        match &self.0.body {
+            Body::Dir(entries) => Ok(entries.lock()),
+            _ => Err(Errno::ENOTDIR),
+        }
+    }
+
+    fn lookup(&self, name: Name<'_>) -> Result<Self, Errno> {
+        self.entries()?.named.get(name.as_bytes()).map(|(_, ram)| ram.clone()).ok_or(Errno::ENOENT)
+    }
+
+    fn attributes(&self) -> Attr {
+        let size = match &self.0.body {
+            Body::File(text) => text.lock().len(),
+            Body::Link(target) => target.len(),
+            _ => 0,
+        };
+        Attr { size: size as u64, ..*self.0.attr.lock() }
+    }
+
+    fn opened(&self, how: How) -> Result<Handle, Errno> {
+        match &self.0.body {
+            Body::Dir(_) if how.changes() => Err(Errno::EISDIR),
+            Body::Dir(_) => Ok(Handle::Dir(Arc::new(Open(self.clone(), how)))),
+            Body::Link(_) => Err(Errno::ELOOP),
+            _ if how.directory => Err(Errno::ENOTDIR),
+            Body::File(text) => {
+                if how.truncate {
+                    text.lock().clear();
+                }
+                Ok(Handle::Stream(Arc::new(Open(self.clone(), how))))
+            }
+            _ => Ok(Handle::Stream(Arc::new(Open(self.clone(), how)))),
+        }
+    }
+
+    fn created(&self, name: Name<'_>, new: New<'_>) -> Result<Created, Errno> {
+        let there = self.lookup(name);
+        let made = match (new.what, there) {
+            (What::File(how), Ok(there)) if !how.excl => there,
+            (_, Ok(_)) => return Err(Errno::EEXIST),
+            (_, Err(Errno::ENOENT)) => {
+                let body = match new.what {
+                    What::File(_) => Body::File(Mutex::default()),
+                    What::Dir => Body::Dir(Mutex::default()),
+                    What::Link(target) => Body::Link(Bytes::copy_from_slice(target)),
+                    What::Device { .. } => return Err(Errno::EPERM),
+                };
+                let made = Self::make(&self.0.next, body, new.mode);
+                self.entries()?.put(name.into(), made.clone());
+                made
+            }
+            (_, Err(errno)) => return Err(errno),
+        };
+        let handle = match new.what {
+            What::File(how) => Some(made.opened(how)?),
+            _ => None,
+        };
+        Ok(Created { node: Arc::new(made), attr: None, handle })
+    }
+
+    fn walked(&self, names: &[Name<'_>], want: Want) -> Result<Walk, Errno> {
+        let (mut at, mut qids) = (self.clone(), Vec::new());
+        for name in names {
+            match at.lookup(*name) {
+                Ok(next) => at = next,
+                Err(errno) if qids.is_empty() => return Err(errno),
+                Err(errno) => return Ok(Walk { qids, end: Err(errno) }),
+            }
+            qids.push(at.qid());
+        }
+        let attr = want.attr.then(|| at.attributes());
+        Ok(Walk { qids, end: Ok(p9::Reached { node: Arc::new(at), attr, lease: None }) })
+    }
+
+    fn renamed(&self, name: Name<'_>, new_dir: &NodeRef, new_name: Name<'_>) -> Result<(), Errno> {
+        let new_dir = Self::own(new_dir)?;
+        let moved = self.lookup(name)?;
+        new_dir.entries()?.put(new_name.into(), moved);
+        self.entries()?.named.remove(name.as_bytes());
+        Ok(())
+    }
+
+    fn own(node: &NodeRef) -> Result<&Self, Errno> {
+        let node: &dyn Any = &**node;
+        node.downcast_ref().ok_or(Errno::EXDEV)
+    }
+}
+
+impl Entries {
+    fn put(&mut self, name: NameBuf, ram: Ram) {
+        self.last += 1;
+        self.named.insert(name, (self.last, ram));
+    }
+}
+
+impl Tree for Ram {
+    fn attach<'a>(&'a self, _who: &'a Who, aname: &'a [u8]) -> Reply<'a, NodeRef> {
+        let names = match Name::split(aname) {
+            Ok(names) if names.is_empty() => return Reply::ok(Arc::new(self.clone())),
+            Ok(names) => names,
+            Err(errno) => return errno.into(),
+        };
+        self.walked(&names, Want::default()).and_then(Walk::reached).map(|reached| reached.node).into()
+    }
+}
+
+impl Node for Ram {
+    fn qid(&self) -> Qid {
+        self.0.attr.lock().qid
+    }
+
+    fn walk<'a>(&'a self, names: &'a [Name<'a>], want: Want) -> Reply<'a, Walk> {
+        self.walked(names, want).into()
+    }
+
+    fn attr(&self) -> Reply<'_, Attr> {
+        Reply::ok(self.attributes())
+    }
+
+    fn open(&self, how: How) -> Reply<'_, Handle> {
+        self.opened(how).into()
+    }
+
+    fn create<'a>(&'a self, name: Name<'a>, what: New<'a>) -> Reply<'a, Created> {
+        self.created(name, what).into()
+    }
+
+    fn set_attr(&self, change: SetAttr) -> Reply<'_, Attr> {
+        {
+            let mut attr = self.0.attr.lock();
+            let when = |set: SetTime| match set {
+                SetTime::Now => Time { sec: 2_000_000_000, nsec: 0 },
+                SetTime::At(time) => time,
+            };
+            attr.mode = change.mode.map_or(attr.mode, |mode| attr.mode & libc::S_IFMT | mode);
+            attr.uid = change.uid.unwrap_or(attr.uid);
+            attr.gid = change.gid.unwrap_or(attr.gid);
+            attr.atime = change.atime.map_or(attr.atime, when);
+            attr.mtime = change.mtime.map_or(attr.mtime, when);
+        }
+        if let (Some(size), Body::File(text)) = (change.size, &self.0.body) {
+            text.lock().resize(size as usize, 0);
+        }
+        Reply::ok(self.attributes())
+    }
+
+    fn remove<'a>(&'a self, name: Name<'a>, dir: bool) -> Reply<'a, ()> {
+        let gone = self.lookup(name).and_then(|gone| match (dir, gone.entries()) {
+            (true, Ok(entries)) if !entries.named.is_empty() => Err(Errno::ENOTEMPTY),
+            (true, Err(errno)) => Err(errno),
+            (false, Ok(_)) => Err(Errno::EISDIR),
+            _ => Ok(()),
+        });
+        gone.and_then(|()| self.entries().map(|mut entries| drop(entries.named.remove(name.as_bytes())))).into()
+    }
+
+    fn rename<'a>(&'a self, name: Name<'a>, new_dir: &'a NodeRef, new_name: Name<'a>, _flags: u32) -> Reply<'a, ()> {
+        self.renamed(name, new_dir, new_name).into()
+    }
+
+    fn link<'a>(&'a self, target: &'a NodeRef, name: Name<'a>) -> Reply<'a, ()> {
+        Self::own(target).and_then(|target| self.entries().map(|mut e| e.put(name.into(), target.clone()))).into()
+    }
+
+    fn read_link(&self) -> Reply<'_, Bytes> {
+        match &self.0.body {
+            Body::Link(target) => Reply::ok(target.clone()),
+            _ => Errno::EINVAL.into(),
+        }
+    }
+}
+
+struct Open(Ram, How);
+
+impl Stream for Open {
+    fn seekable(&self) -> bool {
+        matches!(self.0.0.body, Body::File(_))
+    }
+
+    fn read(&self, offset: u64, count: u32) -> Reply<'_, Bytes> {
+        if !self.1.read {
+            return Errno::EBADF.into();
+        }
+        self.0.0.reads.fetch_add(1, Ordering::Relaxed);
+        match &self.0.0.body {
+            Body::File(text) => {
+                let text = text.lock();
+                let start = text.len().min(offset as usize);
+                let end = text.len().min(start + count as usize);
+                Reply::ok(Bytes::copy_from_slice(&text[start..end]))
+            }
+            Body::Pipe(pipe) => Reply::later(pipe.read(count)),
+            _ => Reply::ok(Bytes::new()),
+        }
+    }
+
+    fn write(&self, offset: u64, data: Bytes) -> Reply<'_, Written> {
+        if !self.1.write {
+            return Errno::EBADF.into();
+        }
+        let written = Written::count(data.len());
+        match &self.0.0.body {
+            Body::File(text) => {
+                let mut text = text.lock();
+                let start = if self.1.append { text.len() } else { offset as usize };
+                let end = text.len().max(start + data.len());
+                text.resize(end, 0);
+                text[start..start + data.len()].copy_from_slice(&data);
+                Reply::ok(written)
+            }
+            Body::Pipe(pipe) => {
+                pipe.data.lock().extend_from_slice(&data);
+                pipe.changed.notify_waiters();
+                Reply::ok(written)
+            }
+            Body::Stubborn(pipe) => Reply::later(async move {
+                let _hold = cancel::hold();
+                pipe.changed.notified().await;
+                pipe.data.lock().extend_from_slice(&data);
+                Ok(written)
+            }),
+            _ => Errno::EIO.into(),
+        }
+    }
+
+    fn close(&self) -> Reply<'_, ()> {
+        if matches!(self.0.0.body, Body::BadClose) { Errno::EDQUOT.into() } else { Reply::ok(()) }
+    }
+}
+
+impl Pipe {
+    async fn read(&self, count: u32) -> Result<Bytes, Errno> {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            {
+                let mut data = self.data.lock();
+                if !data.is_empty() {
+                    let count = data.len().min(count as usize);
+                    return Ok(data.split_to(count).freeze());
+                }
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Dir for Open {
+    fn list<'a>(&'a self, cookie: u64, each: &'a mut DirSink<'a>) -> Reply<'a, ()> {
+        let mut all: Vec<(u64, NameBuf, Qid)> = match self.0.entries() {
+            Ok(entries) => entries.named.iter().map(|(name, (at, ram))| (*at, name.clone(), ram.qid())).collect(),
+            Err(errno) => return errno.into(),
+        };
+        all.sort_by_key(|(at, ..)| *at);
+        for (at, name, qid) in all.iter().filter(|(at, ..)| *at > cookie) {
+            let entry = Entry { cookie: *at, qid: *qid, kind: qid.kind.mode_bits(), attr: None, name: name.as_name() };
+            if let ControlFlow::Break(()) = each(entry) {
+                break;
+            }
+        }
+        Reply::ok(())
+    }
+}
