@@ -6,18 +6,26 @@
 //! ```text
 //! daemon      serves the FUSE root; stays in the host's namespaces, so that it never touches its own mount
 //! launcher    `slashn launcher`: one thread; forks for each job, reaps, dies with the daemon (its socket ends)
-//!   mounter   unshares, opens /dev/fuse, mounts, clones init, hands the descriptors to the daemon, exits
-//!   init      pid 1 of the job: kernel mounts, pivot, forks the program, reaps, reports, forwards signals
-//!     program
+//!   mounter   unshares, opens /dev/fuse, mounts, clones init, hands the descriptors to the daemon, outlives init
+//!     init    pid 1 of the job: kernel mounts, pivot, forks the program, reaps, reports, forwards signals
+//!       program
 //! ```
 //!
-//! Called by the session's task ([`Launcher::start_job`]) and by `main` of the launcher.
+//! Called by the session's task ([`Launcher::start_job`]) and by `main` of the launcher ([`main`]).
 //! Invariant: when init, the launcher or the daemon dies, so does every process of the job.
 
+mod children;
+mod dev;
 mod error;
+mod init;
+mod interpreter;
 mod job;
 mod launcher;
 mod message;
+mod mounter;
+mod process;
+mod program;
+mod root;
 mod sys;
 
 use std::path::PathBuf;
@@ -28,6 +36,7 @@ use serde::{Deserialize, Serialize};
 pub use error::{Error, Os};
 pub use job::Job;
 pub use launcher::Launcher;
+pub use process::{main, run};
 
 /// What to run, as whom, and what the kernel mounts over the FUSE root. Bytes are as execve(2) takes them, without
 /// the terminating zero.
@@ -43,7 +52,7 @@ pub struct JobSpec {
     pub umask: u32,
     /// Its user, as it sees it.
     pub inner_uid: u32,
-    /// Its group, as it sees it; it is in no other.
+    /// Its group, as it sees it. It is in no other, but in a user namespace those of this process stay, unnamed.
     pub inner_gid: u32,
     /// Make a user namespace in which `inner_uid` and `inner_gid` are this process's own ids, and no others exist.
     /// Needed by anyone but root. Without, the program runs as *this machine's* user `inner_uid`: root only.

@@ -140,8 +140,10 @@ impl Job {
                 self.outcome.get_or_insert(Ok(exit));
                 self.usage = usage;
             }
-            Event::Gone { exit } => {
-                self.outcome.get_or_insert(Ok(exit));
+            Event::Gone { exit, usage } => {
+                if self.outcome.is_none() {
+                    (self.outcome, self.usage) = (Some(Ok(exit)), usage);
+                }
                 self.gone = true;
             }
         }

@@ -30,12 +30,12 @@ pub struct Launcher {
 }
 
 impl Launcher {
-    /// Starts this very program again as `slashn launcher`, whose `main` must call `launch::main`.
+    /// Starts this very program again as `slashn launcher`, whose `main` must call [`super::main`].
     pub fn start() -> Result<Self, Error> {
         Self::start_with(Path::new("/proc/self/exe"), &["launcher"])
     }
 
-    /// Starts `program` with `args`, which must call `launch::main`. It gets an empty environment, its socket as
+    /// Starts `program` with `args`, which must call [`super::main`]. It gets an empty environment, its socket as
     /// standard input, and this process's standard error.
     pub fn start_with<A: AsRef<OsStr>>(program: &Path, args: &[A]) -> Result<Self, Error> {
         use std::os::unix::process::CommandExt;

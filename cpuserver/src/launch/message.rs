@@ -40,7 +40,7 @@ pub(crate) enum Event {
     /// It never ran.
     Failed(Error),
     /// Init ended, and so did all others of its pid namespace.
-    Gone { exit: Exit },
+    Gone { exit: Exit, usage: Usage },
 }
 
 /// To init.

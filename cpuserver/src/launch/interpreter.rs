@@ -1,0 +1,188 @@
+//! Why a file that is there cannot be executed: its `#!` line, or its ELF header.
+//!
+//! Called by the program's process when execve(2) has failed, which says no more than ENOENT, EACCES or ENOEXEC.
+//! Invariant: the file is anyone's; every offset in it is checked.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::Path;
+
+/// As much of the header as the kernel looks at for `#!`.
+const HEAD: usize = 256;
+/// Program headers that are looked at, and bytes of an interpreter's path, at most.
+const HEADERS: u64 = 256;
+const PATH: u64 = 4096;
+
+/// The interpreter that the file at `path` names, if there is such a file and it names one.
+pub(super) fn of(path: &[u8]) -> Option<String> {
+    let file = File::open(at(path)).ok()?;
+    let mut head = [0; HEAD];
+    let got = file.read_at(&mut head, 0).ok()?;
+    let head = &head[..got];
+    let name = match head.strip_prefix(b"#!") {
+        Some(line) => {
+            let line = line.split(|byte| *byte == b'\n').next()?.trim_ascii();
+            line.split(|byte| *byte == b' ' || *byte == b'\t').next()?.to_vec()
+        }
+        None => Elf::parse(head)?.interpreter(&file)?,
+    };
+    Some(String::from_utf8_lossy(&name).into_owned())
+}
+
+/// Why execve(2) said EACCES.
+pub(super) fn why_denied(path: &[u8]) -> String {
+    match fs::metadata(at(path)) {
+        Ok(meta) if meta.is_dir() => "it is a directory".into(),
+        Ok(meta) if !meta.is_file() => "it is no regular file".into(),
+        Ok(meta) if meta.permissions().mode() & 0o111 == 0 => "permission denied (no execute bit)".into(),
+        _ => "permission denied".into(),
+    }
+}
+
+/// Whether a file that has no format known to the kernel may be a shell script; if not, what it is.
+pub(super) fn may_be_script(path: &[u8]) -> Result<(), String> {
+    let mut head = [0; HEAD];
+    let file = File::open(at(path)).map_err(|error| error.to_string())?;
+    let got = file.read_at(&mut head, 0).map_err(|error| error.to_string())?;
+    let head = &head[..got];
+    if let Some(elf) = Elf::parse(head) {
+        return Err(match machine(elf.machine) {
+            Some(name) => format!("it is for {name}, and this node is {}", std::env::consts::ARCH),
+            None => "it is not for this node's architecture".into(),
+        });
+    }
+    let first = head.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    if head.starts_with(b"\x7fELF") || first.contains(&0) {
+        Err("it has no format that the kernel knows".into())
+    } else {
+        Ok(())
+    }
+}
+
+fn at(path: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(path))
+}
+
+/// The fields of elf(5) that matter here.
+struct Elf {
+    wide: bool,
+    big_endian: bool,
+    machine: u64,
+    header_offset: u64,
+    header_size: u64,
+    headers: u64,
+}
+
+impl Elf {
+    fn parse(head: &[u8]) -> Option<Self> {
+        let ident = head.strip_prefix(b"\x7fELF")?;
+        let (wide, big_endian) = (*ident.first()? == 2, *ident.get(1)? == 2);
+        let field = |narrow: (usize, usize), broad: (usize, usize)| {
+            let (offset, size) = if wide { broad } else { narrow };
+            number(head, offset, size, big_endian)
+        };
+        Some(Self {
+            wide,
+            big_endian,
+            machine: field((18, 2), (18, 2))?,
+            header_offset: field((28, 4), (32, 8))?,
+            header_size: field((42, 2), (54, 2))?,
+            headers: field((44, 2), (56, 2))?,
+        })
+    }
+
+    /// The path in the program header of type `PT_INTERP`.
+    fn interpreter(&self, file: &File) -> Option<Vec<u8>> {
+        const PT_INTERP: u64 = 3;
+        let (offset_at, size_at, width) = if self.wide { (8, 32, 8) } else { (4, 16, 4) };
+        for i in 0..self.headers.min(HEADERS) {
+            let mut header = [0; 64];
+            let at = self.header_offset.checked_add(i.checked_mul(self.header_size)?)?;
+            let got = file.read_at(&mut header, at).ok()?;
+            let field = |offset, size| number(&header[..got], offset, size, self.big_endian);
+            if field(0, 4)? == PT_INTERP {
+                let mut path = vec![0; field(size_at, width)?.min(PATH) as usize];
+                let got = file.read_at(&mut path, field(offset_at, width)?).ok()?;
+                let name = path[..got].split(|byte| *byte == 0).next()?;
+                return Some(name.to_vec());
+            }
+        }
+        None
+    }
+}
+
+/// The unsigned number of `size` bytes at `offset`, if it is all there.
+fn number(bytes: &[u8], offset: usize, size: usize, big_endian: bool) -> Option<u64> {
+    let field = bytes.get(offset..offset.checked_add(size)?)?;
+    let add = |sum: u64, byte: &u8| sum << 8 | u64::from(*byte);
+    Some(if big_endian { field.iter().fold(0, add) } else { field.iter().rev().fold(0, add) })
+}
+
+/// The name of an `EM_` number, for the machines that are in use.
+fn machine(number: u64) -> Option<&'static str> {
+    let table = [
+        (3, "x86"),
+        (40, "arm"),
+        (62, "x86_64"),
+        (183, "aarch64"),
+        (243, "riscv64"),
+        (21, "powerpc64"),
+        (22, "s390x"),
+        (258, "loongarch64"),
+    ];
+    table.iter().find(|(code, _)| *code == number).map(|(_, name)| *name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    fn path(file: &tempfile::NamedTempFile) -> &[u8] {
+        file.path().as_os_str().as_bytes()
+    }
+
+    #[test]
+    fn the_interpreter_of_a_script_is_the_first_word_of_its_first_line() {
+        let script = file(b"#! /no/such/python -u\nprint()\n");
+        assert_eq!(of(path(&script)).unwrap(), "/no/such/python");
+        assert!(of(b"/no/such/file").is_none());
+    }
+
+    #[test]
+    fn the_interpreter_of_a_dynamic_program_is_its_loader() {
+        let exe = std::env::current_exe().unwrap();
+        let loader = of(exe.as_os_str().as_bytes()).unwrap();
+        assert!(loader.contains("ld"), "{loader}");
+    }
+
+    #[test]
+    fn a_program_for_another_machine_is_named_so() {
+        let mut bytes = fs::read(std::env::current_exe().unwrap()).unwrap();
+        bytes.truncate(4096);
+        bytes[18] = 243;
+        bytes[19] = 0;
+        assert!(may_be_script(path(&file(&bytes))).unwrap_err().contains("riscv64"));
+        assert!(may_be_script(path(&file(b"echo no first line\n"))).is_ok());
+        assert!(may_be_script(path(&file(b"\x00\x01\x02"))).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_after_an_elf_magic_are_looked_at_safely(bytes: Vec<u8>) {
+            let elf = file(&[b"\x7fELF", bytes.as_slice()].concat());
+            let _ = (of(path(&elf)), may_be_script(path(&elf)));
+        }
+    }
+}
