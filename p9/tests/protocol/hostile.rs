@@ -24,7 +24,7 @@ async fn attached() -> Peer {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_frame_larger_than_agreed_refusal_when_it_is_announced() {
+async fn a_frame_larger_than_agreed_is_refused_when_it_is_announced() {
     let mut peer = attached().await;
     peer.send(&8193_u32.to_le_bytes()).await;
     let (last, err) = peer.refusal().await;
@@ -33,7 +33,7 @@ async fn a_frame_larger_than_agreed_refusal_when_it_is_announced() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_frame_too_small_to_be_one_refusal() {
+async fn a_frame_too_small_to_be_one_is_refused() {
     for size in [0_u32, 6] {
         let mut peer = attached().await;
         peer.send(&[&size.to_le_bytes()[..], &[0; 16]].concat()).await;
@@ -44,7 +44,7 @@ async fn a_frame_too_small_to_be_one_refusal() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_count_beyond_the_frame_refusal() {
+async fn a_count_beyond_the_frame_is_refused() {
     let mut peer = attached().await;
     let mut frame = encode("5 Twrite fid=0 offset=0 data=abc");
     let count = frame.len() - 7;
@@ -76,7 +76,7 @@ async fn more_names_than_a_walk_may_have_are_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_tag_that_is_in_use_refusal_for_requests_and_flushes() {
+async fn a_tag_that_is_in_use_is_refused_for_requests_and_flushes() {
     for second in ["3 Tgetattr fid=0 request_mask=0x7ff", "3 Tflush oldtag=9", "3 Tauth afid=1 uname= aname= n_uname=~"]
     {
         let root = Ram::root();
@@ -95,7 +95,7 @@ async fn a_tag_that_is_in_use_refusal_for_requests_and_flushes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_does_not_begin_with_a_version_refusal() {
+async fn whoever_does_not_begin_with_a_version_is_refused() {
     let mut peer = Peer::of(Arc::new(Ram::root()), Limits::default());
     peer.say("1 Tattach fid=0 afid=~ uname= aname= n_uname=~").await;
     let (last, err) = peer.refusal().await;
@@ -104,7 +104,7 @@ async fn whoever_does_not_begin_with_a_version_refusal() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_msize_too_small_to_work_with_refusal() {
+async fn an_msize_too_small_to_work_with_is_refused() {
     let mut peer = Peer::of(Arc::new(Ram::root()), Limits::default());
     peer.say("65535 Tversion msize=100 version=9P2000.L").await;
     let (_, err) = peer.refusal().await;
@@ -120,7 +120,7 @@ async fn a_peer_that_says_nothing_is_waited_for_a_while_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_byte_a_second_refusal_and_an_idle_connection_is_not() {
+async fn a_byte_a_second_is_refused_and_an_idle_connection_is_not() {
     let mut peer = attached().await;
     tokio::time::sleep(Duration::from_secs(100_000)).await;
     peer.say("1 Tgetattr fid=0 request_mask=0x7ff").await;
@@ -168,7 +168,7 @@ async fn the_end_in_the_middle_of_a_frame_is_an_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_fid_too_many_refusal_and_the_others_stay() {
+async fn one_fid_too_many_is_refused_and_the_others_stay() {
     let limits = Limits { fids: 2, ..Limits::default() };
     let mut peer = Peer::attached(Arc::new(Ram::root()), limits).await;
     peer.say("1 Twalk fid=0 newfid=1 wnames=").await;
@@ -182,7 +182,7 @@ async fn one_fid_too_many_refusal_and_the_others_stay() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_request_too_many_refusal_but_flushes_and_clunks_are_not() {
+async fn one_request_too_many_is_refused_but_flushes_and_clunks_are_not() {
     let root = Ram::root();
     root.pipe("pipe");
     let limits = Limits { in_flight: 4, ..Limits::default() };
