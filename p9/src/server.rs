@@ -169,7 +169,7 @@ where
 /// The number of the next connection, in the log.
 static NEXT: AtomicU64 = AtomicU64::new(1);
 /// Replies that wait for the writer; past it, requests wait.
-const REPLIES: usize = 64;
+const REPLIES: usize = 256;
 /// How long the last replies may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 

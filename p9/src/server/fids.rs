@@ -185,7 +185,7 @@ async fn alone(fid: Fid) -> Alone {
 
 /// Takes the place in the queue now, whatever the reader has done in this turn; the turn may come later.
 async fn queue<G>(turn: impl Future<Output = G> + Send + 'static) -> Turn<G> {
-    // Past tokio's budget a lock would say Pending before it has queued anything.
+    // What the reader has spent of tokio's budget must not decide about places.
     let mut turn: Pin<Box<dyn Future<Output = G> + Send>> = Box::pin(unconstrained(turn));
     match poll_fn(|cx| Poll::Ready(turn.as_mut().poll(cx))).await {
         Poll::Ready(guard) => Turn::Now(guard),
