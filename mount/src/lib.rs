@@ -1,1 +1,55 @@
-//! Any tree shown by FUSE.
+//! Any tree shown by FUSE: a thin translation of kernel requests into questions to [`p9::Node`]s.
+//!
+//! [`mount`] puts a tree at a path of this machine, as root or as an ordinary user; [`serve`] answers on a FUSE
+//! descriptor that is mounted already, as the root of a job is. Both give a [`Mount`], which unmounts when dropped.
+//! A mount of a daemon that was killed is found by [`stale`] and taken away by [`clean`].
+//!
+//! What holds: no waiting caller is stuck. A request that is not answered at once is watched, and ends with `EINTR` when
+//! its caller is dying or asked to end; names and attributes are answered within a minute in any case. The process
+//! that serves a mount never touches it.
+
+mod allocator;
+mod attr;
+mod bridge;
+mod kernel;
+mod open;
+mod serve;
+mod table;
+mod watch;
+
+use std::time::Duration;
+
+pub use allocator::tune_allocator;
+pub use kernel::{Error, clean, stale, unmount};
+pub use serve::{Mount, mount, serve};
+
+/// How a tree is shown.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long the kernel may keep names, missing names and attributes without asking again.
+    pub ttl: Duration,
+    /// Threads that take requests from the kernel.
+    pub threads: usize,
+    /// Whether users other than the one who mounts may enter. Of no meaning to [`serve`], where whoever mounted
+    /// decided it.
+    pub allow_other: bool,
+    /// Whether every change is refused with `EROFS`.
+    pub read_only: bool,
+    /// The most files that are kept at hand (as a fid of a server, say) without being open.
+    pub max_inodes_held: usize,
+    /// What `mount` shows as the source.
+    pub fs_name: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            ttl: Duration::from_secs(1),
+            threads: 2,
+            allow_other: false,
+            read_only: false,
+            max_inodes_held: 16 << 10,
+            fs_name: "slashn".into(),
+        }
+    }
+}
