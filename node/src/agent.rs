@@ -6,17 +6,17 @@
 //! served: rules by path, from the trust that the caller has in that node. The agent ends by itself after ten minutes
 //! without work.
 
-use std::path::PathBuf;
-use std::str::FromStr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use cpuserver::serve_back;
 use fileserver::caller::{self, Caller, Expose, Trust};
-use fileserver::{Disk, DiskOptions, Ruled};
+use fileserver::{Disk, DiskOptions, Ruled, Rules};
 use p9::server::{self, Limits};
-use p9::{Errno, Reply, TreeRef, Who, synth};
+use p9::{Errno, Reply, TreeRef, synth};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Notify;
@@ -33,25 +33,22 @@ pub struct Serve {
     /// The node that runs the command: a known name or an address.
     pub node: String,
     /// The session there.
-    pub session: String,
+    pub session: u64,
     /// What proves that this connection is meant for it.
     pub nonce: String,
     /// The caller's home and working directory.
     pub home: PathBuf,
     /// Where the command starts.
     pub cwd: PathBuf,
-    /// How far the node is trusted: `cwd`, `home` or `all`.
-    pub trust: String,
-    /// Paths to show although the trust would hide them; true where they may be read only.
+    /// Paths to show although the trust would hide them; true for those that may only be read.
     pub expose: Vec<(PathBuf, bool)>,
 }
 
 impl Serve {
-    /// The rules that the node meets.
-    pub fn rules(&self, slashn_home: &std::path::Path) -> Result<fileserver::Rules, Errno> {
-        let level = Trust::from_str(&self.trust).map_err(|_| Errno::EINVAL)?;
+    /// The rules that a node meets which is trusted as far as `level`. It does blocking I/O.
+    pub fn rules(&self, level: Trust, slashn_home: &Path) -> Rules {
         let expose = self.expose.iter().map(|(path, read_only)| Expose { path: path.clone(), read_only: *read_only });
-        Ok(caller::rules(&Caller {
+        caller::rules(&Caller {
             home: self.home.clone(),
             cwd: self.cwd.clone(),
             slashn_home: slashn_home.to_path_buf(),
@@ -59,7 +56,7 @@ impl Serve {
             gid: rustix::process::getegid().as_raw(),
             level,
             expose: expose.collect(),
-        }))
+        })
     }
 }
 
@@ -76,8 +73,8 @@ pub struct Agent {
 impl Agent {
     /// An agent that dials with `dialer` and hides `slashn_home`; `key` keys the qids of the caller's files.
     pub fn new(dialer: Dialer, slashn_home: PathBuf, key: [u8; 32]) -> Result<Arc<Self>> {
-        let options = DiskOptions { key, ..DiskOptions::default() };
-        let disk = Disk::open(std::path::Path::new("/"), options).at("serve", "/")?;
+        let options = DiskOptions::new(key);
+        let disk = Disk::open(Path::new("/"), options).at("serve", "/")?;
         Ok(Arc::new(Self {
             dialer,
             slashn_home,
@@ -93,10 +90,7 @@ impl Agent {
         let (serve, status, stop) = (self.clone(), self.clone(), self.clone());
         synth::tree(synth::dir([
             ("serve", synth::ctl(move |line| serve.clone().asked(line))),
-            (
-                "status",
-                synth::file(move || Ok(format!("serving {}\n", status.serving.load(Ordering::SeqCst)).into())),
-            ),
+            ("status", synth::file(move || Ok(format!("serving {}\n", status.serving.load(Ordering::SeqCst)).into()))),
             (
                 "ctl",
                 synth::ctl(move |line| match &line[..] {
@@ -126,19 +120,21 @@ impl Agent {
     fn asked(self: Arc<Self>, line: Bytes) -> Reply<'static, ()> {
         let Ok(request) = serde_json::from_slice::<Serve>(&line) else { return Errno::EINVAL.into() };
         Reply::later(async move {
-            let rules = request.rules(&self.slashn_home)?;
-            let who = self.dialer.who(&request.node).ok_or(Errno::ENOENT)?;
-            let mut io = self.dialer.connect(&request.node).await.map_err(|err| {
+            let node = self.dialer.find(&request.node).map_err(|_| Errno::ENOENT)?;
+            let mut io = self.dialer.connect(&node).await.map_err(|err| {
                 tracing::warn!("{err}");
                 Errno::EHOSTUNREACH
             })?;
-            io.write_all(format!("serve {} {}\n", request.session, request.nonce).as_bytes()).await?;
+            io.write_all(serve_back::line(request.session, &request.nonce).as_bytes()).await?;
             io.flush().await?;
+            let (agent, level, name) = (self.clone(), node.trust, node.name.clone());
+            let rules = p9::cancel::blocking(move || Ok(request.rules(level, &agent.slashn_home))).await?;
             let tree: TreeRef = Ruled::new(self.disk.clone(), rules);
+            let who = self.dialer.who(&node);
             let busy = Busy::new(self);
             tokio::spawn(async move {
                 if let Err(err) = server::serve(io, tree, who, Limits::default()).await {
-                    tracing::info!("serving {} ended: {err}", request.node);
+                    tracing::info!("serving {name} ended: {err}");
                 }
                 drop(busy);
             });
@@ -163,9 +159,4 @@ impl Drop for Busy {
         self.0.serving.fetch_sub(1, Ordering::SeqCst);
         self.0.changed.notify_one();
     }
-}
-
-/// A peer as whom a node is served: it is known by its key alone.
-pub(crate) fn node_as_peer(name: &str, fingerprint: &str) -> Arc<Who> {
-    Arc::new(Who { key: fingerprint.into(), user: name.into(), uid: None, ..Who::owner() })
 }

@@ -19,9 +19,31 @@ pub mod up;
 
 use std::process::ExitCode;
 
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+
 use crate::Context;
 use crate::cli::Command;
-use crate::error::Result;
+use crate::error::{At, Result};
+
+/// The runtime of a command that talks to others.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    let built =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(64).enable_all().build();
+    built.at("start", "the runtime")
+}
+
+/// Returns when the process is told to end, by SIGTERM, SIGINT, or `stop`.
+async fn stopped(stop: &Notify) -> Result<()> {
+    let listen = |kind| signal(kind).at("listen for", "signals");
+    let (mut term, mut int) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+        () = stop.notified() => {}
+    }
+    Ok(())
+}
 
 /// Runs `command`.
 pub fn run(context: &Context, command: Command) -> Result<ExitCode> {

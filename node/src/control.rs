@@ -77,7 +77,9 @@ async fn accept(listener: UnixListener, tree: TreeRef) {
 pub async fn connect(path: &Path) -> Result<Option<NodeRef>> {
     let stream = match UnixStream::connect(path).await {
         Ok(stream) => stream,
-        Err(err) if matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => return Ok(None),
+        Err(err) if matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            return Ok(None);
+        }
         Err(err) => return Err(Error::new("connect", path.display(), err)),
     };
     let client = Client::connect(stream, client::Options::default()).await.at("connect", path.display())?;

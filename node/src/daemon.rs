@@ -42,7 +42,8 @@ pub fn start(home: &Path, step: &str, args: &[OsString]) -> Result<String> {
     let said = String::from_utf8_lossy(&said);
     match said.lines().rev().find_map(|line| line.strip_prefix("slashn: ")) {
         Some(error) => Err(Error::told(error)),
-        None => Err(Error::new(step, program.display(), format!("it ended with {status}")).remedy(format!("cat {}", log.display()))),
+        None => Err(Error::new(step, program.display(), format!("it ended with {status}"))
+            .remedy(format!("cat {}", log.display()))),
     }
 }
 
@@ -50,5 +51,9 @@ pub fn start(home: &Path, step: &str, args: &[OsString]) -> Result<String> {
 fn slashn() -> Result<std::path::PathBuf> {
     let me = std::env::current_exe().at("find the program", "/proc/self/exe")?;
     let neighbour = me.with_file_name("slashn");
-    if neighbour.exists() { Ok(neighbour) } else { Err(Error::new("find the program", neighbour.display(), "it is not there")) }
+    if neighbour.exists() {
+        Ok(neighbour)
+    } else {
+        Err(Error::new("find the program", neighbour.display(), "it is not there"))
+    }
 }

@@ -24,6 +24,13 @@ impl Error {
         Self { step: one_line(step), thing: one_line(thing), reason: one_line(reason), remedy: None, status: 1 }
     }
 
+    /// What another process of ours said, as one line: `STEP: THING: REASON`.
+    pub fn told(line: &str) -> Self {
+        let mut parts = line.splitn(3, ": ");
+        let mut part = || parts.next().unwrap_or_default();
+        Self::new(part(), part(), part())
+    }
+
     /// With the command that mends it, as the user would type it.
     #[must_use]
     pub fn remedy(self, command: impl Display) -> Self {

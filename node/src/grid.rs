@@ -48,16 +48,16 @@ impl Nodes {
             return Err(errno);
         }
         slot.live = None;
-        match self.dialer.node(name).await {
+        let node = self.dialer.find(name).map_err(|_| Errno::ENOENT)?;
+        match self.dialer.attach(&node).await {
             Ok((client, root)) => {
                 slot.live = Some((client, root.clone()));
                 Ok(root)
             }
             Err(err) => {
                 tracing::warn!("{err}");
-                let errno = if self.dialer.knows(name) { Errno::EHOSTUNREACH } else { Errno::ENOENT };
-                slot.failed = Some((Instant::now(), errno));
-                Err(errno)
+                slot.failed = Some((Instant::now(), Errno::EHOSTUNREACH));
+                Err(Errno::EHOSTUNREACH)
             }
         }
     }

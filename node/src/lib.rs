@@ -3,17 +3,25 @@
 //! The binaries `slashn` and `rcpu` (in `bin/`) parse what was typed, say what the environment holds, and call one
 //! function of [`commands`]. Everything below reads neither the environment nor the command line.
 
+pub mod agent;
 pub mod authorized;
 pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod context;
+pub mod control;
+pub mod daemon;
+pub mod dial;
 pub mod error;
 pub mod files;
+pub mod grid;
 pub mod home;
 pub mod keys;
 pub mod known;
 pub mod output;
+pub mod root;
+pub mod serve;
+pub mod stat;
 pub mod watch;
 
 pub use context::Context;

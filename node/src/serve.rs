@@ -13,26 +13,29 @@ use std::time::Duration;
 use cpuserver::Cpu;
 use dashmap::DashMap;
 use p9::server::{self, Limits};
-use p9::{Rights, TreeRef, Who};
+use p9::transport::tls::{self, Identity};
+use p9::{Rights, TreeRef, Who, transport};
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
-use crate::admit::Admission;
+use crate::authorized::Authorized;
+use crate::error::{At, Result};
+use crate::watch::Watch;
 
 /// Handshakes under way at once; who comes later waits in the kernel's queue.
 const HANDSHAKES: usize = 64;
 /// Connections at once.
 const CONNECTIONS: usize = 4096;
-/// How often the lists are looked at for changes.
-const RECHECK: Duration = Duration::from_secs(1);
 /// How long a connection may take to say what it is.
 const FIRST_BYTES: Duration = Duration::from_secs(10);
 
 /// What all connections of a node share.
 pub struct Node {
-    admission: Admission,
+    authorized: Arc<Authorized>,
+    tls: Arc<ServerConfig>,
     tree: TreeRef,
     cpu: Arc<Cpu>,
     live: DashMap<u64, Live>,
@@ -43,21 +46,26 @@ pub struct Node {
 /// One connection that was admitted.
 struct Live {
     who: Arc<Who>,
+    /// The SubjectPublicKeyInfo that it proved; empty for a local socket.
+    spki: Vec<u8>,
     peer: String,
     task: AbortHandle,
 }
 
 impl Node {
-    /// A node that admits by `admission` and serves `tree`; `cpu` takes the callers' trees.
-    pub fn new(admission: Admission, tree: TreeRef, cpu: Arc<Cpu>) -> Arc<Self> {
-        Arc::new(Self {
-            admission,
+    /// A node that is `me`, admits whom `authorized` has, and serves `tree`; `cpu` takes the callers' trees.
+    pub fn new(me: &Identity, authorized: Arc<Authorized>, tree: TreeRef, cpu: Arc<Cpu>) -> Result<Arc<Self>> {
+        let list = authorized.clone();
+        let tls = tls::server_config(me, Arc::new(move |spki: &[u8]| list.granted(spki).is_some()));
+        Ok(Arc::new(Self {
+            authorized,
+            tls: tls.at("up", "TLS")?,
             tree,
             cpu,
             live: DashMap::new(),
             next: AtomicU64::new(1),
             handshakes: Semaphore::new(HANDSHAKES),
-        })
+        }))
     }
 
     /// Accepts TLS connections on `listener` for ever.
@@ -86,17 +94,20 @@ impl Node {
     }
 
     async fn greet(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
-        stream.set_nodelay(true)?;
-        let (io, who) = {
+        transport::tune(&stream)?;
+        let (io, spki) = {
             let _permit = self.handshakes.acquire().await.map_err(io::Error::other)?;
-            self.admission.accept(stream).await?
+            tls::accept(stream, self.tls.clone()).await?
         };
-        self.run(io, who, peer.to_string());
+        // The key was looked up within the handshake, too; what counts is what it was granted.
+        let granted = self.authorized.granted(&spki).ok_or_else(|| io::Error::other("its key was denied meanwhile"))?;
+        let client = self.next.fetch_add(1, Ordering::Relaxed);
+        self.run(io, Arc::new(granted.who(client)), spki, peer.to_string());
         Ok(())
     }
 
     /// Serves `io` in a task of its own, as `who`.
-    pub fn run<S>(self: &Arc<Self>, io: S, who: Arc<Who>, peer: String)
+    pub fn run<S>(self: &Arc<Self>, io: S, who: Arc<Who>, spki: Vec<u8>, peer: String)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -113,7 +124,7 @@ impl Node {
                 tracing::info!("{said}: {err}");
             }
         });
-        self.live.insert(id, Live { who, peer, task: task.abort_handle() });
+        self.live.insert(id, Live { who, spki, peer, task: task.abort_handle() });
         let _ = start.send(());
     }
 
@@ -129,22 +140,21 @@ impl Node {
             return server::serve(io, self.tree.clone(), who, Limits::default()).await.map_err(io::Error::other);
         }
         let line = tokio::time::timeout(FIRST_BYTES, rest_of_line(&mut io)).await??;
-        self.cpu.serve_back(&format!("serv{line}"), &who, Box::new(io)).await.map_err(io::Error::other)
+        self.cpu.serve_back(&format!("serv{line}"), Box::new(io), &who).await.map_err(io::Error::other)
     }
 
-    /// Ends the connections that today's lists no longer allow, whenever those change. Never returns.
-    pub async fn recheck(self: Arc<Self>) {
-        let mut ticks = tokio::time::interval(RECHECK);
+    /// Ends the connections that the lists no longer allow, whenever those change. Returns when the home cannot be
+    /// watched any more.
+    pub async fn recheck(self: Arc<Self>, watch: Watch) -> io::Result<()> {
         loop {
-            ticks.tick().await;
-            if !self.admission.reload() {
-                continue;
-            }
+            watch.changed().await?;
             for live in &self.live {
                 // Who came by a local socket brought no key.
-                if !live.who.key.is_empty() && self.admission.rights(&live.who.key).as_ref() != Some(&live.who.rights) {
+                let granted = self.authorized.granted(&live.spki).map(|granted| granted.rights);
+                if !live.spki.is_empty() && granted.as_ref() != Some(&live.who.rights) {
                     tracing::info!("{}: no longer allowed", live.peer);
                     live.task.abort();
+                    self.cpu.end_sessions_of(&live.who);
                 }
             }
         }

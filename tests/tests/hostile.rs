@@ -27,7 +27,8 @@ fn a_node_with_another_key_than_the_known_one_is_refused() {
     let other = machine.node("beta");
     let known = fs::read_to_string(machine.at("me/known_nodes")).unwrap();
     // The line of alpha, leading to beta: as if someone sat in between.
-    let crossed: String = known.lines().filter(|l| l.starts_with("alpha")).map(|l| l.replace(&address, &other)).collect();
+    let crossed: String =
+        known.lines().filter(|l| l.starts_with("alpha")).map(|l| l.replace(&address, &other)).collect();
     fs::write(machine.at("me/known_nodes"), crossed + "\n").unwrap();
     let error = machine.rcpu(&["alpha", "true"]).exits(255).errors();
     assert!(error.contains("alpha") && error.contains("key"), "{error}");

@@ -1,12 +1,57 @@
-//! `slashn agent`: serves the user's tree to the nodes that run commands for the user.
+//! `slashn agent`: serves the user's tree to the nodes that run commands for the user. `rcpu` starts it.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-use crate::Context;
-use crate::cli::Agent;
-use crate::error::{Error, Result};
+use crate::agent::Agent;
+use crate::cli;
+use crate::commands::{runtime, stopped};
+use crate::control::{self, Control};
+use crate::dial::Dialer;
+use crate::error::{At, Result};
+use crate::{Context, output};
 
-/// Runs the command.
-pub fn run(_context: &Context, _typed: &Agent) -> Result<ExitCode> {
-    Err(Error::new("agent", "this build", "does not have it"))
+/// Where in `run/` it answers.
+pub const SOCKET: &str = "agent";
+
+/// Runs the command: the agent until it is idle or told to stop, or with `--stop` tells the one that runs.
+pub fn run(context: &Context, typed: &cli::Agent) -> Result<ExitCode> {
+    let home = context.open_home()?;
+    let path = home.run()?.join(SOCKET);
+    let runtime = runtime()?;
+    if typed.stop {
+        runtime.block_on(async {
+            match control::connect(&path).await? {
+                Some(root) => {
+                    control::write(&root, "ctl", "stop").await.at("stop the agent", path.display())?;
+                    // It answers no more once it has ended.
+                    while control::connect(&path).await?.is_some() {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                    Ok(())
+                }
+                None => Ok(()),
+            }
+        })?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let dialer = Dialer::open(&home, context.agent())?;
+    let agent = Agent::new(dialer, home.path().to_path_buf(), home.secret("qid")?)?;
+    let served = runtime.block_on(async {
+        if control::connect(&path).await?.is_some() {
+            // Another was started at the same moment: it serves as well.
+            return output::line("ready");
+        }
+        let control = Control::serve(&path, agent.tree())?;
+        output::line("ready")?;
+        let never = tokio::sync::Notify::new();
+        tokio::select! {
+            () = agent.ended() => {}
+            signalled = stopped(&never) => signalled?,
+        }
+        drop(control);
+        Ok(())
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    served.map(|()| ExitCode::SUCCESS)
 }

@@ -1,12 +1,159 @@
-//! `slashn mount`: mounts the grid.
+//! `slashn mount`: the grid at a folder, served by a copy of this program in the background.
 
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::Context;
+use ns::{Build, Dialer as NsDialer, Grid, Names};
+use p9::{Errno, Name, NodeRef, Reply, Tree, TreeRef, Want, Who, synth};
+use rustix::fs::Access;
+use tokio::sync::Notify;
+
 use crate::cli::Mount;
-use crate::error::{Error, Result};
+use crate::commands::{runtime, stopped};
+use crate::control::Control;
+use crate::dial::Dialer;
+use crate::error::{At, Error, Result};
+use crate::grid::Nodes;
+use crate::home::Home;
+use crate::{Context, daemon, output};
+
+/// The namespace that is mounted when no other is asked for.
+const GRID: &str = "mount '#grid' /\n";
 
 /// Runs the command.
-pub fn run(_context: &Context, _typed: &Mount) -> Result<ExitCode> {
-    Err(Error::new("mount", "this build", "does not have it"))
+pub fn run(context: &Context, typed: &Mount) -> Result<ExitCode> {
+    let home = context.open_home()?;
+    let at = place(context, typed.dir.as_deref())?;
+    if !typed.foreground {
+        home.run()?;
+        let mut all: Vec<OsString> = vec!["--home".into(), context.home.clone().into(), "mount".into()];
+        if let Some(file) = &typed.ns {
+            let file = std::path::absolute(file).at("mount", file.display())?;
+            all.extend(["--ns".into(), file.into()]);
+        }
+        all.extend(["--foreground".into(), "--".into(), at.clone().into()]);
+        daemon::start(home.path(), "mount", &all)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    mount::tune_allocator();
+    let dialer = Dialer::open(&home, context.agent())?;
+    let text = match &typed.ns {
+        Some(file) => std::fs::read_to_string(file).at("read the namespace", file.display())?,
+        None => GRID.to_string(),
+    };
+    let variable = |name: &str| context.environment.var(name).map(|value| value.to_string_lossy().into_owned());
+    let file = typed.ns.as_deref().unwrap_or(Path::new("the default")).display();
+    let lines = ns::text::parse(&text, &variable).at("read the namespace", file)?;
+    let runtime = runtime()?;
+    let served = runtime.block_on(serve(&home, &at, &lines, dialer));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    served.map(|()| ExitCode::SUCCESS)
+}
+
+async fn serve(home: &Home, at: &Path, lines: &[ns::text::Line], dialer: Dialer) -> Result<()> {
+    let servers = Servers(Nodes::new(dialer));
+    let namespace = Build::build(lines, &servers).await.at("mount", at.display())?;
+    let root = namespace.attach(&Who::owner(), b"").await.at("mount", at.display())?;
+    let options = mount::Options { fs_name: "slashn".into(), ..mount::Options::default() };
+    let handle = tokio::runtime::Handle::current();
+    let place = at.to_path_buf();
+    // Mounting waits for the kernel, and fusermount3 for a while.
+    let mounted = tokio::task::spawn_blocking(move || mount::mount(root, &place, options, handle));
+    let mounted = mounted.await.at("mount", at.display())?.at("mount", at.display())?;
+    let stop = Arc::new(Notify::new());
+    let control = Control::serve(&socket(home, at)?, control(at, &namespace, &stop))?;
+    output::line(format_args!("ready {}", at.display()))?;
+    tokio::select! {
+        _ = mounted.ended() => {}
+        told = stopped(&stop) => told?,
+    }
+    let gone = tokio::task::spawn_blocking(move || mounted.unmount());
+    gone.await.at("unmount", at.display())?.at("unmount", at.display())?;
+    drop(control);
+    Ok(())
+}
+
+/// The folder that is meant: made if it is missing, freed of what a killed mount left, and not in use.
+fn place(context: &Context, dir: Option<&Path>) -> Result<PathBuf> {
+    let at = default_place(context, dir)?;
+    mount::clean(&at).at("mount", at.display())?;
+    if dir.is_none() {
+        std::fs::create_dir_all(&at).at("mount", at.display())?;
+    }
+    let found = std::fs::metadata(&at).map_err(|err| {
+        let error = Error::new("mount", at.display(), Errno::from(err));
+        error.remedy(format!("mkdir -p {}", at.display()))
+    })?;
+    if !found.is_dir() {
+        return Err(Error::new("mount", at.display(), "is not a directory"));
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let is_at = |line: &str| line.split(' ').nth(4).is_some_and(|place| Path::new(place) == at);
+    if mounts.lines().any(|line| is_at(line) && line.contains(" fuse.slashn ")) {
+        let remedy = format!("slashn unmount {}", at.display());
+        return Err(Error::new("mount", at.display(), "a grid is mounted there already").remedy(remedy));
+    }
+    Ok(at)
+}
+
+/// The folder that is meant by `dir`, or by none: /n if I may write it, else ~/n.
+pub(super) fn default_place(context: &Context, dir: Option<&Path>) -> Result<PathBuf> {
+    if let Some(dir) = dir {
+        // Not canonicalised: a dead mount there could not be looked at.
+        return std::path::absolute(dir).at("find the mount point", dir.display());
+    }
+    let root = rustix::process::geteuid().is_root();
+    if root || rustix::fs::access("/n", Access::WRITE_OK).is_ok() {
+        return Ok("/n".into());
+    }
+    let home = context.user_home().ok_or_else(|| Error::new("find the mount point", "$HOME", "is not set"))?;
+    Ok(home.join("n"))
+}
+
+/// Where the mount at `at` answers: one socket for each place.
+pub(super) fn socket(home: &Home, at: &Path) -> Result<PathBuf> {
+    use std::os::unix::ffi::OsStrExt;
+    let name = blake3::hash(at.as_os_str().as_bytes()).to_hex();
+    Ok(home.run()?.join(format!("mount-{}", &name[..16])))
+}
+
+/// The files by which a mount is asked and told: `dir`, `ns`, and `ctl` (which knows `unmount`).
+fn control(at: &Path, namespace: &ns::Namespace, stop: &Arc<Notify>) -> TreeRef {
+    let (dir, namespace, stop) = (format!("{}\n", at.display()), namespace.clone(), stop.clone());
+    synth::tree(synth::dir([
+        ("dir", synth::file(move || Ok(dir.clone().into()))),
+        ("ns", synth::file(move || Ok(namespace.to_string().into()))),
+        (
+            "ctl",
+            synth::ctl(move |command| match &command[..] {
+                b"unmount" => {
+                    stop.notify_one();
+                    Reply::ok(())
+                }
+                _ => Errno::EINVAL.into(),
+            }),
+        ),
+    ]))
+}
+
+/// What a namespace file of mine may name: `#grid`, and the nodes I know.
+struct Servers(Arc<Nodes>);
+
+impl NsDialer for Servers {
+    fn dial<'a>(&'a self, server: &'a str, spec: &'a str) -> Reply<'a, NodeRef> {
+        if server == "#grid" {
+            return Reply::ok(Grid::new(self.0.clone()));
+        }
+        Reply::later(async move {
+            let root = self.0.reach(server).await?;
+            let names = Name::split(spec.as_bytes())?;
+            if names.is_empty() {
+                return Ok(root);
+            }
+            Ok(root.walk(&names, Want::default()).await?.reached()?.node)
+        })
+    }
 }

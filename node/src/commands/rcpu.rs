@@ -1,12 +1,181 @@
-//! `rcpu`: runs a command on a node.
+//! `rcpu`: runs a command on a node as if it were here.
+//!
+//! Three parts joined: the agent serves my files (started if it is not running), this process holds the session and
+//! moves its streams, and the node runs the command.
 
+mod terminal;
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::Context;
-use crate::cli::Rcpu;
-use crate::error::{Error, Result};
+use cpuserver::client::{self, Command, Event, Exit, Stdio};
+use p9::NodeRef;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 
-/// Runs the command.
-pub fn run(_context: &Context, _typed: &Rcpu) -> Result<ExitCode> {
-    Err(Error::new("rcpu", "this build", "does not have it"))
+use crate::agent::Serve;
+use crate::cli::Rcpu;
+use crate::commands::{agent, runtime};
+use crate::dial::Dialer;
+use crate::error::{At, Error, Result};
+use crate::home::Home;
+use crate::known::Node;
+use crate::{Context, control, daemon, output};
+
+/// Runs the command; what fails before it started is status 255.
+pub fn run(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
+    rcpu(context, typed).map_err(|err| if err.exit_status() == 1 { err.status(255) } else { err })
+}
+
+fn rcpu(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
+    let home = context.open_home()?;
+    let dialer = Dialer::open(&home, context.agent())?;
+    let node = dialer.find(&typed.node)?;
+    let terminal = terminal::Terminal::wanted(typed);
+    let command = command(context, typed, &node, terminal)?;
+    let serve = serve_request(context, typed, &node, &command)?;
+    if context.verbose > 0 {
+        let rules = serve.rules(node.trust, home.path());
+        rules.print().lines().for_each(|line| output::note(format_args!("{}: {line}", node.name)));
+    }
+    let runtime = runtime()?;
+    let raw = terminal.then(terminal::Raw::enter).transpose().at("use the terminal", "stdin")?;
+    let ended = runtime.block_on(async {
+        let agent = agent_root(context, &home);
+        let (agent, attached) = tokio::join!(agent, dialer.attach(&node));
+        let (agent, (_client, root)) = (agent?, attached?);
+        on_node(root, agent, serve, command, terminal).await.map_err(|err| explain(&node, err))
+    });
+    drop(raw);
+    // A read of stdin may be under way that nothing can end.
+    runtime.shutdown_background();
+    Ok(match ended? {
+        Exit::Code(code) => ExitCode::from(code),
+        Exit::Signal { number, .. } => ExitCode::from(128u8.saturating_add(number as u8)),
+    })
+}
+
+/// The agent's files; it is started if nobody answers.
+async fn agent_root(context: &Context, home: &Home) -> Result<NodeRef> {
+    let socket = home.run()?.join(agent::SOCKET);
+    if let Some(root) = control::connect(&socket).await? {
+        return Ok(root);
+    }
+    let (path, args) =
+        (home.path().to_path_buf(), [OsString::from("--home"), context.home.clone().into(), "agent".into()]);
+    let started = tokio::task::spawn_blocking(move || daemon::start(&path, "start the agent", &args));
+    started.await.at("start the agent", "the agent")??;
+    let root = control::connect(&socket).await?;
+    root.ok_or_else(|| Error::new("start the agent", socket.display(), "it ended at once"))
+}
+
+async fn on_node(
+    root: NodeRef, agent: NodeRef, serve: Serve, command: Command, terminal: bool,
+) -> Result<Exit, client::Error> {
+    let stdio = Stdio {
+        stdin: Box::new(tokio::io::stdin()),
+        stdout: Box::new(tokio::io::stdout()),
+        stderr: Box::new(tokio::io::stderr()),
+    };
+    let (events, received) = mpsc::channel(16);
+    let forwarding = tokio::spawn(forward(events, terminal));
+    let ask = |session, nonce| async move {
+        let request = Serve { session, nonce, ..serve };
+        let line = serde_json::to_vec(&request).map_err(|err| err.to_string())?;
+        control::write(&agent, "serve", line).await.map_err(|errno| format!("the agent could not serve it: {errno}"))
+    };
+    let ended = client::run(root, ask, command, stdio, received).await;
+    forwarding.abort();
+    ended
+}
+
+/// Signals that are the command's, and the terminal's size whenever it changes.
+async fn forward(events: mpsc::Sender<Event>, terminal: bool) {
+    let kinds = [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::quit(), SignalKind::terminate()];
+    let others = [SignalKind::user_defined1(), SignalKind::user_defined2()];
+    let mut tasks = tokio::task::JoinSet::new();
+    for kind in kinds.into_iter().chain(others) {
+        let events = events.clone();
+        tasks.spawn(async move {
+            let Ok(mut signals) = signal(kind) else { return };
+            while signals.recv().await.is_some() {
+                if events.send(Event::Signal(kind.as_raw_value())).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    if terminal && let Ok(mut changes) = signal(SignalKind::window_change()) {
+        while changes.recv().await.is_some() {
+            let Some((rows, columns)) = terminal::size() else { continue };
+            if events.send(Event::Winsize(rows, columns)).await.is_err() {
+                return;
+            }
+        }
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+fn command(context: &Context, typed: &Rcpu, node: &Node, terminal: bool) -> Result<Command> {
+    let shell = || context.environment.var("SHELL").map_or_else(|| "/bin/sh".into(), OsString::from);
+    let argv = if typed.command.is_empty() { vec![shell()] } else { typed.command.clone() };
+    let chosen: Vec<String> = typed
+        .env
+        .iter()
+        .map(|chosen| {
+            chosen.to_str().map(str::to_string).ok_or_else(|| Error::new("set", chosen.display(), "is not UTF-8"))
+        })
+        .collect::<Result<_>>()?;
+    let ns = match &typed.ns {
+        Some(file) => std::fs::read_to_string(file).at("read the namespace", file.display())?,
+        None => client::default_ns(node.name.as_str()),
+    };
+    let umask = rustix::process::umask(rustix::fs::Mode::empty());
+    rustix::process::umask(umask);
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    Ok(Command {
+        argv: argv.into_iter().map(OsString::into_vec).collect(),
+        env: client::environment(context.environment.vars().iter().cloned(), &chosen),
+        cwd: working_directory(typed)?.as_os_str().as_bytes().to_vec(),
+        umask: umask.bits(),
+        user: Some((uid, gid)),
+        ns,
+        terminal: terminal.then(|| terminal::size().unwrap_or((24, 80))),
+        nice: 0,
+    })
+}
+
+fn working_directory(typed: &Rcpu) -> Result<PathBuf> {
+    let here = std::env::current_dir().at("find the working directory", ".")?;
+    Ok(typed.dir.as_ref().map_or(here.clone(), |dir| here.join(dir)))
+}
+
+fn serve_request(context: &Context, typed: &Rcpu, node: &Node, command: &Command) -> Result<Serve> {
+    let cwd = PathBuf::from(OsString::from_vec(command.cwd.clone()));
+    let expose = typed.expose.iter().map(|text| {
+        let bytes = text.as_bytes();
+        let (path, read_only) = bytes.strip_suffix(b":ro").map_or((bytes, false), |path| (path, true));
+        (cwd.join(std::ffi::OsStr::from_bytes(path)), read_only)
+    });
+    let expose = expose.collect();
+    let home = context.user_home().ok_or_else(|| Error::new("find the home", "$HOME", "is not set"))?;
+    Ok(Serve { node: node.name.as_str().to_string(), session: 0, nonce: String::new(), home, cwd, expose })
+}
+
+/// What the user is told.
+fn explain(node: &Node, err: client::Error) -> Error {
+    let status = err.exit_code();
+    match err {
+        // Nobody reads any more (`| head`): as if the signal for it had ended the command.
+        client::Error::Stream { error, .. } if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            Error::new("write", "stdout", "nobody reads it").status(128 + 13)
+        }
+        client::Error::Refused { errno: p9::Errno::ENOENT, .. } => {
+            let remedy = format!("slashn allow, without --only, on {}", node.name);
+            Error::new("run", &node.name, "this key may not run commands there").remedy(remedy).status(status)
+        }
+        err => Error::new("run", &node.name, err).status(status),
+    }
 }

@@ -1,12 +1,48 @@
-//! `slashn unmount`: unmounts the grid.
+//! `slashn unmount`: the mount goes, whatever its nodes do.
 
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
-use crate::Context;
 use crate::cli::Unmount;
-use crate::error::{Error, Result};
+use crate::commands::{mount, runtime};
+use crate::error::{At, Error, Result};
+use crate::{Context, control};
+
+/// How long the mount's own process is given.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs the command.
-pub fn run(_context: &Context, _typed: &Unmount) -> Result<ExitCode> {
-    Err(Error::new("unmount", "this build", "does not have it"))
+pub fn run(context: &Context, typed: &Unmount) -> Result<ExitCode> {
+    let home = context.open_home()?;
+    let at = mount::default_place(context, typed.dir.as_deref())?;
+    let socket = mount::socket(&home, &at)?;
+    let runtime = runtime()?;
+    let told = runtime.block_on(async {
+        let Some(root) = control::connect(&socket).await? else { return Ok(false) };
+        // Its answer may be lost as it ends.
+        let _ = control::write(&root, "ctl", "unmount").await;
+        let until = Instant::now() + PATIENCE;
+        while control::connect(&socket).await?.is_some() && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok::<_, Error>(true)
+    })?;
+    runtime.shutdown_background();
+    let there = is_mounted(&at);
+    if !there && !told {
+        return Err(Error::new("unmount", at.display(), "no grid is mounted there"));
+    }
+    if there {
+        ::mount::unmount(&at).at("unmount", at.display())?;
+    }
+    let _ = std::fs::remove_file(&socket);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a grid is mounted at `at`, alive or not.
+fn is_mounted(at: &Path) -> bool {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let is_at = |line: &str| line.split(' ').nth(4).is_some_and(|place| Path::new(place) == at);
+    mounts.lines().any(|line| is_at(line) && line.contains(" fuse.slashn "))
 }

@@ -1,12 +1,224 @@
-//! `slashn up`: makes this machine a node.
+//! `slashn up`: makes this machine a node, until SIGTERM, SIGINT or `slashn down`.
 
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::Context;
+use cpuserver::launch::Launcher;
+use cpuserver::{Cpu, CpuLimits, CpuOptions};
+use fileserver::{Export, Exports};
+use p9::dial::Address;
+use p9::{Reply, Rights, TreeRef, Who, synth};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Notify;
+
 use crate::cli::Up;
-use crate::error::{Error, Result};
+use crate::commands::export::absolute;
+use crate::commands::{runtime, stopped};
+use crate::control::Control;
+use crate::error::{At, Error, Result};
+use crate::home::Home;
+use crate::root::OwnTrees;
+use crate::serve::Node;
+use crate::watch::Watch;
+use crate::{Context, daemon, output, root};
+
+/// 9front's port for 9P over TLS.
+const LISTEN: &str = "[::]:17020";
 
 /// Runs the command.
-pub fn run(_context: &Context, _typed: &Up) -> Result<ExitCode> {
-    Err(Error::new("up", "this build", "does not have it"))
+pub fn run(context: &Context, typed: &Up) -> Result<ExitCode> {
+    let home = context.open_home()?;
+    if typed.daemon {
+        home.run()?;
+        output::line(daemon::start(home.path(), "up", &arguments(context, typed))?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let lock = home.lock()?;
+    // Before there are threads: the launcher dies with the one that started it.
+    let launcher = Launcher::start().at("up", "the process that starts commands")?;
+    let runtime = runtime()?;
+    let served = runtime.block_on(serve(&home, typed, launcher));
+    // What is still open has had its chance; the kernel takes the rest.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    drop(lock);
+    served.map(|()| ExitCode::SUCCESS)
+}
+
+/// The command line of the copy in the background.
+fn arguments(context: &Context, typed: &Up) -> Vec<OsString> {
+    let mut all: Vec<OsString> = vec!["--home".into(), context.home.clone().into(), "up".into()];
+    for _ in 0..context.verbose {
+        all.push("-v".into());
+    }
+    let mut add = |flag: &str, value: OsString| all.extend([flag.into(), value]);
+    typed.listen.iter().for_each(|listen| add("--listen", listen.into()));
+    typed.plain.iter().for_each(|plain| add("--plain", plain.into()));
+    for export in &typed.export {
+        let path = std::path::absolute(&export.path).unwrap_or_else(|_| export.path.clone());
+        add("--export", Export { path, ..export.clone() }.to_string().into());
+    }
+    all
+}
+
+/// Serves until it is told to stop.
+async fn serve(home: &Home, typed: &Up, launcher: Launcher) -> Result<()> {
+    let (config, run) = (home.config()?, home.run()?);
+    let mut exports = config.exports.clone();
+    for export in &typed.export {
+        exports.retain(|other| other.name != export.name);
+        exports.push(absolute(export)?);
+    }
+    let key = home.secret("qid")?;
+    let exports = Exports::open(exports, key).at("export", "a directory")?;
+    let tmp = run.join("tmp");
+    // Left by a node that was killed: its jobs are gone.
+    let _ = std::fs::remove_dir_all(&tmp);
+    std::fs::create_dir(&tmp).at("up", tmp.display())?;
+    let cpu = Cpu::new(CpuOptions {
+        launcher,
+        node_name: config.name.as_str().to_string(),
+        runtime: tokio::runtime::Handle::current(),
+        own: Arc::new(OwnTrees(exports.clone())),
+        tmp: tmp.clone(),
+        env: Vec::new(),
+        qid_key: key,
+        limits: CpuLimits::default(),
+    });
+    let authorized = Arc::new(home.authorized()?);
+    for refused in &authorized.lines().refused {
+        output::note(format_args!("{}:{}: {}", authorized.path().display(), refused.line, refused.reason));
+    }
+    let secret = home.node_key()?;
+    let tree = root::tree(exports.clone(), cpu.clone());
+    let node = Node::new(&secret.identity(), authorized, tree, cpu.clone())?;
+
+    let stop = Arc::new(Notify::new());
+    let mut tasks = tokio::task::JoinSet::new();
+    let mut addresses = Vec::new();
+    let default = [LISTEN.to_string()];
+    for listen in if typed.listen.is_empty() { &default[..] } else { &typed.listen[..] } {
+        let listener = bind(listen).await?;
+        addresses.push(listener.local_addr().at("listen", listen)?);
+        tasks.spawn(node.clone().listen(listener));
+    }
+    for plain in &typed.plain {
+        listen_plain(plain, &node, &exports, &mut tasks).await?;
+    }
+    let watch = Watch::new(home.path()).at("watch", home.path().display())?;
+    let rechecking = node.clone();
+    tasks.spawn(async move {
+        if let Err(err) = rechecking.recheck(watch).await {
+            tracing::error!("the home cannot be watched any more: {err}");
+        }
+    });
+    let (name, fingerprint) = (config.name.as_str(), secret.key.fingerprint());
+    let ready = ready_line(name, &addresses, &fingerprint);
+    let control = Control::serve(&run.join("node"), control(&ready, &node, &cpu, &stop))?;
+    output::line(&ready)?;
+    stopped(&stop).await?;
+    tracing::info!("stopping");
+    drop(control);
+    tasks.shutdown().await;
+    cpu.end_all();
+    let until = tokio::time::Instant::now() + Duration::from_secs(5);
+    while cpu.counts().1 > 0 && tokio::time::Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let _ = std::fs::remove_dir_all(&tmp);
+    Ok(())
+}
+
+/// What others need to know to use this node.
+fn ready_line(name: &str, addresses: &[SocketAddr], fingerprint: &str) -> String {
+    let address = addresses.first().map(SocketAddr::to_string).unwrap_or_default();
+    format!("ready {name} {address} {fingerprint}")
+}
+
+async fn bind(listen: &str) -> Result<TcpListener> {
+    TcpListener::bind(listen).await.map_err(|err| {
+        let reason = err.to_string();
+        let error = Error::new("listen", listen, reason.split(" (os error").next().unwrap_or(&reason));
+        match err.kind() {
+            std::io::ErrorKind::AddrInUse => error.remedy("slashn up --listen ADDR:0, which picks a free port"),
+            _ => error,
+        }
+    })
+}
+
+/// Listens where anybody who can connect may come in: processes of this user to everything, others to exports alone.
+async fn listen_plain(
+    plain: &str, node: &Arc<Node>, exports: &Exports, tasks: &mut tokio::task::JoinSet<()>,
+) -> Result<()> {
+    let address: Address = plain.parse().at("listen", plain)?;
+    let node = node.clone();
+    let only = exports.list().map(|export| p9::who::Only { export: export.name.clone(), read_only: export.read_only });
+    let anybody =
+        Arc::new(Who { user: "anybody".into(), uid: None, rights: Rights::Only(only.collect()), ..Who::owner() });
+    match address {
+        Address::Unix(path) => {
+            let listener = bind_unix(&path).at("listen", plain)?;
+            output::note(format_args!("{plain}: every process of this user may come in there"));
+            tasks.spawn(async move {
+                while let Ok((stream, _)) = listener.accept().await {
+                    let ours = rustix::process::geteuid().as_raw();
+                    if stream.peer_cred().is_ok_and(|peer| peer.uid() == ours) {
+                        node.run(stream, Arc::new(Who::owner()), Vec::new(), "unix".into());
+                    }
+                }
+            });
+        }
+        Address::Tcp(to) => {
+            let listener = bind(&to.to_string()).await?;
+            output::note(format_args!("{plain}: anybody who can connect there reaches the exports, unencrypted"));
+            tasks.spawn(async move {
+                while let Ok((stream, peer)) = listener.accept().await {
+                    if p9::transport::tune(&stream).is_ok() {
+                        node.run(stream, anybody.clone(), Vec::new(), peer.to_string());
+                    }
+                }
+            });
+        }
+        Address::Tls(_) => {
+            return Err(Error::new("listen", plain, "that is not plain").remedy("slashn up --listen ADDR:PORT"));
+        }
+    }
+    Ok(())
+}
+
+fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
+    // Left by a node that was killed: nothing answers there.
+    if std::os::unix::net::UnixStream::connect(path).is_err() && path.exists() {
+        std::fs::remove_file(path)?;
+    }
+    UnixListener::bind(path)
+}
+
+/// The files by which a running node is asked and told: `status`, and `ctl` (which knows `down`).
+fn control(ready: &str, node: &Arc<Node>, cpu: &Arc<Cpu>, stop: &Arc<Notify>) -> TreeRef {
+    let (ready, node, cpu, stop) = (ready.to_string(), node.clone(), cpu.clone(), stop.clone());
+    synth::tree(synth::dir([
+        (
+            "status",
+            synth::file(move || {
+                let (sessions, running) = cpu.counts();
+                let mut text = format!("{ready}\nsessions {sessions} running {running}\n");
+                node.connections().iter().for_each(|line| text += &format!("connection {line}\n"));
+                Ok(text.into())
+            }),
+        ),
+        (
+            "ctl",
+            synth::ctl(move |command| match &command[..] {
+                b"down" => {
+                    stop.notify_one();
+                    Reply::ok(())
+                }
+                _ => p9::Errno::EINVAL.into(),
+            }),
+        ),
+    ]))
 }

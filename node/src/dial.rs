@@ -1,0 +1,124 @@
+//! Dialling the nodes that I know: TLS with my key, and the key that known_nodes has for them.
+//!
+//! Used by the mount, the agent and `rcpu`, each in its own runtime. The file is read at each use, so that `slashn add`
+//! takes effect at once. Handshakes run where blocking is allowed, since an ssh-agent may ask a person.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use p9::client::{self, Client};
+use p9::transport::{self, tls};
+use p9::{NodeRef, Tree, Who};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
+
+use crate::error::{At, Error, Result};
+use crate::home::Home;
+use crate::keys::Key;
+use crate::known::{self, Known, Node};
+
+/// What it takes to reach the nodes that I know.
+pub struct Dialer {
+    known_nodes: std::path::PathBuf,
+    me: tls::Identity,
+    key: Key,
+}
+
+impl Dialer {
+    /// With the user's key of `home`; `agent` is the socket of the ssh-agent, if there is one.
+    pub fn open(home: &Home, agent: Option<&Path>) -> Result<Self> {
+        let secret = home.user_key(agent)?;
+        home.known()?;
+        Ok(Self { known_nodes: home.known_nodes(), me: secret.identity(), key: secret.key })
+    }
+
+    /// The names of the nodes that I know now; none while the file cannot be read, which is logged.
+    pub fn names(&self) -> Vec<String> {
+        match self.known() {
+            Ok(known) => known.nodes().iter().map(|node| node.name.as_str().to_string()).collect(),
+            Err(err) => {
+                tracing::warn!("{err}");
+                Vec::new()
+            }
+        }
+    }
+
+    /// The node called `name`, or at the address `name`. Errors: I know none.
+    pub fn find(&self, name: &str) -> Result<Node> {
+        let known = self.known()?;
+        let at = |node: &&Node| node.address.to_string() == name;
+        known.find(name).or_else(|| known.nodes().iter().find(at)).cloned().ok_or_else(|| {
+            let names: Vec<&str> = known.nodes().iter().map(|node| node.name.as_str()).collect();
+            let reason = match names.is_empty() {
+                true => "no node of that name is known; none is".to_string(),
+                false => format!("no node of that name is known; these are: {}", names.join(", ")),
+            };
+            Error::new("find the node", name, reason).remedy(format!("slashn add {name} ADDR:PORT"))
+        })
+    }
+
+    /// The peer as whom the node called `name` is served.
+    pub fn who(&self, node: &Node) -> Arc<Who> {
+        let (key, user) = (node.key.fingerprint().into(), node.name.as_str().into());
+        Arc::new(Who { key, user, uid: None, ..Who::owner() })
+    }
+
+    /// A connection to `node`, whose key has been proven.
+    pub async fn connect(&self, node: &Node) -> Result<TlsStream<TcpStream>> {
+        let tcp = transport::tcp(&node.address).await.map_err(|err| {
+            let reason = match err.kind() {
+                io::ErrorKind::ConnectionRefused => "nothing listens there".to_string(),
+                _ => said(&err),
+            };
+            let thing = format!("{} at {}", node.name, node.address);
+            Error::new("connect", thing, reason).remedy(format!("slashn up, on {}", node.name))
+        })?;
+        let expected = node.key.clone();
+        let config = tls::client_config(&self.me, Arc::new(move |spki: &[u8]| expected.is(spki)));
+        let config = config.at("connect", &node.name)?;
+        let runtime = tokio::runtime::Handle::current();
+        let shaken = tokio::task::spawn_blocking(move || runtime.block_on(tls::connect(tcp, config)));
+        match shaken.await.unwrap_or_else(|err| Err(io::Error::other(err))) {
+            Ok((stream, _)) => Ok(stream),
+            Err(err) if tls::is_stranger(&err) => {
+                let reason = format!("{} shows another key than known_nodes has for it", node.address);
+                let remedy =
+                    format!("slashn remove {0}; slashn add {0} {1}, if it was set up anew", node.name, node.address);
+                Err(Error::new("connect", &node.name, reason).remedy(remedy))
+            }
+            Err(err) => Err(self.refused(node, &err).unwrap_or_else(|| Error::new("connect", &node.name, said(&err)))),
+        }
+    }
+
+    /// A client of `node`, and its root.
+    pub async fn attach(&self, node: &Node) -> Result<(Client, NodeRef)> {
+        let stream = self.connect(node).await?;
+        let client = Client::connect(stream, client::Options::default()).await.map_err(|err| {
+            let io = match &err {
+                client::Error::Io(io) | client::Error::Frame(p9::server::Error::Io(io)) => self.refused(node, io),
+                _ => None,
+            };
+            io.unwrap_or_else(|| Error::new("connect", &node.name, err))
+        })?;
+        let root = client.attach(&Who::owner(), b"").await.at("attach", &node.name)?;
+        Ok((client, root))
+    }
+
+    fn known(&self) -> Result<Known> {
+        Known::parse(&self.known_nodes, &known::read(&self.known_nodes)?)
+    }
+
+    /// The error for a node that does not let me in, if that is what `err` means.
+    fn refused(&self, node: &Node, err: &io::Error) -> Option<Error> {
+        let remedy = format!("slashn allow '{}', on {}", self.key.bare_line(), node.name);
+        let refused = || Error::new("connect", &node.name, "it does not let this key in").remedy(remedy);
+        tls::is_refusal(err).then(refused)
+    }
+}
+
+/// What `err` says, without the number that std adds.
+fn said(err: &io::Error) -> String {
+    let text = err.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_string()
+}
