@@ -31,8 +31,6 @@ pub(crate) enum Ctl {
     User(u32, u32),
     /// `umask OCTAL`.
     Umask(u32),
-    /// `nonce HEX`: what the connection that brings the caller's tree will say, instead of what the file `nonce` has.
-    Nonce(String),
     /// `args WORD...`
     Args(Vec<Vec<u8>>),
     /// `env NAME=VALUE...`
@@ -64,14 +62,13 @@ impl Ctl {
             (b"eof", []) => Ok(Self::Eof),
             (b"user", [uid, gid]) => Ok(Self::User(number(uid)?, number(gid)?)),
             (b"umask", [mask]) => octal(mask).map(Self::Umask),
-            (b"nonce", [nonce]) if is_nonce(nonce) => Ok(Self::Nonce(String::from_utf8_lossy(nonce).into_owned())),
             (b"cwd", [path]) => Ok(Self::Cwd(path.to_vec())),
             (b"ns", [text]) => Ok(Self::Ns(text.to_vec())),
             (b"args", [_, ..]) => Ok(Self::Args(rest)),
             (b"env", _) => Ok(Self::Env(rest)),
             (
                 b"exec" | b"start" | b"kill" | b"winsize" | b"detach" | b"nice" | b"pty" | b"eof" | b"user" | b"umask"
-                | b"nonce" | b"cwd" | b"ns" | b"args",
+                | b"cwd" | b"ns" | b"args",
                 _,
             ) => Err(Errno::EINVAL),
             _ => Err(Errno::EOPNOTSUPP),
@@ -86,11 +83,6 @@ fn number<T: std::str::FromStr>(word: &[u8]) -> Result<T, Errno> {
 fn octal(word: &[u8]) -> Result<u32, Errno> {
     let text = std::str::from_utf8(word).map_err(|_| Errno::EINVAL)?;
     u32::from_str_radix(text, 8).ok().filter(|&mask| mask <= 0o777).ok_or(Errno::EINVAL)
-}
-
-/// 128 bits in hexadecimal.
-fn is_nonce(word: &[u8]) -> bool {
-    word.len() == 32 && word.iter().all(u8::is_ascii_hexdigit)
 }
 
 #[cfg(test)]
@@ -132,18 +124,9 @@ mod tests {
         for text in ["migrate gpu1", "freeze", "EXEC"] {
             assert_eq!(Ctl::parse(text.as_bytes()), Err(Errno::EOPNOTSUPP), "{text}");
         }
-        for text in [
-            "kill",
-            "kill NOSUCH",
-            "kill 0",
-            "kill 65",
-            "winsize 1",
-            "winsize -1 2",
-            "umask 9",
-            "exec now",
-            "cwd '/",
-            "nonce 12",
-        ] {
+        for text in
+            ["kill", "kill NOSUCH", "kill 0", "kill 65", "winsize 1", "winsize -1 2", "umask 9", "exec now", "cwd '/"]
+        {
             assert_eq!(Ctl::parse(text.as_bytes()), Err(Errno::EINVAL), "{text}");
         }
     }

@@ -1,8 +1,22 @@
 //! /cpu: sessions as files, and commands run in the caller's namespace.
+//!
+//! A node makes one [`Cpu`], shows [`Cpu::node_for`] as /cpu to each peer that may run commands, and hands it the
+//! connections that bring callers' trees ([`Cpu::serve_back`]). A caller runs commands with [`client::run`]. What
+//! starts processes is [`launch`], a small helper process of one thread.
 
-pub mod launch;
-
+mod cpu;
 mod ctl;
 mod flow;
+mod job;
+mod owned;
+mod owner;
+mod session;
 mod signals;
+mod tree;
 mod words;
+
+pub mod client;
+pub mod launch;
+pub mod serve_back;
+
+pub use cpu::{Cpu, CpuLimits, CpuOptions};

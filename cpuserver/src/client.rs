@@ -1,0 +1,129 @@
+//! The `rcpu` library: a command on another node, as if it were local.
+//!
+//! [`run`] is called once per command by the `rcpu` binary (or anything else), in one task. It uses nothing but the
+//! files under /cpu, so whatever it does can be done with cat and echo. Round trips: one for the clone file, one for
+//! everything that is asked and all opens, then the streams; the caller's tree is brought meanwhile by whoever `serve`
+//! asks. It installs no signal handler and reads no environment: signals and window sizes come in as [`Event`]s.
+
+mod command;
+mod outcome;
+mod remote;
+mod streams;
+
+use std::future::Future;
+use std::pin::pin;
+
+use p9::{Errno, NodeRef};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+
+pub use crate::launch::Exit;
+pub use command::{Command, default_ns, environment, node_root_ns};
+pub use outcome::Error;
+
+use remote::Remote;
+
+/// The caller's ends of the command's streams. On a terminal nothing comes on `stderr`.
+pub struct Stdio {
+    /// What the command reads.
+    pub stdin: Box<dyn AsyncRead + Send + Unpin>,
+    /// Where its output goes.
+    pub stdout: Box<dyn AsyncWrite + Send + Unpin>,
+    /// Where its errors go.
+    pub stderr: Box<dyn AsyncWrite + Send + Unpin>,
+}
+
+/// What happens to the caller while the command runs.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Event {
+    /// A signal for the command, by its number here.
+    Signal(i32),
+    /// The terminal has these rows and columns now.
+    Winsize(u16, u16),
+}
+
+/// Runs `command` on the node whose root is `node`, and returns how it ended.
+///
+/// `serve` gets the session's number and nonce, and is to see to it that a connection which begins with
+/// [`crate::serve_back::line`] brings the caller's tree to that node; its error ends the command. It may end early or
+/// last. A command whose namespace does not mention the caller needs none, and `serve` is not called.
+///
+/// A signal that would end a program (`HUP`, `INT`, `QUIT`, `TERM`), arriving before the command runs, ends the attempt.
+/// When the future is dropped, the session and the command end.
+pub async fn run<F>(
+    node: NodeRef, serve: impl FnOnce(u64, String) -> F, command: Command, stdio: Stdio, events: mpsc::Receiver<Event>,
+) -> Result<Exit, Error>
+where
+    F: Future<Output = Result<(), String>>,
+{
+    let remote = Remote::open(node).await?;
+    let (running, runs) = tokio::sync::watch::channel(false);
+    let work = async {
+        let exec = async {
+            remote.exec(&command).await?;
+            running.send_replace(true);
+            Ok(())
+        };
+        let ((), exit) = tokio::try_join!(exec, streams::pump(&remote, stdio, &running))?;
+        Ok(exit)
+    };
+    let serving = async {
+        if command.needs_caller() {
+            let nonce = remote.nonce().await?;
+            serve(remote.id(), nonce).await.map_err(Error::Serve)?;
+        }
+        Ok(())
+    };
+    let ended = {
+        let (mut work, mut serving) = (pin!(work), pin!(serving));
+        let mut signalling = pin!(remote.forward(events, runs));
+        tokio::select! {
+            ended = &mut work => ended,
+            ended = async {
+                match (&mut serving).await {
+                    Err(err) => err,
+                    Ok(()) => std::future::pending().await,
+                }
+            } => Err(ended),
+            err = &mut signalling => Err(err),
+        }
+    };
+    remote.close().await;
+    ended
+}
+
+/// Starts `command` and leaves it running: gives the session's number. Arguments and errors as for [`run`]; the
+/// command reads nothing, and what it writes stays in the session until someone reads it.
+pub async fn start_detached<F>(
+    node: NodeRef, serve: impl FnOnce(u64, String) -> F, command: Command,
+) -> Result<u64, Error>
+where
+    F: Future<Output = Result<(), String>>,
+{
+    let remote = Remote::open(node).await?;
+    let serving = async {
+        if command.needs_caller() {
+            let nonce = remote.nonce().await?;
+            serve(remote.id(), nonce).await.map_err(Error::Serve)?;
+        }
+        Ok(())
+    };
+    tokio::try_join!(serving, remote.exec_detached(&command))?;
+    remote.close().await;
+    Ok(remote.id())
+}
+
+/// The errors that say that a node or the way to it is gone, rather than what it answered.
+fn is_loss(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::EIO
+            | Errno::ENOTCONN
+            | Errno::ECONNRESET
+            | Errno::EPIPE
+            | Errno::EHOSTUNREACH
+            | Errno::ETIMEDOUT
+            | Errno::EPROTO
+            | Errno::ESTALE
+    )
+}

@@ -1,0 +1,173 @@
+//! What is to be run, and how it is said to a session: one text of ctl commands.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+
+use crate::words::quote;
+
+/// A command and what it runs with.
+#[derive(Clone, Debug, Default)]
+pub struct Command {
+    /// The program, looked up in the `PATH` of `env` where it has no slash, and its arguments.
+    pub argv: Vec<Vec<u8>>,
+    /// `NAME=VALUE` each; see [`environment`].
+    pub env: Vec<Vec<u8>>,
+    /// Where it starts, as the command's namespace has it.
+    pub cwd: Vec<u8>,
+    /// Permission bits that new files do not get.
+    pub umask: u32,
+    /// The uid and gid that the command sees itself as: the caller's. `None`: whoever the node runs as.
+    pub user: Option<(u32, u32)>,
+    /// The namespace file; see [`default_ns`]. Empty: the node's own root.
+    pub ns: String,
+    /// The rows and columns of a terminal for it; without, it gets pipes.
+    pub terminal: Option<(u16, u16)>,
+    /// Added to its niceness.
+    pub nice: i32,
+}
+
+impl Command {
+    /// Whether the namespace has something of the caller's.
+    pub(super) fn needs_caller(&self) -> bool {
+        let lines = ns::text::parse(&self.ns, &|_| Some("/".into())).unwrap_or_default();
+        lines.iter().any(|line| matches!(line, ns::text::Line::Mount { server, .. } if server == "caller"))
+    }
+
+    /// The ctl commands that say all this, and after that `verbs`.
+    pub(super) fn to_ctl(&self, verbs: &[&str]) -> Vec<u8> {
+        let mut text = Vec::new();
+        let mut say = |verb: &str, words: &[&[u8]]| {
+            text.extend_from_slice(verb.as_bytes());
+            for word in words {
+                text.push(b' ');
+                quote(word, &mut text);
+            }
+            text.push(b'\n');
+        };
+        let number = |n: u32| n.to_string().into_bytes();
+        if let Some((uid, gid)) = self.user {
+            say("user", &[&number(uid), &number(gid)]);
+        }
+        say("umask", &[format!("{:o}", self.umask).as_bytes()]);
+        if self.nice != 0 {
+            say("nice", &[self.nice.to_string().as_bytes()]);
+        }
+        if let Some((rows, cols)) = self.terminal {
+            say("pty", &[]);
+            say("winsize", &[&number(rows.into()), &number(cols.into())]);
+        }
+        say("cwd", &[&self.cwd]);
+        say("ns", &[self.ns.as_bytes()]);
+        say("env", &self.env.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        say("args", &self.argv.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        verbs.iter().for_each(|verb| say(verb, &[]));
+        text
+    }
+}
+
+/// Whether the variable `name` stays at home unless it is forwarded: it names a socket or a display of the caller's.
+fn stays(name: &[u8]) -> bool {
+    name.starts_with(b"DBUS_")
+        || matches!(name, b"SSH_AUTH_SOCK" | b"DISPLAY" | b"WAYLAND_DISPLAY" | b"XDG_RUNTIME_DIR")
+}
+
+/// The environment of a command: `all` of the caller's without what means nothing elsewhere (`SSH_AUTH_SOCK`,
+/// `DISPLAY`, `WAYLAND_DISPLAY`, `DBUS_*`, `XDG_RUNTIME_DIR`), and with `chosen`: `NAME=VALUE` sets a variable, `NAME`
+/// alone forwards it after all.
+pub fn environment(all: impl IntoIterator<Item = (OsString, OsString)>, chosen: &[String]) -> Vec<Vec<u8>> {
+    let sets = |name: &[u8]| chosen.iter().filter_map(|c| c.split_once('=')).any(|(n, _)| n.as_bytes() == name);
+    let forwards = |name: &[u8]| chosen.iter().any(|c| c.as_bytes() == name);
+    let mut env: Vec<Vec<u8>> = all
+        .into_iter()
+        .map(|(name, value)| (name.into_vec(), value.into_vec()))
+        .filter(|(name, _)| !sets(name) && (!stays(name) || forwards(name)))
+        .map(|(name, value)| [&name[..], b"=", &value].concat())
+        .collect();
+    env.extend(chosen.iter().filter(|c| c.contains('=')).map(|c| c.as_bytes().to_vec()));
+    env
+}
+
+/// What a job has of the node whatever its root is: what is the kernel's, and the node's exports.
+fn of_the_node(node_name: &str) -> String {
+    format!(
+        "mount '#proc' /proc\nmount '#sys' /sys\nmount '#dev' /dev\nmount '#run' /run\nmount '#fs' /n/{node_name}/fs\n"
+    )
+}
+
+/// The default namespace: the caller's root, and from the node called `node_name` what is tied to it. New files in /tmp
+/// are made on the node and go with the session; the caller's are seen behind them.
+pub fn default_ns(node_name: &str) -> String {
+    let mut text = String::from("mount -c caller /\nmount -bc '#tmp' /tmp\n") + &of_the_node(node_name);
+    for path in ["/etc/resolv.conf", "/etc/hosts", "/etc/hostname", "/lib/modules"] {
+        text += &format!("mount '#host{path}' {path}\n");
+    }
+    text + "mount caller /mnt/term\n"
+}
+
+/// The namespace of `--root node`: the software of the node called `node_name`, and the caller's directories `mine` (its
+/// home and where it works), each at its own path.
+pub fn node_root_ns(node_name: &str, mine: &[&str]) -> String {
+    let mut text = String::from("mount '#root' /\n") + &of_the_node(node_name) + "mount caller /mnt/term\n";
+    for path in mine {
+        let (from, to) = (quoted(&format!("/mnt/term{path}")), quoted(path));
+        text += &format!("bind -c {from} {to}\n");
+    }
+    text
+}
+
+fn quoted(word: &str) -> String {
+    let mut text = Vec::new();
+    quote(word.as_bytes(), &mut text);
+    String::from_utf8(text).unwrap_or_else(|_| word.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ctl::Ctl;
+
+    #[test]
+    fn a_command_reads_back_as_it_was_said() {
+        let command = Command {
+            argv: vec![b"sh".to_vec(), b"-c".to_vec(), b"echo 'a b'\nexit 7".to_vec(), b"".to_vec()],
+            env: vec![b"A=it's".to_vec(), b"B=\xff".to_vec()],
+            cwd: b"/a b".to_vec(),
+            umask: 0o27,
+            user: Some((1000, 100)),
+            ns: default_ns("beta"),
+            terminal: Some((24, 80)),
+            nice: 5,
+        };
+        let said = Ctl::parse(&command.to_ctl(&["exec"])).unwrap();
+        let expected = [
+            Ctl::User(1000, 100),
+            Ctl::Umask(0o27),
+            Ctl::Nice(5),
+            Ctl::Pty,
+            Ctl::Winsize(24, 80),
+            Ctl::Cwd(command.cwd.clone()),
+            Ctl::Ns(command.ns.clone().into_bytes()),
+            Ctl::Env(command.env.clone()),
+            Ctl::Args(command.argv.clone()),
+            Ctl::Exec,
+        ];
+        assert_eq!(said, expected);
+    }
+
+    #[test]
+    fn what_names_a_socket_or_a_display_stays_at_home_unless_forwarded() {
+        let all = ["HOME", "DISPLAY", "SSH_AUTH_SOCK", "DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR", "LANG"]
+            .map(|name| (OsString::from(name), OsString::from("x")));
+        let env = environment(all, &["DISPLAY".into(), "LANG=C".into(), "NEW=1".into()]);
+        assert_eq!(env, ["HOME=x", "DISPLAY=x", "LANG=C", "NEW=1"].map(|item| item.as_bytes().to_vec()));
+    }
+
+    #[test]
+    fn the_namespaces_parse_and_say_whether_they_need_the_caller() {
+        let needs = |ns: String| Command { ns, ..Command::default() }.needs_caller();
+        assert!(needs(default_ns("beta")));
+        assert!(needs(node_root_ns("beta", &["/home/u", "/a b"])));
+        assert!(!needs(String::new()));
+        assert!(ns::text::parse(&node_root_ns("beta", &["/a b", "/it's"]), &|_| None).is_ok());
+    }
+}

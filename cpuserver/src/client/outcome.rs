@@ -1,0 +1,125 @@
+//! How a command ended, or why nobody can say: what a session's `wait` and `status` tell, read with nom.
+
+use nom::branch::alt;
+use nom::bytes::complete::tag;
+use nom::character::complete::{char, i32 as number, not_line_ending, u8 as byte};
+use nom::combinator::{map, opt};
+use nom::sequence::{delimited, preceded};
+use nom::{IResult, Parser};
+use p9::Errno;
+
+use crate::launch::Exit;
+
+/// Why [`super::run`] has no exit status to give.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The command was never started; `code` is what a shell would exit with: 127 not found, 126 not executable, 255
+    /// anything else.
+    #[error("{reason}")]
+    NeverStarted {
+        /// 127, 126 or 255.
+        code: u8,
+        /// The step, the thing, the reason.
+        reason: String,
+    },
+    /// The node refused something before the command was started.
+    #[error("{step}: {errno}")]
+    Refused {
+        /// What was asked.
+        step: &'static str,
+        /// Its answer.
+        errno: Errno,
+    },
+    /// The connection was lost: the command may have ended or not, and its session ends.
+    #[error("the connection was lost: {step}: {errno}")]
+    Lost {
+        /// What was waited for.
+        step: &'static str,
+        /// What was answered instead.
+        errno: Errno,
+    },
+    /// The caller's tree could not be brought.
+    #[error("the caller's tree: {0}")]
+    Serve(String),
+    /// The caller's own stream failed: a pipe that nobody reads, a full disk.
+    #[error("{stream}: {error}")]
+    Stream {
+        /// `stdout` or `stderr`.
+        stream: &'static str,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// A signal ended the attempt before the command ran.
+    #[error("ended by signal {0} before the command ran")]
+    Interrupted(i32),
+    /// The node answered something that means nothing.
+    #[error("{0}: the node's answer means nothing here")]
+    Garbled(&'static str),
+}
+
+impl Error {
+    /// What `rcpu` exits with.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NeverStarted { code, .. } => *code,
+            Self::Interrupted(signal) => 128u8.saturating_add(u8::try_from(*signal).unwrap_or(0)),
+            _ => 255,
+        }
+    }
+
+    pub(super) fn of(step: &'static str, errno: Errno, runs: bool) -> Self {
+        if runs || super::is_loss(errno) { Self::Lost { step, errno } } else { Self::Refused { step, errno } }
+    }
+}
+
+/// What `wait` said: how the command ended, or that it never started.
+pub(super) fn ended(text: &str) -> Result<Exit, Error> {
+    let (_, (exit, reason)) = (first_line, opt(never_started)).parse(text).map_err(|_| Error::Garbled("wait"))?;
+    match (exit, reason) {
+        (Exit::Code(code), Some(reason)) => Err(Error::NeverStarted { code, reason: reason.to_owned() }),
+        (exit, _) => Ok(exit),
+    }
+}
+
+/// Why a command never started, if that is what `status` says.
+pub(super) fn failure(status: &str) -> Option<Error> {
+    let parsed: IResult<&str, _> = (preceded(tag("exit "), byte), preceded(char(' '), never_started)).parse(status);
+    let (_, (code, reason)) = parsed.ok()?;
+    Some(Error::NeverStarted { code, reason: reason.to_owned() })
+}
+
+fn first_line(input: &str) -> IResult<&str, Exit> {
+    let code = map(delimited(tag("exit "), byte, char('\n')), Exit::Code);
+    let core = map(opt(tag(" core")), |core| core.is_some());
+    let signal =
+        map(delimited(tag("signal "), (number, core), char('\n')), |(number, core)| Exit::Signal { number, core });
+    alt((code, signal)).parse(input)
+}
+
+fn never_started(input: &str) -> IResult<&str, &str> {
+    preceded(tag("never started: "), not_line_ending).parse(input)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_end_is_told_from_every_other() {
+        let resources = "real 0.1 user 0.0 sys 0.0 maxrss 1\n";
+        assert_eq!(ended(&format!("exit 7\n{resources}")).unwrap(), Exit::Code(7));
+        assert_eq!(ended(&format!("signal 9\n{resources}")).unwrap(), Exit::Signal { number: 9, core: false });
+        assert_eq!(ended(&format!("signal 6 core\n{resources}")).unwrap(), Exit::Signal { number: 6, core: true });
+        let never = ended("exit 127\nnever started: foo: not found\n").unwrap_err();
+        assert_eq!((never.exit_code(), never.to_string().as_str()), (127, "foo: not found"));
+        assert!(matches!(ended("exit\n"), Err(Error::Garbled(_))));
+        assert!(matches!(ended("exit 256\n"), Err(Error::Garbled(_))));
+    }
+
+    #[test]
+    fn a_status_tells_why_a_command_never_started() {
+        assert_eq!(failure("exit 126 never started: a: no\n").unwrap().exit_code(), 126);
+        assert!(failure("exit 126\n").is_none());
+        assert!(failure("new\n").is_none());
+    }
+}

@@ -1,0 +1,127 @@
+//! A session on another node, seen from here: its files, opened as they are needed.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use p9::{Errno, Handle, How, Name, NodeRef, Want};
+use tokio::sync::{mpsc, watch};
+
+use super::{Command, Error, Event, outcome};
+use crate::signals;
+
+/// The most that is read of a file that is one short text.
+const TEXT: u32 = 64 << 10;
+
+/// A session of ours; it lives while this does.
+pub(super) struct Remote {
+    node: NodeRef,
+    id: u64,
+    /// The clone file: reading gave the number, writing is writing ctl.
+    clone: Handle,
+}
+
+impl Remote {
+    /// Makes a session on the node whose root is `node`.
+    pub(super) async fn open(node: NodeRef) -> Result<Self, Error> {
+        let refused = |errno| Error::of("cpu/clone", errno, false);
+        let names = [name("cpu")?, name("clone")?];
+        let want = Want { data: 64, ..Want::default() };
+        let opened = node.open_at(&names, How::RDWR, want).await.map_err(refused)?;
+        let first = match opened.first {
+            Some(first) => first,
+            None => opened.handle.read(0, 64).await.map_err(refused)?,
+        };
+        let id = std::str::from_utf8(&first).ok().and_then(|text| text.lines().next()?.parse().ok());
+        let id = id.ok_or(Error::Garbled("cpu/clone"))?;
+        Ok(Self { node, id, clone: opened.handle })
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The session's file `file`, opened. Errors carry `file` as the step.
+    pub(super) async fn file(&self, file: &'static str, how: How) -> Result<Handle, Error> {
+        self.open_file(file, how, 0).await.map(|opened| opened.handle)
+    }
+
+    async fn open_file(&self, file: &'static str, how: How, data: u32) -> Result<p9::Opened, Error> {
+        let id = self.id.to_string();
+        let names = [name("cpu")?, name(&id)?, name(file)?];
+        let opened = self.node.open_at(&names, how, Want { data, ..Want::default() }).await;
+        opened.map_err(|errno| Error::of(file, errno, false))
+    }
+
+    /// What the short file `file` says.
+    async fn text(&self, file: &'static str) -> Result<String, Error> {
+        let opened = self.open_file(file, How::READ, TEXT).await?;
+        let text = match opened.first {
+            Some(first) => first,
+            None => opened.handle.read(0, TEXT).await.map_err(|errno| Error::of(file, errno, false))?,
+        };
+        String::from_utf8(text.to_vec()).map_err(|_| Error::Garbled(file))
+    }
+
+    /// What the connection that brings our tree must say.
+    pub(super) async fn nonce(&self) -> Result<String, Error> {
+        self.text("nonce").await.map(|text| text.trim_end().to_owned())
+    }
+
+    /// Says what to run, and returns once it runs.
+    pub(super) async fn exec(&self, command: &Command) -> Result<(), Error> {
+        self.start(command, &["exec"]).await
+    }
+
+    /// The same for a command that outlives this session's clone file, and has nothing to read.
+    pub(super) async fn exec_detached(&self, command: &Command) -> Result<(), Error> {
+        self.start(command, &["eof", "detach", "exec"]).await
+    }
+
+    async fn start(&self, command: &Command, verbs: &[&str]) -> Result<(), Error> {
+        match self.say(command.to_ctl(verbs)).await {
+            Ok(()) => Ok(()),
+            // The errno says that it failed, the status why.
+            Err(errno) => {
+                let status = self.text("status").await.unwrap_or_default();
+                Err(outcome::failure(&status).unwrap_or_else(|| Error::of("exec", errno, false)))
+            }
+        }
+    }
+
+    async fn say(&self, text: impl Into<Bytes>) -> Result<(), Errno> {
+        self.clone.write(0, text.into()).await.map(|_| ())
+    }
+
+    /// Forwards what happens here until there is a reason not to go on. `runs` says whether the command runs yet.
+    pub(super) async fn forward(&self, mut events: mpsc::Receiver<Event>, runs: watch::Receiver<bool>) -> Error {
+        while let Some(event) = events.recv().await {
+            let text = match event {
+                Event::Winsize(rows, cols) => format!("winsize {rows} {cols}\n"),
+                Event::Signal(signal) if !*runs.borrow() && ends_a_program(signal) => {
+                    return Error::Interrupted(signal);
+                }
+                Event::Signal(signal) => format!("kill {}\n", signals::name(signal)),
+            };
+            // A command that has just ended cannot be signalled; a node that is lost is noticed by whoever waits.
+            if let Err(errno) = self.say(text).await {
+                tracing::debug!(?event, %errno, "not forwarded");
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Ends the session, unless it was detached.
+    pub(super) async fn close(&self) {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        // A node that does not answer ends it when the connection goes.
+        let _ = tokio::time::timeout(PATIENCE, self.clone.close()).await;
+    }
+}
+
+fn ends_a_program(signal: i32) -> bool {
+    matches!(signal, libc::SIGHUP | libc::SIGINT | libc::SIGQUIT | libc::SIGTERM)
+}
+
+fn name(text: &str) -> Result<Name<'_>, Error> {
+    Name::new(text.as_bytes()).map_err(|errno| Error::of("a name", errno, false))
+}

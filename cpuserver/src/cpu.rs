@@ -1,0 +1,191 @@
+//! The CPU service of one node: its sessions, whose they are, and what they run with.
+//!
+//! Made once by the node, which puts [`Cpu::node_for`] at /cpu of each peer's tree and hands in the connections that
+//! bring callers' trees ([`Cpu::serve_back`]). Nothing here listens; jobs run in tasks on the runtime that the node
+//! gives.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use fileserver::{Disk, DiskOptions};
+use p9::{Errno, NodeRef, TreeRef, Who};
+use tokio::runtime::Handle;
+
+use crate::launch::Launcher;
+use crate::owner::Owner;
+use crate::session::{self, CloneFile, Session};
+use crate::tree;
+
+/// What the service is made of.
+pub struct CpuOptions {
+    /// Starts the processes.
+    pub launcher: Launcher,
+    /// This node's name, which its exports are shown under in a job (`/n/NAME/fs`).
+    pub node_name: String,
+    /// Where the jobs' tasks run.
+    pub runtime: Handle,
+    /// The node's own trees, for namespace lines such as `mount '#fs' ...` (all exports) and `mount '#fs/NAME' ...`.
+    pub own: Arc<dyn ns::Dialer>,
+    /// Where jobs' private /tmp directories are made.
+    pub tmp: PathBuf,
+    /// The environment of a command that was given none, `NAME=VALUE` each; by default a `PATH`.
+    pub env: Vec<Vec<u8>>,
+    /// Keys the qids of the node's own files in a job.
+    pub qid_key: [u8; 32],
+    /// What peers may use.
+    pub limits: CpuLimits,
+}
+
+/// What bounds one node's sessions.
+#[derive(Clone, Debug)]
+pub struct CpuLimits {
+    /// Sessions of one peer.
+    pub sessions: usize,
+    /// Bytes held of each of a session's three streams.
+    pub buffer: usize,
+    /// How long `exec` waits for the connection that brings the caller's tree.
+    pub caller: Duration,
+    /// How long a detached command that has ended can still be asked what came of it.
+    pub keep: Duration,
+}
+
+impl Default for CpuLimits {
+    fn default() -> Self {
+        Self { sessions: 1024, buffer: 1 << 20, caller: Duration::from_secs(10), keep: Duration::from_secs(600) }
+    }
+}
+
+/// The CPU service of one node.
+pub struct Cpu {
+    pub(crate) options: CpuOptions,
+    sessions: DashMap<u64, (Arc<Session>, NodeRef)>,
+    last: AtomicU64,
+    faces: DashMap<Owner, NodeRef>,
+    root: OnceLock<TreeRef>,
+}
+
+impl Cpu {
+    /// A service without sessions.
+    pub fn new(options: CpuOptions) -> Arc<Self> {
+        Arc::new(Self {
+            options,
+            sessions: DashMap::new(),
+            last: AtomicU64::new(0),
+            faces: DashMap::new(),
+            root: OnceLock::new(),
+        })
+    }
+
+    /// The directory /cpu as `who` sees it, with its own sessions alone; `None`, as if it were not there, for a peer
+    /// that may not run commands.
+    pub fn node_for(self: &Arc<Self>, who: &Who) -> Option<NodeRef> {
+        let owner = Owner::from(who);
+        let face = || self.faces.entry(owner.clone()).or_insert_with(|| tree::directory(self, owner.clone())).clone();
+        who.rights.may_run().then(face)
+    }
+
+    /// How many sessions there are, and in how many of them a command runs.
+    pub fn counts(&self) -> (usize, usize) {
+        let running = |phase| matches!(phase, session::Phase::Starting | session::Phase::Running { .. });
+        let sessions: Vec<_> = self.sessions.iter().map(|entry| entry.0.clone()).collect();
+        (sessions.len(), sessions.iter().filter(|session| running(session.phase())).count())
+    }
+
+    /// Ends every session of `who`, for a key that may not come in any more.
+    pub fn end_sessions_of(&self, who: &Who) {
+        let owner = Owner::from(who);
+        self.faces.remove(&owner);
+        let theirs: Vec<_> = self.sessions.iter().map(|entry| entry.0.clone()).filter(|s| s.owner == owner).collect();
+        theirs.iter().for_each(|session| self.remove(session));
+    }
+
+    /// Ends every session: their processes are killed.
+    pub fn end_all(&self) {
+        let all: Vec<_> = self.sessions.iter().map(|entry| entry.0.clone()).collect();
+        all.iter().for_each(|session| self.remove(session));
+    }
+
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.options.runtime
+    }
+
+    /// Makes a session for `owner`. Errors: `EMFILE` when it has as many as it may.
+    pub(crate) fn open_clone(self: &Arc<Self>, owner: &Owner) -> Result<CloneFile, Errno> {
+        let theirs = self.sessions.iter().filter(|entry| entry.0.owner == *owner).count();
+        if theirs >= self.options.limits.sessions {
+            return Err(Errno::EMFILE);
+        }
+        let id = self.last.fetch_add(1, Ordering::SeqCst) + 1;
+        let session = Session::new(id, owner.clone(), random_hex()?, self.options.limits.buffer);
+        let node = session::directory(self, &session);
+        self.sessions.insert(id, (session.clone(), node));
+        Ok(CloneFile { cpu: self.clone(), session })
+    }
+
+    /// The session numbered `id`, if it is `owner`'s.
+    pub(crate) fn session(&self, id: u64, owner: &Owner) -> Option<Arc<Session>> {
+        self.sessions.get(&id).map(|entry| entry.0.clone()).filter(|session| session.owner == *owner)
+    }
+
+    pub(crate) fn session_node(&self, id: u64, owner: &Owner) -> Option<NodeRef> {
+        self.sessions.get(&id).filter(|entry| entry.0.owner == *owner).map(|entry| entry.1.clone())
+    }
+
+    pub(crate) fn sessions_of(&self, owner: &Owner) -> Vec<(u64, NodeRef)> {
+        let theirs = self.sessions.iter().filter(|entry| entry.0.owner == *owner);
+        theirs.map(|entry| (*entry.key(), entry.1.clone())).collect()
+    }
+
+    /// The clone file of `session` was closed.
+    pub(crate) fn released(&self, session: &Arc<Session>) {
+        if !session.release() {
+            self.remove(session);
+        }
+    }
+
+    /// The command of `session` ended: if nobody holds the session, it is kept a while for those who ask.
+    pub(crate) fn finished(self: &Arc<Self>, session: &Arc<Session>) {
+        if session.is_released() {
+            let (cpu, session) = (Arc::downgrade(self), session.clone());
+            let keep = self.options.limits.keep;
+            self.runtime().spawn(async move {
+                tokio::select! {
+                    () = tokio::time::sleep(keep) => {}
+                    () = session.over() => {}
+                }
+                if let Some(cpu) = cpu.upgrade() {
+                    cpu.remove(&session);
+                }
+            });
+        }
+    }
+
+    fn remove(&self, session: &Arc<Session>) {
+        self.sessions.remove(&session.id);
+        session.end();
+    }
+
+    /// This node's own root, as a tree: opened once.
+    pub(crate) fn own_root(&self) -> Result<TreeRef, fileserver::Error> {
+        if let Some(root) = self.root.get() {
+            return Ok(root.clone());
+        }
+        let root = self.disk("/".as_ref())?;
+        Ok(self.root.get_or_init(|| root).clone())
+    }
+
+    /// A directory of this node, read and write.
+    pub(crate) fn disk(&self, path: &std::path::Path) -> Result<TreeRef, fileserver::Error> {
+        Ok(Disk::open(path, DiskOptions::new(self.options.qid_key))?)
+    }
+}
+
+/// 128 random bits, in hexadecimal.
+pub(crate) fn random_hex() -> Result<String, Errno> {
+    let mut bits = [0; 16];
+    getrandom::fill(&mut bits).map_err(|_| Errno::EIO)?;
+    Ok(bits.iter().map(|byte| format!("{byte:02x}")).collect())
+}

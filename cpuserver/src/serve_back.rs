@@ -1,0 +1,99 @@
+//! The connection that brings the caller's tree: dialled by the caller, served by it, walked by this node.
+//!
+//! It begins with the line `serve N NONCE`, which no 9P frame begins with; then the roles turn and this node is the
+//! client. The node calls [`Cpu::serve_back`] from the task of that connection, once it has proven its key; a session
+//! takes a tree only from its own owner, and only with its nonce, once.
+
+use std::sync::Arc;
+
+use p9::client::{self, Client};
+use p9::transport::Io;
+use p9::{Errno, Tree, Who};
+
+use crate::Cpu;
+use crate::owner::Owner;
+use crate::session::Session;
+
+/// The most that the first line may have, its newline included, in bytes.
+pub const LINE_MAX: usize = 256;
+
+/// Why a connection could not bring a tree. It is the peer's fault but for `Protocol`.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeBackError {
+    /// The line is not `serve N NONCE`.
+    #[error("the connection does not begin with `serve SESSION NONCE`")]
+    Line,
+    /// There is no such session of this peer, it has a tree, or the nonce is wrong: which, is not told.
+    #[error("session {0}: not yours to serve, or not with this nonce")]
+    Refused(u64),
+    /// The 9P handshake failed.
+    #[error("session {0}: the caller's tree: {1}")]
+    Protocol(u64, client::Error),
+    /// The tree could not be attached to.
+    #[error("session {0}: the caller's tree: {1}")]
+    Attach(u64, Errno),
+}
+
+impl Cpu {
+    /// Whether a connection that begins with `bytes` is one for [`Cpu::serve_back`].
+    pub fn is_serve_back(bytes: &[u8]) -> bool {
+        bytes.starts_with(b"serv")
+    }
+
+    /// Takes the tree that the peer `who` serves on `io`, which began with `line`, for the session that the line names.
+    /// Returns when the connection or the session ends; dropping the future closes the connection.
+    pub async fn serve_back(self: &Arc<Self>, line: &str, io: Io, who: &Who) -> Result<(), ServeBackError> {
+        let (id, nonce) = parse(line).ok_or(ServeBackError::Line)?;
+        let session = self
+            .session(id, &Owner::from(who))
+            .filter(|session| who.rights.may_run() && session.redeem(nonce))
+            .ok_or(ServeBackError::Refused(id))?;
+        let protocol = |err| ServeBackError::Protocol(id, err);
+        let client = Client::connect(io, client::Options::default()).await.map_err(protocol)?;
+        let root = client.attach(&Who::owner(), b"/").await.map_err(|errno| ServeBackError::Attach(id, errno))?;
+        session.set_caller(root);
+        let lasts = Lasts(session.clone());
+        tokio::select! {
+            _ = client.closed() => {}
+            () = session.over() => {}
+        }
+        drop(lasts);
+        Ok(())
+    }
+}
+
+/// While this lives the session has the tree.
+struct Lasts(Arc<Session>);
+
+impl Drop for Lasts {
+    fn drop(&mut self) {
+        self.0.drop_caller();
+    }
+}
+
+/// The session's number and the nonce.
+fn parse(line: &str) -> Option<(u64, &str)> {
+    let rest = line.trim_end_matches('\n').strip_prefix("serve ")?;
+    let (id, nonce) = rest.split_once(' ')?;
+    (line.len() <= LINE_MAX && !nonce.is_empty() && !nonce.contains(' ')).then_some((id.parse().ok()?, nonce))
+}
+
+/// The line that a connection begins with to bring the tree of session `id`.
+pub fn line(id: u64, nonce: &str) -> String {
+    format!("serve {id} {nonce}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_line_names_a_session_and_its_nonce() {
+        assert_eq!(parse(&line(17, "ab")), Some((17, "ab")));
+        assert!(Cpu::is_serve_back(line(17, "ab").as_bytes()));
+        for wrong in ["serve 17\n", "serve x ab\n", "serve 1 a b\n", "serve 1 \n", "served 1 a\n", ""] {
+            assert_eq!(parse(wrong), None, "{wrong}");
+        }
+        assert_eq!(parse(&line(1, &"a".repeat(LINE_MAX))), None);
+    }
+}

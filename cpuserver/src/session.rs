@@ -1,0 +1,309 @@
+//! One session: what was written to its files, the command that runs in it, and what came of that.
+//!
+//! The files of [`files`] change and show it, in the tasks that answer requests; the job's own task moves its phase
+//! on. What was asked for can change until `exec`, and never after. A session ends when nobody holds its clone file
+//! and no detached command runs in it; its processes end with it.
+
+mod files;
+mod spec;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use p9::{Errno, NodeRef, Reply};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+
+use crate::ctl::Ctl;
+use crate::flow::{Input, Output};
+use crate::job::Terminal;
+use crate::launch::{Exit, Usage};
+use crate::{Cpu, owner::Owner};
+
+pub(crate) use files::{CloneFile, directory};
+pub(crate) use spec::Spec;
+
+/// One session.
+pub(crate) struct Session {
+    pub(crate) id: u64,
+    pub(crate) owner: Owner,
+    pub(crate) stdin: Arc<Input>,
+    pub(crate) stdout: Arc<Output>,
+    pub(crate) stderr: Arc<Output>,
+    asked: Mutex<Asked>,
+    phase: watch::Sender<Phase>,
+    /// The tree that the caller serves, once it came.
+    caller: watch::Sender<Option<NodeRef>>,
+    /// Signals for the command, on their way to the job's task.
+    signals: mpsc::Sender<i32>,
+    signalled: Mutex<Option<mpsc::Receiver<i32>>>,
+    /// Set once: everything of this session ends.
+    over: watch::Sender<bool>,
+    detached: AtomicBool,
+    /// Whether the clone file is still open.
+    held: AtomicBool,
+    began: Instant,
+}
+
+struct Asked {
+    spec: Spec,
+    /// What a connection must say to bring the caller's tree; `None` once one did.
+    nonce: Option<String>,
+    terminal: Option<Terminal>,
+}
+
+/// How far the command is.
+#[derive(Clone, Debug)]
+pub(crate) enum Phase {
+    /// Nothing was started.
+    New,
+    /// Its namespace is being made.
+    Starting,
+    /// It runs; `pid` is that of its init on this node.
+    Running { pid: i32 },
+    /// It is over.
+    Ended(Arc<Ended>),
+}
+
+/// What came of a command.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) outcome: Result<Exit, Failure>,
+    pub(crate) real: Duration,
+    pub(crate) usage: Usage,
+}
+
+/// Why a command never ran.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    /// The exit status that a shell would give: 127 not found, 126 not executable, 255 anything else.
+    pub(crate) code: u8,
+    /// What the writer of `exec` is answered.
+    pub(crate) errno: Errno,
+    /// In words: the step, the thing, the reason.
+    pub(crate) reason: String,
+}
+
+impl Session {
+    /// A session without a command. `buffer` bounds each of its streams, in bytes.
+    pub(crate) fn new(id: u64, owner: Owner, nonce: String, buffer: usize) -> Arc<Self> {
+        let (signals, signalled) = mpsc::channel(16);
+        Arc::new(Self {
+            id,
+            owner,
+            stdin: Input::new(buffer),
+            stdout: Output::new(buffer),
+            stderr: Output::new(buffer),
+            asked: Mutex::new(Asked { spec: Spec::default(), nonce: Some(nonce), terminal: None }),
+            phase: watch::Sender::new(Phase::New),
+            caller: watch::Sender::new(None),
+            signals,
+            signalled: Mutex::new(Some(signalled)),
+            over: watch::Sender::new(false),
+            detached: AtomicBool::new(false),
+            held: AtomicBool::new(true),
+            began: Instant::now(),
+        })
+    }
+
+    /// Obeys the commands of one write, in order, to the first that fails. The reply is pending only while an `exec`
+    /// waits for its command to run.
+    pub(crate) fn control(self: &Arc<Self>, cpu: &Arc<Cpu>, text: &[u8]) -> Reply<'static, ()> {
+        let obeyed = Ctl::parse(text).and_then(|commands| {
+            commands.into_iter().try_fold(false, |wait, command| {
+                let waits = command == Ctl::Exec;
+                self.obey(cpu, command).map(|()| wait || waits)
+            })
+        });
+        match obeyed {
+            Ok(true) => {
+                let session = self.clone();
+                Reply::later(async move { session.runs().await })
+            }
+            obeyed => obeyed.map(|_| ()).into(),
+        }
+    }
+
+    fn obey(self: &Arc<Self>, cpu: &Arc<Cpu>, command: Ctl) -> Result<(), Errno> {
+        match command {
+            Ctl::Exec | Ctl::Start => self.start(cpu)?,
+            Ctl::Kill(signal) => self.kill(signal)?,
+            Ctl::Winsize(rows, cols) => self.resize(rows, cols)?,
+            Ctl::Detach => self.detached.store(true, Ordering::SeqCst),
+            Ctl::Eof => self.stdin.end(),
+            part => self.ask(|spec| spec.apply(part))?,
+        }
+        Ok(())
+    }
+
+    /// Changes what is asked for. Errors: `EBUSY` once the command was started; what `change` says.
+    pub(crate) fn ask(&self, change: impl FnOnce(&mut Spec) -> Result<(), Errno>) -> Result<(), Errno> {
+        let mut asked = self.asked.lock();
+        if !matches!(*self.phase.borrow(), Phase::New) {
+            return Err(Errno::EBUSY);
+        }
+        change(&mut asked.spec)
+    }
+
+    /// What is asked for.
+    pub(crate) fn spec(&self) -> Spec {
+        self.asked.lock().spec.clone()
+    }
+
+    fn start(self: &Arc<Self>, cpu: &Arc<Cpu>) -> Result<(), Errno> {
+        if self.is_over() {
+            return Err(Errno::ESTALE);
+        }
+        if self.asked.lock().spec.args.is_empty() {
+            return Err(Errno::EINVAL);
+        }
+        let signalled = self.signalled.lock().take().ok_or(Errno::EBUSY)?;
+        self.phase.send_replace(Phase::Starting);
+        cpu.runtime().spawn(crate::job::run(cpu.clone(), self.clone(), signalled));
+        Ok(())
+    }
+
+    fn kill(&self, signal: i32) -> Result<(), Errno> {
+        match *self.phase.borrow() {
+            Phase::Starting | Phase::Running { .. } => self.signals.try_send(signal).map_err(|_| Errno::EAGAIN),
+            Phase::New | Phase::Ended(_) => Err(Errno::ESRCH),
+        }
+    }
+
+    fn resize(&self, rows: u16, cols: u16) -> Result<(), Errno> {
+        let mut asked = self.asked.lock();
+        asked.spec.winsize = Some((rows, cols));
+        asked.terminal.as_ref().map_or(Ok(()), |terminal| terminal.resize(rows, cols))
+    }
+
+    /// Gives the session its terminal, which gets the window size that was asked for so far.
+    pub(crate) fn set_terminal(&self, terminal: Terminal) -> Result<(), Errno> {
+        let mut asked = self.asked.lock();
+        if let Some((rows, cols)) = asked.spec.winsize {
+            terminal.resize(rows, cols)?;
+        }
+        asked.terminal = Some(terminal);
+        Ok(())
+    }
+
+    /// How far the command is now.
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase.borrow().clone()
+    }
+
+    /// Moves on: what runs becomes visible to whoever waits.
+    pub(crate) fn enter(&self, phase: Phase) {
+        if matches!(phase, Phase::Ended(_)) {
+            self.asked.lock().terminal = None;
+        }
+        self.phase.send_replace(phase);
+    }
+
+    /// Returns once the command runs (or ran). Errors: why it could not.
+    async fn runs(&self) -> Result<(), Errno> {
+        let reached = |phase: &Phase| matches!(phase, Phase::Running { .. } | Phase::Ended(_));
+        let mut phases = self.phase.subscribe();
+        let phase = phases.wait_for(reached).await.map_err(|_| Errno::EIO)?;
+        match &*phase {
+            Phase::Ended(ended) => ended.outcome.as_ref().map(|_| ()).map_err(|failure| failure.errno),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns what came of the command. Errors: `ESTALE` if the session ends without having run one.
+    pub(crate) async fn ended(&self) -> Result<Arc<Ended>, Errno> {
+        let mut phases = self.phase.subscribe();
+        let ended = async {
+            loop {
+                if let Phase::Ended(ended) = &*phases.borrow_and_update() {
+                    return Ok(ended.clone());
+                }
+                phases.changed().await.map_err(|_| Errno::EIO)?;
+            }
+        };
+        let never = async {
+            self.over().await;
+            // A command that was started will still come to its end.
+            if !matches!(self.phase(), Phase::New) {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            ended = ended => ended,
+            () = never => Err(Errno::ESTALE),
+        }
+    }
+
+    /// The tree that the caller serves, as soon as it came.
+    pub(crate) async fn caller(&self) -> Result<NodeRef, Errno> {
+        let mut trees = self.caller.subscribe();
+        let tree = trees.wait_for(Option::is_some).await.map_err(|_| Errno::EIO)?;
+        tree.clone().ok_or(Errno::EIO)
+    }
+
+    /// Takes the caller's tree from a connection that proved to be the caller's.
+    pub(crate) fn set_caller(&self, root: NodeRef) {
+        self.caller.send_replace(Some(root));
+    }
+
+    /// Lets go of the caller's tree.
+    pub(crate) fn drop_caller(&self) {
+        self.caller.send_replace(None);
+    }
+
+    /// What a connection must say to bring the caller's tree: empty once one did.
+    pub(crate) fn nonce(&self) -> String {
+        self.asked.lock().nonce.clone().unwrap_or_default()
+    }
+
+    /// Whether `said` is the nonce; it is right once.
+    pub(crate) fn redeem(&self, said: &str) -> bool {
+        let mut asked = self.asked.lock();
+        let right = asked.nonce.as_deref().is_some_and(|nonce| equal(nonce.as_bytes(), said.as_bytes()));
+        if right {
+            asked.nonce = None;
+        }
+        right
+    }
+
+    /// The clone file was closed; says whether the session lives on because a detached command runs.
+    pub(crate) fn release(&self) -> bool {
+        self.held.store(false, Ordering::SeqCst);
+        self.detached.load(Ordering::SeqCst) && matches!(self.phase(), Phase::Starting | Phase::Running { .. })
+    }
+
+    /// Whether nobody holds the clone file any more.
+    pub(crate) fn is_released(&self) -> bool {
+        !self.held.load(Ordering::SeqCst)
+    }
+
+    /// Ends everything of this session. The job's task kills what runs.
+    pub(crate) fn end(&self) {
+        self.over.send_replace(true);
+        self.stdin.break_off();
+        self.stdout.end();
+        self.stderr.end();
+    }
+
+    /// Returns once the session is to end.
+    pub(crate) async fn over(&self) {
+        // The sender is in this session: it cannot be gone.
+        let _ = self.over.subscribe().wait_for(|&over| over).await;
+    }
+
+    fn is_over(&self) -> bool {
+        *self.over.borrow()
+    }
+
+    /// How long it exists.
+    pub(crate) fn age(&self) -> Duration {
+        self.began.elapsed()
+    }
+}
+
+/// Compares without telling by the time it takes how far the two are alike.
+fn equal(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && std::hint::black_box(a.iter().zip(b).fold(0, |differ, (a, b)| differ | (a ^ b))) == 0
+}

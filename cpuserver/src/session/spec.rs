@@ -1,0 +1,212 @@
+//! What is to be run: the contents of `args`, `env`, `cwd`, `ns` and `limits`, and what ctl commands add.
+//!
+//! Read and written by the session's files, taken whole by the job's task at `exec`. Every part was checked when it
+//! was written, so that the error reaches the writer.
+
+use bytes::Bytes;
+use p9::Errno;
+
+use crate::ctl::Ctl;
+use crate::words;
+
+/// What is to be run.
+#[derive(Clone, Debug)]
+pub(crate) struct Spec {
+    /// The command and its arguments.
+    pub(crate) args: Vec<Vec<u8>>,
+    /// `NAME=VALUE` each.
+    pub(crate) env: Vec<Vec<u8>>,
+    /// Where it starts; empty means `/`.
+    pub(crate) cwd: Vec<u8>,
+    /// The namespace file; empty means this node's own root.
+    pub(crate) ns: String,
+    /// Resource, soft and hard limit: setrlimit(2).
+    pub(crate) limits: Vec<(i32, u64, u64)>,
+    pub(crate) umask: u32,
+    /// Who it sees itself as: uid, gid; by default who this node runs as.
+    pub(crate) user: Option<(u32, u32)>,
+    pub(crate) nice: i32,
+    /// Whether it gets a terminal.
+    pub(crate) pty: bool,
+    /// Rows and columns of the terminal.
+    pub(crate) winsize: Option<(u16, u16)>,
+}
+
+impl Default for Spec {
+    fn default() -> Self {
+        Self {
+            args: Vec::new(),
+            env: Vec::new(),
+            cwd: Vec::new(),
+            ns: String::new(),
+            limits: Vec::new(),
+            umask: 0o22,
+            user: None,
+            nice: 0,
+            pty: false,
+            winsize: None,
+        }
+    }
+}
+
+impl Spec {
+    /// Changes what the ctl command `part` says. Errors: `EINVAL` for what is wrong, and for what is no part of this.
+    pub(crate) fn apply(&mut self, part: Ctl) -> Result<(), Errno> {
+        match part {
+            Ctl::Args(args) => self.args = args,
+            Ctl::Env(env) => self.env = env,
+            Ctl::Cwd(cwd) => self.set_cwd(&cwd)?,
+            Ctl::Ns(text) => self.set_ns(&text)?,
+            Ctl::User(uid, gid) => self.user = Some((uid, gid)),
+            Ctl::Umask(umask) => self.umask = umask,
+            Ctl::Nice(nice) => self.nice = nice,
+            Ctl::Pty => self.pty = true,
+            _ => return Err(Errno::EINVAL),
+        }
+        Ok(())
+    }
+
+    /// Sets the command, as the file `args` has it: see [`list`].
+    pub(crate) fn set_args(&mut self, text: &[u8]) -> Result<(), Errno> {
+        self.args = list(text)?;
+        Ok(())
+    }
+
+    /// Sets the environment, as the file `env` has it.
+    pub(crate) fn set_env(&mut self, text: &[u8]) -> Result<(), Errno> {
+        self.env = list(text)?;
+        Ok(())
+    }
+
+    /// Sets the namespace file. Errors: `EINVAL` if it does not parse.
+    pub(crate) fn set_ns(&mut self, text: &[u8]) -> Result<(), Errno> {
+        let text = std::str::from_utf8(text).map_err(|_| Errno::EINVAL)?;
+        // What a variable stands for is known at exec.
+        ns::text::parse(text, &|_| Some("/".into())).map_err(|_| Errno::EINVAL)?;
+        self.ns = text.to_owned();
+        Ok(())
+    }
+
+    /// Sets the directory to start in, as the file `cwd` has it: one newline at its end does not count.
+    pub(crate) fn set_cwd(&mut self, text: &[u8]) -> Result<(), Errno> {
+        let path = text.strip_suffix(b"\n").unwrap_or(text);
+        if path.contains(&0) || !(path.is_empty() || path.starts_with(b"/")) {
+            return Err(Errno::EINVAL);
+        }
+        self.cwd = path.to_vec();
+        Ok(())
+    }
+
+    /// Sets the limits: lines of `NAME SOFT [HARD]`, numbers or `unlimited`. Errors: `EINVAL`.
+    pub(crate) fn set_limits(&mut self, text: &[u8]) -> Result<(), Errno> {
+        let lines = words::lines(text).ok_or(Errno::EINVAL)?;
+        self.limits = lines.iter().map(|words| limit(words)).collect::<Result<_, _>>()?;
+        Ok(())
+    }
+
+    /// The limits as [`Spec::set_limits`] reads them.
+    pub(crate) fn limits_text(&self) -> String {
+        let amount = |n: u64| if n == libc::RLIM_INFINITY { "unlimited".to_owned() } else { n.to_string() };
+        let line = |&(resource, soft, hard): &(i32, u64, u64)| {
+            let name = LIMITS.iter().find(|&&(_, known)| known == resource).map_or("", |&(name, _)| name);
+            format!("{name} {} {}\n", amount(soft), amount(hard))
+        };
+        self.limits.iter().map(line).collect()
+    }
+}
+
+/// A list as the files `args` and `env` take it: each item ended by NUL; or, for those who use echo, one line of
+/// words (see [`words`]). A text with neither NUL nor newline is one item. Errors: `EINVAL`.
+fn list(text: &[u8]) -> Result<Vec<Vec<u8>>, Errno> {
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    if !text.contains(&0) && text.ends_with(b"\n") {
+        return Ok(words::lines(text).ok_or(Errno::EINVAL)?.concat());
+    }
+    let text = text.strip_suffix(b"\0").unwrap_or(text);
+    Ok(text.split(|&byte| byte == 0).map(<[u8]>::to_vec).collect())
+}
+
+/// The list as [`list`] reads it.
+pub(crate) fn list_text(list: &[Vec<u8>]) -> Bytes {
+    list.iter().flat_map(|item| item.iter().copied().chain([0])).collect()
+}
+
+const LIMITS: &[(&str, i32)] = &[
+    ("as", libc::RLIMIT_AS as i32),
+    ("core", libc::RLIMIT_CORE as i32),
+    ("cpu", libc::RLIMIT_CPU as i32),
+    ("data", libc::RLIMIT_DATA as i32),
+    ("fsize", libc::RLIMIT_FSIZE as i32),
+    ("memlock", libc::RLIMIT_MEMLOCK as i32),
+    ("nofile", libc::RLIMIT_NOFILE as i32),
+    ("nproc", libc::RLIMIT_NPROC as i32),
+    ("stack", libc::RLIMIT_STACK as i32),
+];
+
+fn limit(words: &[Vec<u8>]) -> Result<(i32, u64, u64), Errno> {
+    let (name, soft, hard) = match words {
+        [name, soft] => (name, soft, soft),
+        [name, soft, hard] => (name, soft, hard),
+        _ => return Err(Errno::EINVAL),
+    };
+    let &(_, resource) = LIMITS.iter().find(|(known, _)| known.as_bytes() == name).ok_or(Errno::EINVAL)?;
+    let (soft, hard) = (amount(soft)?, amount(hard)?);
+    if soft > hard {
+        return Err(Errno::EINVAL);
+    }
+    Ok((resource, soft, hard))
+}
+
+fn amount(word: &[u8]) -> Result<u64, Errno> {
+    match std::str::from_utf8(word) {
+        Ok("unlimited") => Ok(libc::RLIM_INFINITY),
+        Ok(number) => number.parse().map_err(|_| Errno::EINVAL),
+        Err(_) => Err(Errno::EINVAL),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_list_is_nul_separated_or_a_line_of_words() {
+        let words = |items: &[&str]| items.iter().map(|item| item.as_bytes().to_vec()).collect::<Vec<_>>();
+        assert_eq!(list(b"").unwrap(), words(&[]));
+        assert_eq!(list(b"uname -n\n").unwrap(), words(&["uname", "-n"]));
+        assert_eq!(list(b"sh -c 'exit 7'\n").unwrap(), words(&["sh", "-c", "exit 7"]));
+        assert_eq!(list(b"one item").unwrap(), words(&["one item"]));
+        assert_eq!(list(b"sh\0-c\0exit 7\n").unwrap(), words(&["sh", "-c", "exit 7\n"]));
+        assert_eq!(list(b"sh\0\0").unwrap(), words(&["sh", ""]));
+        assert_eq!(list(b"sh -c 'exit\n"), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn limits_are_read_as_they_are_printed() {
+        let mut spec = Spec::default();
+        spec.set_limits(b"nofile 1024 4096\ncore 0\nas unlimited\n").unwrap();
+        assert_eq!(spec.limits_text(), "nofile 1024 4096\ncore 0 0\nas unlimited unlimited\n");
+        for wrong in ["nofile", "files 1", "nofile 2 1", "nofile x", "nofile -1"] {
+            assert_eq!(spec.set_limits(wrong.as_bytes()), Err(Errno::EINVAL), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_directory_to_start_in_is_absolute() {
+        let mut spec = Spec::default();
+        spec.set_cwd(b"/home/u\n").unwrap();
+        assert_eq!(spec.cwd, b"/home/u");
+        assert_eq!(spec.set_cwd(b"home"), Err(Errno::EINVAL));
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_list_prints_reads_back(items in prop::collection::vec(prop::collection::vec(1..=255u8, 0..9), 0..5)) {
+            prop_assert_eq!(list(&list_text(&items)).unwrap(), items);
+        }
+    }
+}

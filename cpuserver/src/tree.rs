@@ -1,0 +1,53 @@
+//! The directory /cpu as one peer sees it: `clone`, and its own sessions by number.
+//!
+//! Made once for each peer that may run commands, so that its qids stay; listed and walked in the tasks that answer
+//! requests.
+
+use std::sync::{Arc, Weak};
+
+use p9::synth::{self, Listing};
+use p9::{Errno, Name, NameBuf, NodeRef, Reply, Stream};
+
+use crate::Cpu;
+use crate::owner::Owner;
+
+/// /cpu for one peer.
+struct Sessions {
+    cpu: Weak<Cpu>,
+    owner: Owner,
+    clone: NodeRef,
+}
+
+/// The directory /cpu as `owner` sees it.
+pub(crate) fn directory(cpu: &Arc<Cpu>, owner: Owner) -> NodeRef {
+    let (weak, whose) = (Arc::downgrade(cpu), owner.clone());
+    let clone = synth::stream(0o666, move |_| {
+        let opened = weak.upgrade().ok_or(Errno::ESTALE).and_then(|cpu| cpu.open_clone(&whose));
+        opened.map(|file| Arc::new(file) as Arc<dyn Stream>).into()
+    });
+    synth::directory(Arc::new(Sessions { cpu: Arc::downgrade(cpu), owner, clone }))
+}
+
+impl Listing for Sessions {
+    fn lookup<'a>(&'a self, name: Name<'a>) -> Reply<'a, Option<NodeRef>> {
+        if name.as_bytes() == b"clone" {
+            return Reply::ok(Some(self.clone.clone()));
+        }
+        let session = || self.cpu.upgrade()?.session_node(number(name)?, &self.owner);
+        Reply::ok(session())
+    }
+
+    fn list(&self) -> Reply<'_, Vec<(NameBuf, NodeRef)>> {
+        let sessions = self.cpu.upgrade().map(|cpu| cpu.sessions_of(&self.owner)).unwrap_or_default();
+        let named = |(id, node): (u64, NodeRef)| NameBuf::new(id.to_string()).map(|name| (name, node));
+        let clone = NameBuf::new("clone").map(|name| (name, self.clone.clone()));
+        std::iter::once(clone).chain(sessions.into_iter().map(named)).collect::<Result<_, _>>().into()
+    }
+}
+
+/// The session that `name` numbers, if it is written the one way that a number is.
+fn number(name: Name<'_>) -> Option<u64> {
+    let text = std::str::from_utf8(name.as_bytes()).ok()?;
+    let id: u64 = text.parse().ok()?;
+    (id.to_string() == text).then_some(id)
+}
