@@ -131,19 +131,28 @@ fn pump(session: &Arc<Session>, near: terminal::Near) -> Result<JoinSet<()>, Fai
 impl Running {
     /// Returns when the command is over: by itself, by a signal that was asked for, or because the session ends.
     async fn until_over(&mut self, session: &Session, signals: &mut mpsc::Receiver<i32>) -> Result<Exit, Failure> {
-        self.job.running().await.map_err(never_started)?;
-        session.enter(Phase::Running { pid: self.job.init() });
-        let mut ending = false;
+        let (mut runs, mut ending) = (false, false);
         loop {
             tokio::select! {
-                exit = self.job.wait() => return exit.map_err(never_started),
-                Some(signal) = signals.recv() => self.kill(signal),
+                next = self.next(runs) => match next.map_err(never_started)? {
+                    Some(exit) => return Ok(exit),
+                    None => {
+                        runs = true;
+                        session.enter(Phase::Running { pid: self.job.init() });
+                    }
+                },
+                Some(signal) = signals.recv(), if runs => self.kill(signal),
                 () = session.over(), if !ending => {
                     ending = true;
                     self.kill(libc::SIGKILL);
                 }
             }
         }
+    }
+
+    /// How the command ended; or, while it does not run yet, nothing, once it does.
+    async fn next(&mut self, runs: bool) -> Result<Option<Exit>, launch::Error> {
+        if runs { self.job.wait().await.map(Some) } else { self.job.running().await.map(|()| None) }
     }
 
     fn kill(&self, signal: i32) {
@@ -154,7 +163,10 @@ impl Running {
 
     /// Lets go of what the job stood on, and sees the rest of its output off.
     async fn let_go(self, session: &Session) {
-        let Self { job, mount, mut flows, tmp } = self;
+        let Self { mut job, mount, mut flows, tmp } = self;
+        if tokio::time::timeout(GRACE, job.gone()).await.is_err() {
+            tracing::warn!(session = session.id, "a job's processes are slow to go");
+        }
         drop(job);
         // Its mount namespace is gone, so the kernel ends the FUSE session by itself.
         let ended = tokio::time::timeout(GRACE, mount.ended()).await;
@@ -170,14 +182,14 @@ impl Running {
 }
 
 fn never_started(error: launch::Error) -> Failure {
-    let (code, errno) = match &error {
-        launch::Error::NotFound { .. } => (127, Errno::ENOENT),
-        launch::Error::NotExecutable { .. } => (126, Errno::EACCES),
-        launch::Error::Interpreter { .. } => (126, Errno::ENOEXEC),
-        launch::Error::Cwd { .. } => (255, Errno::ENOENT),
-        _ => (255, Errno::EIO),
+    let errno = match &error {
+        launch::Error::NotFound { .. } | launch::Error::Cwd { .. } => Errno::ENOENT,
+        launch::Error::NotExecutable { .. } => Errno::EACCES,
+        launch::Error::Interpreter { .. } => Errno::ENOEXEC,
+        _ => Errno::EIO,
     };
-    failure(code, errno, &error.to_string())
+    let remedy = error.remedy().map(|remedy| format!(" (try: {remedy})")).unwrap_or_default();
+    failure(error.exit_code(), errno, &format!("{error}{remedy}"))
 }
 
 fn failed(step: &str, error: std::io::Error) -> Failure {

@@ -62,7 +62,7 @@ mod tests {
         let tmp = Tmp::create(parent.path()).unwrap();
         std::fs::create_dir(tmp.path().join("closed")).unwrap();
         std::fs::write(tmp.path().join("closed/file"), "").unwrap();
-        std::fs::set_permissions(tmp.path().join("closed"), std::fs::Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(tmp.path().join("closed"), std::fs::Permissions::from_mode(0o000)).unwrap();
         std::os::unix::fs::symlink(parent.path(), tmp.path().join("out")).unwrap();
         drop(tmp);
         let left: Vec<_> = parent.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
