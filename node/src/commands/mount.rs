@@ -102,8 +102,13 @@ fn place(context: &Context, dir: Option<&Path>) -> Result<PathBuf> {
 /// The folder that is meant by `dir`, or by none: /n if I may write it, else ~/n.
 pub(super) fn default_place(context: &Context, dir: Option<&Path>) -> Result<PathBuf> {
     if let Some(dir) = dir {
-        // Not canonicalised: a dead mount there could not be looked at.
-        return std::path::absolute(dir).at("find the mount point", dir.display());
+        let dir = std::path::absolute(dir).at("find the mount point", dir.display())?;
+        // Links are followed up to its last name, and not further: a dead mount there could not be looked at.
+        let parent = dir.parent().and_then(|parent| std::fs::canonicalize(parent).ok());
+        return Ok(match (parent, dir.file_name()) {
+            (Some(parent), Some(name)) => parent.join(name),
+            _ => dir,
+        });
     }
     let root = rustix::process::geteuid().is_root();
     if root || rustix::fs::access("/n", Access::WRITE_OK).is_ok() {

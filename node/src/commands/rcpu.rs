@@ -154,11 +154,7 @@ fn working_directory(typed: &Rcpu) -> Result<PathBuf> {
 
 fn serve_request(context: &Context, typed: &Rcpu, node: &Node, command: &Command) -> Result<Serve> {
     let cwd = PathBuf::from(OsString::from_vec(command.cwd.clone()));
-    let expose = typed.expose.iter().map(|text| {
-        let bytes = text.as_bytes();
-        let (path, read_only) = bytes.strip_suffix(b":ro").map_or((bytes, false), |path| (path, true));
-        (cwd.join(std::ffi::OsStr::from_bytes(path)), read_only)
-    });
+    let expose = typed.expose.iter().map(|expose| (cwd.join(&expose.path), expose.read_only));
     let expose = expose.collect();
     let home = context.user_home().ok_or_else(|| Error::new("find the home", "$HOME", "is not set"))?;
     Ok(Serve { node: node.name.as_str().to_string(), session: 0, nonce: String::new(), home, cwd, expose })
