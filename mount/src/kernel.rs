@@ -5,11 +5,18 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rustix::mount::UnmountFlags;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount,
+};
+
+use crate::Options;
 
 /// Why something could not be mounted or unmounted.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +37,35 @@ pub enum Error {
 
 /// How long a mount may take to answer whether it is alive.
 const ANSWER: Duration = Duration::from_secs(2);
+
+/// Mounts FUSE at `at`, as root, and gives the descriptor on which to serve it.
+pub(crate) fn mount(at: &Path, options: &Options) -> Result<OwnedFd, Error> {
+    let open = || rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    let device = open().map_err(|err| Error::Device(err.into()))?;
+    let fs = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|err| Error::Device(err.into()))?;
+    let made = (|| {
+        let set = |key: &str, value: &str| fsconfig_set_string(fs.as_fd(), key, value);
+        set("source", &options.fs_name)?;
+        set("subtype", "slashn")?;
+        set("fd", &device.as_raw_fd().to_string())?;
+        // Octal: a directory.
+        set("rootmode", "40755")?;
+        set("user_id", &rustix::process::getuid().as_raw().to_string())?;
+        set("group_id", &rustix::process::getgid().as_raw().to_string())?;
+        if options.allow_other {
+            fsconfig_set_flag(fs.as_fd(), "allow_other")?;
+        }
+        fsconfig_create(fs.as_fd())?;
+        let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        if options.read_only {
+            attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+        }
+        let mounted = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+        move_mount(mounted.as_fd(), "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+    })();
+    made.map_err(|err: rustix::io::Errno| Error::Mount(err.into()))?;
+    Ok(device)
+}
 
 /// Whether the mount at `at` is one whose daemon is gone.
 pub fn stale(at: &Path) -> bool {

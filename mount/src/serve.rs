@@ -41,12 +41,13 @@ pub fn mount(root: NodeRef, at: &Path, options: Options, runtime: Handle) -> Res
     let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     let config = config(&options, all, acl);
     let watch = Watch::start().map_err(Error::Session)?;
+    let mounted_as = options.clone();
     let bridge = Bridge::new(root, options, runtime, watch.clone());
-    let session = Session::new(bridge, at, &config).map_err(|err| match err.kind() {
-        std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::NotFound if !at.exists() => Error::Mount(err),
-        std::io::ErrorKind::NotFound => Error::Device(err),
-        _ => Error::Mount(err),
-    })?;
+    let session = match rustix::process::geteuid().is_root() {
+        true => Session::from_fd(bridge, kernel::mount(at, &mounted_as)?, acl, config).map_err(Error::Session)?,
+        // fusermount3 does it, which is set-user-id root.
+        false => Session::new(bridge, at, &config).map_err(Error::Mount)?,
+    };
     let device = kernel::find(at);
     Ok(Mount { at: Some(at.to_path_buf()), device, ended: run(session)?, watch })
 }

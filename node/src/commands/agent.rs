@@ -8,7 +8,7 @@ use crate::cli;
 use crate::commands::{runtime, stopped};
 use crate::control::{self, Control};
 use crate::dial::Dialer;
-use crate::error::{At, Result};
+use crate::error::Result;
 use crate::{Context, output};
 
 /// Where in `run/` it answers.
@@ -23,8 +23,9 @@ pub fn run(context: &Context, typed: &cli::Agent) -> Result<ExitCode> {
         runtime.block_on(async {
             match control::connect(&path).await? {
                 Some(root) => {
-                    control::write(&root, "ctl", "stop").await.at("stop the agent", path.display())?;
-                    // It answers no more once it has ended.
+                    // Its answer may be lost as it ends: it answers no more once it has.
+                    let _ = control::write(&root, "ctl", "stop").await;
+                    drop(root);
                     while control::connect(&path).await?.is_some() {
                         tokio::time::sleep(Duration::from_millis(5)).await;
                     }
