@@ -82,8 +82,17 @@ pub async fn connect(path: &Path) -> Result<Option<NodeRef>> {
         }
         Err(err) => return Err(Error::new("connect", path.display(), err)),
     };
-    let client = Client::connect(stream, client::Options::default()).await.at("connect", path.display())?;
-    client.attach(&Who::owner(), b"").await.map(Some).at("attach", path.display())
+    // One that ends just now does not answer, and is as good as gone.
+    let client = match Client::connect(stream, client::Options::default()).await {
+        Ok(client) => client,
+        Err(client::Error::Io(_)) => return Ok(None),
+        Err(err) => return Err(Error::new("connect", path.display(), err)),
+    };
+    match client.attach(&Who::owner(), b"").await {
+        Ok(root) => Ok(Some(root)),
+        Err(Errno::EHOSTUNREACH) => Ok(None),
+        Err(errno) => Err(Error::new("attach", path.display(), errno)),
+    }
 }
 
 /// The contents of the file at `path` below `root`.

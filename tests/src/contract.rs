@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
-use p9::{Entry, Errno, FileKind, Handle, How, Name, NameBuf, New, Node, NodeRef, Qid, SetAttr, Want, What};
+use p9::{Entry, Errno, FileKind, Handle, How, Name, NameBuf, New, NodeRef, Qid, SetAttr, Want, What};
 
 mod writing;
 

@@ -26,6 +26,8 @@ pub struct Machine {
     /// Holds the mount namespace in which an ordinary user may open /dev/fuse.
     namespace: Option<Child>,
     nodes: Vec<String>,
+    /// Homes besides mine from which commands are run.
+    homes: Vec<String>,
     mounts: Vec<PathBuf>,
 }
 
@@ -46,7 +48,8 @@ impl Machine {
         let top = tempfile::Builder::new().prefix("slashn-test.").tempdir().expect("a temporary folder");
         std::os::unix::fs::chown(top.path(), Some(uid), Some(uid)).expect("chown");
         let namespace = (uid != 0).then(|| open_fuse_to_all(top.path()));
-        let machine = Self { top: Some(top), uid, namespace, nodes: Vec::new(), mounts: Vec::new() };
+        let machine =
+            Self { top: Some(top), uid, namespace, nodes: Vec::new(), homes: vec!["me".into()], mounts: Vec::new() };
         for folder in ["home", "work"] {
             machine.run("mkdir", &[machine.at(folder)]);
         }
@@ -61,20 +64,20 @@ impl Machine {
 
     /// A command as the machine's user, in the folder `work`.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
+        let work = Some(self.at("work")).filter(|work| work.exists());
         let mut command = match &self.namespace {
             None => Command::new(program.as_ref()),
             Some(holder) => {
                 let mut command = Command::new("nsenter");
                 command.args(["--target", &holder.id().to_string(), "--mount"]);
-                command.arg(format!("--wd={}", self.at("work").display()));
+                command.args(work.as_ref().map(|work| format!("--wd={}", work.display())));
                 let id = self.uid.to_string();
                 command.args(["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups"]);
                 command.arg(program.as_ref());
                 command
             }
         };
-        let work = self.at("work");
-        if work.exists() {
+        if let Some(work) = work {
             command.current_dir(work);
         }
         let path = std::env::var("PATH").unwrap_or_default();
@@ -126,6 +129,15 @@ impl Machine {
         address.to_string()
     }
 
+    /// Makes the home of somebody else, who knows the nodes that I know. Gives its path.
+    pub fn somebody(&mut self, name: &str) -> String {
+        let home = self.at(name).display().to_string();
+        self.slashn(&["--home", &home, "init", "--name", name]).succeeds();
+        fs::copy(self.at("me/known_nodes"), self.at(name).join("known_nodes")).expect("the nodes that I know");
+        self.homes.push(name.to_string());
+        home
+    }
+
     /// Mounts the grid and gives the place.
     pub fn mount(&mut self) -> PathBuf {
         let at = self.at("n");
@@ -165,7 +177,10 @@ impl Machine {
         for at in std::mem::take(&mut self.mounts) {
             let _ = self.slashn(&["unmount", &at.display().to_string()]).output();
         }
-        let _ = self.slashn(&["agent", "--stop"]).output();
+        for home in std::mem::take(&mut self.homes) {
+            let home = self.at(&home).display().to_string();
+            let _ = self.slashn(&["--home", &home, "agent", "--stop"]).output();
+        }
         for name in std::mem::take(&mut self.nodes) {
             let home = self.at(&name).display().to_string();
             let _ = self.slashn(&["--home", &home, "down"]).output();
@@ -211,10 +226,11 @@ impl Drop for Machine {
 /// A process that holds a mount namespace in which /dev/fuse is open to all.
 fn open_fuse_to_all(top: &Path) -> Child {
     let node = top.join("fuse");
-    // A folder on tmpfs may be mounted nodev, /dev is not: the device node lives in the namespace's own /dev/shm.
+    // What stands in /mnt is on a file system of its own, and gone with the namespace. fusermount3 wants a user's name.
     let script = format!(
-        "mount -t tmpfs -o mode=755 fuse /mnt && mknod -m 666 /mnt/fuse c 10 229 && mount --bind /mnt/fuse /dev/fuse && \
-         umount -l /mnt && : >{0} && exec sleep infinity",
+        "mount -t tmpfs -o mode=755,dev fuse /mnt && mknod -m 666 /mnt/fuse c 10 229 && cp /etc/passwd /mnt/passwd && \
+         echo 'ordinary:x:{ORDINARY}:{ORDINARY}::/:/bin/sh' >>/mnt/passwd && mount --bind /mnt/fuse /dev/fuse && \
+         mount --bind /mnt/passwd /etc/passwd && umount -l /mnt && : >{0} && exec sleep infinity",
         node.display()
     );
     let mut holder = Command::new("unshare")

@@ -13,9 +13,7 @@ use tests::machine::{Done, Machine, PATIENCE, Text};
 fn a_stranger_is_refused_and_told_what_to_do() {
     let mut machine = Machine::root();
     machine.node("alpha");
-    let stranger = machine.at("stranger").display().to_string();
-    machine.slashn(&["--home", &stranger, "init", "--name", "stranger"]).succeeds();
-    fs::copy(machine.at("me/known_nodes"), machine.at("stranger/known_nodes")).unwrap();
+    let stranger = machine.somebody("stranger");
     let error = machine.rcpu(&["--home", &stranger, "alpha", "true"]).exits(255).errors();
     assert!(error.contains("alpha") && error.contains("slashn allow"), "{error}");
 }
@@ -51,9 +49,7 @@ fn a_key_that_others_can_read_is_refused_with_the_remedy() {
 fn a_key_that_is_allowed_an_export_cannot_reach_cpu() {
     let mut machine = Machine::root();
     machine.node("alpha");
-    let guest = machine.at("guest").display().to_string();
-    machine.slashn(&["--home", &guest, "init", "--name", "guest"]).succeeds();
-    fs::copy(machine.at("me/known_nodes"), machine.at("guest/known_nodes")).unwrap();
+    let guest = machine.somebody("guest");
     let key = fs::read_to_string(machine.at("guest/id_ed25519.pub")).unwrap();
     let alpha = machine.at("alpha").display().to_string();
     machine.slashn(&["--home", &alpha, "allow", key.trim(), "--only", "files:ro"]).succeeds();
@@ -68,7 +64,6 @@ fn a_key_that_is_allowed_an_export_cannot_reach_cpu() {
     let read = machine.run("cat", &[n.join("alpha/fs/files/hello")]).text();
     let refused = machine.command("touch").arg(n.join("alpha/fs/files/new")).exits(1).errors();
     machine.slashn(&["--home", &guest, "unmount", &n.display().to_string()]).succeeds();
-    let _ = machine.slashn(&["--home", &guest, "agent", "--stop"]).done();
     assert_eq!((listed.trim(), read.as_str()), ("fs", "hi\n"));
     assert!(refused.contains("Read-only file system"), "{refused}");
 }
@@ -103,15 +98,17 @@ fn the_commands_processes_end_when_the_caller_is_killed() {
     let mut caller = machine.rcpu(&["beta", "sh", "long.sh"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut started = [0; 8];
     caller.stdout.as_mut().unwrap().read_exact(&mut started).unwrap();
-    let running = |machine: &Machine| machine.processes().iter().filter(|p| p.contains("987654321")).count();
-    assert_eq!(running(&machine), 2);
+    let becomes = |count: usize| {
+        let until = Instant::now() + PATIENCE;
+        while machine.processes().iter().filter(|p| p.contains(" 987654321")).count() != count {
+            assert!(Instant::now() < until, "not {count}: {:#?}", machine.processes());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    becomes(2);
     caller.kill().unwrap();
     caller.wait().unwrap();
-    let until = Instant::now() + PATIENCE;
-    while running(&machine) > 0 {
-        assert!(Instant::now() < until, "left: {:?}", machine.processes());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    becomes(0);
 }
 
 #[test]

@@ -13,13 +13,14 @@ pub(crate) fn run() -> Vec<Row> {
     let mut machine = Machine::root();
     machine.node("alpha");
     let idle = resident_kib(&machine);
-    let home = node::home::Home::open(&machine.at("me")).expect("my home");
-    let dialer = node::dial::Dialer::open(&home, None).expect("my key and the nodes I know");
+    let home = ::node::home::Home::open(&machine.at("me")).expect("my home");
+    let dialer = ::node::dial::Dialer::open(&home, None).expect("my key and the nodes I know");
+    let alpha = dialer.find("alpha").expect("the node that was added");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let held: Vec<Client> = runtime.block_on(async {
         let mut held = Vec::new();
         for _ in 0..CONNECTIONS {
-            let io = dialer.connect("alpha").await.expect("a connection");
+            let io = dialer.connect(&alpha).await.expect("a connection");
             held.push(Client::connect(io, Options::default()).await.expect("a version"));
         }
         held
