@@ -204,6 +204,9 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
+        if self.top.is_none() {
+            return;
+        }
         let left = self.take_down();
         if std::thread::panicking() {
             eprintln!("left behind: {left:#?}");
@@ -253,16 +256,15 @@ fn open_fuse_to_all(top: &Path) -> Child {
     holder
 }
 
-/// Where this build's binaries are: the folder above the one of the test itself.
+/// Where this build's binaries are: beside this program, or above it, where tests are.
 pub fn binaries() -> PathBuf {
-    let test = std::env::current_exe().expect("the path of this test");
-    let target = test.ancestors().nth(2).expect("a target folder").to_path_buf();
-    for binary in ["slashn", "rcpu"] {
-        let path = target.join(binary);
-        let built = fs::metadata(&path).is_ok_and(|file| file.permissions().mode() & 0o111 != 0);
-        assert!(built, "{} is not built: cargo build --workspace", path.display());
-    }
-    target
+    let me = std::env::current_exe().expect("the path of this program");
+    let built = |dir: &&Path| {
+        let is_program = |path: PathBuf| fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o111 != 0);
+        ["slashn", "rcpu"].iter().all(|name| is_program(dir.join(name)))
+    };
+    let found = me.ancestors().skip(1).take(2).find(built);
+    found.expect("slashn and rcpu are not built: cargo build --workspace").to_path_buf()
 }
 
 /// What a command did, with a bound on how long it may take.
