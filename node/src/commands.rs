@@ -26,10 +26,19 @@ use crate::Context;
 use crate::cli::Command;
 use crate::error::{At, Result};
 
-/// The runtime of a command that talks to others.
+/// The runtime of a command that talks to others. One thread moves everything: handing small messages from thread to
+/// thread would cost more than it gains, and what blocks has a pool of its own.
 fn runtime() -> Result<tokio::runtime::Runtime> {
-    let built =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(64).enable_all().build();
+    runtime_of(1)
+}
+
+/// A runtime with `threads` threads.
+fn runtime_of(threads: usize) -> Result<tokio::runtime::Runtime> {
+    let built = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .max_blocking_threads(64)
+        .enable_all()
+        .build();
     built.at("start", "the runtime")
 }
 

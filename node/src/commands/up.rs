@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 
 use crate::cli::Up;
 use crate::commands::export::absolute;
-use crate::commands::{runtime, stopped};
+use crate::commands::{runtime_of, stopped};
 use crate::control::Control;
 use crate::error::{At, Error, Result};
 use crate::home::Home;
@@ -40,7 +40,7 @@ pub fn run(context: &Context, typed: &Up) -> Result<ExitCode> {
     let lock = home.lock()?;
     // Before there are threads: the launcher dies with the one that started it.
     let launcher = Launcher::start().at("up", "the process that starts commands")?;
-    let runtime = runtime()?;
+    let runtime = runtime_of(2)?;
     let served = runtime.block_on(serve(&home, typed, launcher));
     // What is still open has had its chance; the kernel takes the rest.
     runtime.shutdown_timeout(Duration::from_secs(2));
