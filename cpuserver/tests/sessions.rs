@@ -1,6 +1,8 @@
 //! Sessions as files, through 9P: whose they are, how long they live, what may be written to them. No command is
 //! started that runs: for those see `jobs.rs`.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;

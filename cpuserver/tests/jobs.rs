@@ -1,0 +1,193 @@
+//! Commands that really run: namespaces, FUSE roots, streams, exits. Needs root, or user namespaces and /dev/fuse.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and its main prints")]
+
+#[path = "jobs/harness.rs"]
+mod harness;
+#[path = "jobs/node.rs"]
+mod node;
+
+use std::process::ExitCode;
+
+use cpuserver::client::{Command, Event, Exit, node_root_ns};
+
+use node::{Node, Run, command, sh};
+
+fn main() -> ExitCode {
+    harness::main(harness::tests! {
+        a_command_runs_by_cat_and_echo
+        a_command_has_the_callers_files_directory_environment_and_umask
+        exit_statuses_and_signals_are_exact
+        input_and_output_pass_through_and_stay_apart
+        much_output_arrives_whole
+        a_program_that_is_missing_or_is_none_is_told_apart
+        a_directory_that_is_not_there_is_named
+        files_made_in_tmp_are_the_nodes_and_go_with_the_session
+        the_nodes_own_proc_and_dev_are_there
+        inside_the_callers_ids_are_shown
+        a_signal_reaches_the_command
+        a_command_ends_with_its_session
+        a_detached_command_outlives_its_session_and_can_be_asked
+        a_terminal_has_a_size_and_takes_an_end_of_input
+        with_the_nodes_root_the_callers_directories_are_where_they_were
+    })
+}
+
+async fn a_command_runs_by_cat_and_echo() {
+    let node = Node::new().await;
+    let (n, clone) = node.session().await;
+    node.put(&format!("cpu/{n}/args"), "uname -n\n").await;
+    node.put(&format!("cpu/{n}/ctl"), "exec\n").await;
+    assert_eq!(node.text(&format!("cpu/{n}/stdout")).await, "beta\n");
+    let wait = node.text(&format!("cpu/{n}/wait")).await;
+    assert!(wait.starts_with("exit 0\nreal "), "{wait}");
+    assert_eq!(node.text(&format!("cpu/{n}/status")).await, "exit 0\n");
+    clone.close().await.unwrap();
+}
+
+async fn a_command_has_the_callers_files_directory_environment_and_umask() {
+    let node = Node::new().await;
+    let here = tempfile::tempdir_in("/var/tmp").unwrap();
+    std::fs::write(here.path().join("mine"), "what I wrote").unwrap();
+    let mut command = sh("pwd; cat mine; echo; echo $WORD; umask; echo made >new; cat /mnt/term/$PWD/mine");
+    command.cwd = here.path().to_str().unwrap().into();
+    command.env.push(b"WORD=spoken".to_vec());
+    command.umask = 0o27;
+    let run = node.run(command).await;
+    let expected = format!("{}\nwhat I wrote\nspoken\n0027\nwhat I wrote", here.path().display());
+    assert_eq!((run.exit(), run.stdout.as_str(), run.stderr.as_str()), (Exit::Code(0), expected.as_str(), ""));
+    assert_eq!(std::fs::read_to_string(here.path().join("new")).unwrap(), "made\n");
+}
+
+async fn exit_statuses_and_signals_are_exact() {
+    let node = Node::new().await;
+    for (script, exit) in [
+        ("exit 0", Exit::Code(0)),
+        ("exit 7", Exit::Code(7)),
+        ("exit 255", Exit::Code(255)),
+        ("kill -TERM $$", Exit::Signal { number: libc::SIGTERM, core: false }),
+        ("kill -KILL $$", Exit::Signal { number: libc::SIGKILL, core: false }),
+    ] {
+        assert_eq!(node.run(sh(script)).await.exit(), exit, "{script}");
+    }
+}
+
+async fn input_and_output_pass_through_and_stay_apart() {
+    let node = Node::new().await;
+    let run = node.run_with(sh("tr a-z A-Z; echo aside >&2"), b"some words\n").await;
+    assert_eq!((run.exit(), run.stdout.as_str(), run.stderr.as_str()), (Exit::Code(0), "SOME WORDS\n", "aside\n"));
+    // What a command does not read does not keep it.
+    let much = vec![b'x'; 8 << 20];
+    let run = node.run_with(sh("head -c 3"), &much).await;
+    assert_eq!((run.exit(), run.stdout.as_str()), (Exit::Code(0), "xxx"));
+}
+
+async fn much_output_arrives_whole() {
+    let node = Node::new().await;
+    let run = node.run(sh("seq 1 2000000")).await;
+    assert_eq!(run.exit(), Exit::Code(0));
+    let expected: String = (1..=2_000_000).map(|n| format!("{n}\n")).collect();
+    assert!(run.stdout == expected, "{} bytes of {}", run.stdout.len(), expected.len());
+}
+
+async fn a_program_that_is_missing_or_is_none_is_told_apart() {
+    let node = Node::new().await;
+    let here = tempfile::tempdir_in("/var/tmp").unwrap();
+    let data = here.path().join("data");
+    std::fs::write(&data, "no program").unwrap();
+    for (program, code) in [("no-such-command", 127), (data.to_str().unwrap(), 126)] {
+        let error = node.run(command(&[program])).await.result.unwrap_err();
+        assert_eq!(error.exit_code(), code, "{error}");
+        assert!(error.to_string().contains(program), "{error}");
+    }
+}
+
+async fn a_directory_that_is_not_there_is_named() {
+    let node = Node::new().await;
+    let error = node.run(Command { cwd: b"/no/such".into(), ..sh("true") }).await.result.unwrap_err();
+    assert_eq!(error.exit_code(), 255);
+    assert!(error.to_string().contains("/no/such"), "{error}");
+}
+
+async fn files_made_in_tmp_are_the_nodes_and_go_with_the_session() {
+    let node = Node::new().await;
+    let seen = tempfile::NamedTempFile::new_in("/tmp").unwrap();
+    let mark = format!("slashn-made-{}", std::process::id());
+    let script =
+        format!("ls {0} && echo x >/tmp/{mark} && cat /tmp/{mark} && echo y >>/tmp/{mark}", seen.path().display());
+    let run = node.run(sh(&script)).await;
+    let expected = format!("{}\nx\n", seen.path().display());
+    assert_eq!((run.exit(), run.stdout.as_str(), run.stderr.as_str()), (Exit::Code(0), expected.as_str(), ""));
+    assert!(!std::path::Path::new("/tmp").join(mark).exists());
+    node.until_idle().await;
+    assert_eq!(std::fs::read_dir(node.tmp()).unwrap().count(), 0);
+}
+
+async fn the_nodes_own_proc_and_dev_are_there() {
+    let node = Node::new().await;
+    let script = "echo $$ | grep -vx 1 >/dev/null && test -d /proc/self/fd && echo x >/dev/null && test -d /sys/kernel \
+                  && ls /dev/shm && touch /dev/shm/a /run/b && cat /etc/resolv.conf >/dev/null && ls /n/beta/fs";
+    let run = node.run(sh(script)).await;
+    assert_eq!((run.exit(), run.stdout.as_str(), run.stderr.as_str()), (Exit::Code(0), "own\n", ""));
+}
+
+async fn inside_the_callers_ids_are_shown() {
+    let node = Node::new().await;
+    let script = "id -u; id -g; echo x >/tmp/a; stat -c '%u %g' /tmp/a; echo y >>/tmp/a";
+    let run = node.run(Command { user: Some((4321, 4321)), ..sh(script) }).await;
+    assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("4321\n4321\n4321 4321\n", ""));
+}
+
+async fn a_signal_reaches_the_command() {
+    let node = Node::new().await;
+    let mut run = Run::start(&node, sh("trap 'echo caught; exit 3' USR1; echo ready; while :; do sleep 0.05; done"));
+    run.until_output("ready\n").await;
+    run.events.send(Event::Signal(libc::SIGUSR1)).await.unwrap();
+    let run = run.end().await;
+    assert_eq!((run.exit(), run.stdout.as_str()), (Exit::Code(3), "ready\ncaught\n"));
+}
+
+async fn a_command_ends_with_its_session() {
+    let node = Node::new().await;
+    let (n, clone) = node.session().await;
+    node.put(&format!("cpu/{n}/args"), "sh -c 'sleep 1000 & sleep 1000'\n").await;
+    node.put(&format!("cpu/{n}/ctl"), "exec\n").await;
+    let pid: i32 = node.text(&format!("cpu/{n}/pid")).await.trim().parse().unwrap();
+    assert!(node::exists(pid));
+    clone.close().await.unwrap();
+    drop(clone);
+    node::until("the processes are gone", async || !node::exists(pid)).await;
+    node.until_idle().await;
+}
+
+async fn a_detached_command_outlives_its_session_and_can_be_asked() {
+    let node = Node::new().await;
+    let (n, clone) = node.session().await;
+    let script = "args sh -c 'read line; echo got $line; exit 5'\ndetach\nexec\n";
+    clone.write(0, script.into()).await.unwrap();
+    clone.close().await.unwrap();
+    drop(clone);
+    assert!(node.text(&format!("cpu/{n}/status")).await.starts_with("running "));
+    node.put(&format!("cpu/{n}/stdin"), "word\n").await;
+    assert!(node.text(&format!("cpu/{n}/wait")).await.starts_with("exit 5\n"));
+    assert_eq!(node.text(&format!("cpu/{n}/stdout")).await, "got word\n");
+}
+
+async fn a_terminal_has_a_size_and_takes_an_end_of_input() {
+    let node = Node::new().await;
+    let script = "test -t 0 && test -t 1 && stty size; cat >/dev/null; echo over";
+    let run = node.run_with(Command { terminal: Some((24, 80)), ..sh(script) }, b"").await;
+    assert_eq!(run.exit(), Exit::Code(0));
+    assert!(run.stdout.starts_with("24 80\r\n") && run.stdout.ends_with("over\r\n"), "{:?}", run.stdout);
+}
+
+async fn with_the_nodes_root_the_callers_directories_are_where_they_were() {
+    let node = Node::new().await;
+    let here = tempfile::tempdir_in("/var/tmp").unwrap();
+    std::fs::write(here.path().join("mine"), "mine\n").unwrap();
+    let path = here.path().to_str().unwrap();
+    let ns = node_root_ns("beta", &[path]);
+    let run = node.run(Command { ns, cwd: path.into(), ..sh("cat mine; echo new >new") }).await;
+    assert_eq!((run.exit(), run.stdout.as_str(), run.stderr.as_str()), (Exit::Code(0), "mine\n", ""));
+    assert_eq!(std::fs::read_to_string(here.path().join("new")).unwrap(), "new\n");
+}

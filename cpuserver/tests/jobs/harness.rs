@@ -1,0 +1,56 @@
+//! A main for tests that start their own program again: `launcher` as the first argument is the launcher, anything
+//! else what a test runner asks (`--list`, a name to run, `--exact`), as libtest answers it.
+
+use std::process::ExitCode;
+
+/// A test: its name, and what it does.
+pub(crate) struct Test(pub(crate) &'static str, pub(crate) fn());
+
+/// Makes the table of these functions.
+macro_rules! tests {
+    ($($name:ident)*) => { &[$($crate::harness::Test(stringify!($name), || $crate::harness::block_on($name()))),*] };
+}
+pub(crate) use tests;
+
+/// Runs one test's future.
+pub(crate) fn block_on(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let limit = std::time::Duration::from_secs(100);
+    runtime.block_on(async { tokio::time::timeout(limit, test).await.expect("the test ends") });
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+}
+
+/// What the test program does.
+pub(crate) fn main(tests: &'static [Test]) -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.first().is_some_and(|arg| arg == "launcher") {
+        return cpuserver::launch::main();
+    }
+    let has = |flag: &str| args.iter().any(|arg| arg == flag);
+    let mut previous = "";
+    let mut filters = Vec::new();
+    for arg in &args {
+        if !arg.starts_with('-') && !matches!(previous, "--format" | "--test-threads" | "--skip") {
+            filters.push(arg.as_str());
+        }
+        previous = arg;
+    }
+    let chosen = |name: &str| {
+        let matches = |filter: &&str| if has("--exact") { *filter == name } else { name.contains(filter) };
+        !has("--ignored") && (filters.is_empty() || filters.iter().any(matches))
+    };
+    let mut failed = 0;
+    for test in tests.iter().filter(|test| chosen(test.0)) {
+        if has("--list") {
+            println!("{}: test", test.0);
+        } else if let Err(panic) = std::thread::spawn(test.1).join() {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            println!("test {} ... FAILED: {}", test.0, text.unwrap_or_default());
+            failed += 1;
+        } else {
+            println!("test {} ... ok", test.0);
+        }
+    }
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(101) }
+}
