@@ -76,10 +76,11 @@ fn execute(spec: &JobSpec) -> Error {
         let error = sys::execute(&c_path, &argv, &env);
         let found = lossy(&path);
         match error.raw_os_error() {
-            Some(libc::ENOENT | libc::ENOTDIR) => match interpreter::of(&path) {
-                Some(missing) => return Error::Interpreter { program: found, missing },
-                None => {}
-            },
+            Some(libc::ENOENT | libc::ENOTDIR) => {
+                if let Some(missing) = interpreter::of(&path) {
+                    return Error::Interpreter { program: found, missing };
+                }
+            }
             Some(libc::EACCES) => {
                 let reason = interpreter::why_denied(&path);
                 denied.get_or_insert(Error::NotExecutable { program: found, reason });

@@ -1,0 +1,167 @@
+//! How jobs end, and that nothing outlives them.
+//!
+//! Each process of a job holds its standard output, so reading that to its end is seeing the last of them go.
+
+use cpuserver::launch::{Error, Exit, JobSpec};
+
+use crate::Test;
+use crate::job::{Started, run, script, start, unserved, within};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("nothing_outlives_the_program", nothing_outlives_the_program),
+    ("nothing_outlives_the_program_without_a_pid_namespace", nothing_outlives_it_without_a_pid_namespace),
+    ("a_dropped_job_dies", a_dropped_job_dies),
+    ("a_dropped_job_dies_without_a_pid_namespace", a_dropped_job_dies_without_a_pid_namespace),
+    ("a_signal_reaches_the_program", a_signal_reaches_the_program),
+    ("sigkill_reaches_every_process", sigkill_reaches_every_process),
+    ("a_killed_init_takes_the_job_along", a_killed_init_takes_the_job_along),
+    ("a_killed_launcher_takes_its_jobs_along", a_killed_launcher_takes_its_jobs_along),
+    ("a_dropped_launcher_takes_its_jobs_along", a_dropped_launcher_takes_its_jobs_along),
+    ("a_job_whose_root_nobody_serves_can_be_killed", a_job_whose_root_nobody_serves_can_be_killed),
+    ("a_job_whose_root_goes_away_ends", a_job_whose_root_goes_away_ends),
+];
+
+/// Leaves a process in a session of its own behind, which nobody waits for and no signal ends politely.
+const DAEMON: &str = "(setsid sh -c 'trap \"\" HUP TERM INT; echo up >&2; while :; do sleep 1000; done' &); ";
+
+fn nothing_outlives_the_program() {
+    let seen = run(&script(&format!("{DAEMON} exit 3")));
+    assert_eq!(seen.exit, Ok(Exit::Code(3)));
+}
+
+fn shared(text: &str) -> JobSpec {
+    JobSpec { own_pids: false, ..script(text) }
+}
+
+fn nothing_outlives_it_without_a_pid_namespace() {
+    let seen = run(&shared(&format!("{DAEMON} {DAEMON} exit 3")));
+    assert_eq!(seen.exit, Ok(Exit::Code(3)));
+}
+
+/// Waits until the job has said so on its standard output.
+async fn running(launcher: &cpuserver::launch::Launcher, spec: &JobSpec) -> Started {
+    let mut started = start(launcher, spec).await.unwrap();
+    started.job.running().await.unwrap();
+    started
+}
+
+fn a_dropped_job_dies() {
+    within(async |launcher| {
+        let started = running(&launcher, &script(&format!("{DAEMON} sleep 1000"))).await;
+        drop(started.job);
+        started.stdout.await.unwrap();
+    });
+}
+
+fn a_dropped_job_dies_without_a_pid_namespace() {
+    within(async |launcher| {
+        let started = running(&launcher, &shared(&format!("{DAEMON} sleep 1000"))).await;
+        drop(started.job);
+        started.stdout.await.unwrap();
+    });
+}
+
+fn a_signal_reaches_the_program() {
+    within(async |launcher| {
+        for (name, number) in [("TERM", libc::SIGTERM), ("USR1", libc::SIGUSR1), ("HUP", libc::SIGHUP)] {
+            // A builtin waits, so that the trap runs at once; the file tells that it is set.
+            let text = format!("trap 'exit 7' {name}; : >/run/set; read line");
+            let started = running(&launcher, &script(&text)).await;
+            // Until the trap is set the signal ends it: ask for the file first.
+            wait_for(&started, "run/set").await;
+            started.job.kill(number).unwrap();
+            let mut job = started.job;
+            assert_eq!(job.wait().await, Ok(Exit::Code(7)), "{name}");
+            assert!(job.kill(number).is_err());
+        }
+    });
+}
+
+/// Waits until the file `path` is there in the job. (Its init is ours to look through: it is our user's, or we are root.)
+async fn wait_for(started: &Started, path: &str) {
+    // /proc/INIT/root is closed to an ordinary user, since init is not dumpable; the program's own is not.
+    let init = started.job.init();
+    loop {
+        let children = std::fs::read_to_string(format!("/proc/{init}/task/{init}/children")).unwrap_or_default();
+        let program = children.split_whitespace().next().map(str::to_owned);
+        if program.is_some_and(|pid| std::fs::metadata(format!("/proc/{pid}/root/{path}")).is_ok()) {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+fn sigkill_reaches_every_process() {
+    within(async |launcher| {
+        for spec in [script(&format!("{DAEMON} sleep 1000")), shared(&format!("{DAEMON} sleep 1000"))] {
+            let started = running(&launcher, &spec).await;
+            started.job.kill(libc::SIGKILL).unwrap();
+            let seen = started.over().await;
+            assert_eq!(seen.exit, Ok(Exit::Signal { number: libc::SIGKILL, core: false }));
+        }
+    });
+}
+
+fn kill(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+fn parent(pid: i32) -> i32 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap()
+}
+
+fn a_killed_init_takes_the_job_along() {
+    within(async |launcher| {
+        for spec in [script(&format!("{DAEMON} sleep 1000")), shared(&format!("{DAEMON} sleep 1000"))] {
+            let started = running(&launcher, &spec).await;
+            kill(started.job.init());
+            let seen = started.over().await;
+            assert_eq!(seen.exit, Ok(Exit::Signal { number: libc::SIGKILL, core: false }));
+        }
+    });
+}
+
+fn a_killed_launcher_takes_its_jobs_along() {
+    within(async |launcher| {
+        let a = running(&launcher, &script(&format!("{DAEMON} sleep 1000"))).await;
+        let b = running(&launcher, &script(&format!("{DAEMON} sleep 1000"))).await;
+        kill(parent(parent(a.job.init())));
+        for started in [a, b] {
+            assert_eq!(started.over().await.exit, Err(Error::LauncherGone));
+        }
+        assert_eq!(start(&launcher, &script("true")).await.err(), Some(Error::LauncherGone));
+    });
+}
+
+fn a_dropped_launcher_takes_its_jobs_along() {
+    within(async |launcher| {
+        let started = running(&launcher, &script(&format!("{DAEMON} sleep 1000"))).await;
+        drop(launcher);
+        assert_eq!(started.over().await.exit, Err(Error::LauncherGone));
+    });
+}
+
+fn a_job_whose_root_nobody_serves_can_be_killed() {
+    within(async |launcher| {
+        for spec in [script("true"), shared("true")] {
+            let started = unserved(&launcher, &spec).await.unwrap();
+            started.job.kill(libc::SIGTERM).unwrap();
+            let seen = started.over().await;
+            assert_eq!(seen.exit, Ok(Exit::Signal { number: libc::SIGKILL, core: false }));
+            let dropped = unserved(&launcher, &spec).await.unwrap();
+            drop(dropped.job);
+            dropped.stdout.await.unwrap();
+        }
+    });
+}
+
+fn a_job_whose_root_goes_away_ends() {
+    within(async |launcher| {
+        let mut started = unserved(&launcher, &script("true")).await.unwrap();
+        drop(started.job.take_fuse());
+        let seen = started.over().await;
+        assert!(matches!(seen.exit, Err(Error::Mount { .. })), "{seen:?}");
+    });
+}
