@@ -142,16 +142,16 @@ pub(super) fn children_signal() -> io::Result<OwnedFd> {
 
 /// Gives every signal its default meaning and blocks none, as a program expects to find them.
 pub(super) fn default_signals() {
-    for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: SIG_DFL runs no code of ours. It fails for KILL, STOP and those that the C library keeps.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    // All zeroes is SIG_DFL, no flags, empty mask in the kernel's own `struct sigaction`, however long it is here. Not
+    // sigaction(3), which keeps two signals to itself; whoever started us may have ignored those.
+    let default = [0_u64; 8];
+    const SIGNALS: i32 = 64;
+    for signal in 1..=SIGNALS {
+        // SAFETY: SIG_DFL runs no code of ours, and the structure is shorter than `default`. It fails for KILL and STOP.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), 0, SIGNALS / 8) };
     }
-    let mut none = MaybeUninit::uninit();
-    // SAFETY: the set is emptied before it is read.
-    unsafe {
-        libc::sigemptyset(none.as_mut_ptr());
-        libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut());
-    }
+    // SAFETY: the set is as long as said.
+    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, default.as_ptr(), 0, SIGNALS / 8) };
 }
 
 /// Has the kernel reap children by itself.

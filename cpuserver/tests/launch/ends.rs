@@ -2,10 +2,12 @@
 //!
 //! Each process of a job holds its standard output, so reading that to its end is seeing the last of them go.
 
+use std::io::Read;
+
 use cpuserver::launch::{Error, Exit, JobSpec};
 
-use crate::Test;
 use crate::job::{Started, run, script, start, unserved, within};
+use crate::{Test, mirror};
 
 pub(crate) const TESTS: &[Test] = &[
     ("nothing_outlives_the_program", nothing_outlives_the_program),
@@ -64,31 +66,21 @@ fn a_dropped_job_dies_without_a_pid_namespace() {
 fn a_signal_reaches_the_program() {
     within(async |launcher| {
         for (name, number) in [("TERM", libc::SIGTERM), ("USR1", libc::SIGUSR1), ("HUP", libc::SIGHUP)] {
-            // A builtin waits, so that the trap runs at once; the file tells that it is set.
-            let text = format!("trap 'exit 7' {name}; : >/run/set; read line");
-            let started = running(&launcher, &script(&text)).await;
-            // Until the trap is set the signal ends it: ask for the file first.
-            wait_for(&started, "run/set").await;
-            started.job.kill(number).unwrap();
-            let mut job = started.job;
+            // A builtin waits, so that the trap runs at once; the line tells that it is set.
+            let text = format!("trap 'exit 7' {name}; echo set; read line");
+            let (far_in, near_in) = std::io::pipe().unwrap();
+            let (mut near_out, far_out) = std::io::pipe().unwrap();
+            let stdio = [far_in.into(), far_out.try_clone().unwrap().into(), far_out.into()];
+            let mut job = launcher.start_job(&script(&text), stdio).await.unwrap();
+            mirror::serve(job.take_fuse().unwrap());
+            job.running().await.unwrap();
+            tokio::task::spawn_blocking(move || near_out.read_exact(&mut [0; 4])).await.unwrap().unwrap();
+            job.kill(number).unwrap();
             assert_eq!(job.wait().await, Ok(Exit::Code(7)), "{name}");
             assert!(job.kill(number).is_err());
+            drop(near_in);
         }
     });
-}
-
-/// Waits until the file `path` is there in the job. (Its init is ours to look through: it is our user's, or we are root.)
-async fn wait_for(started: &Started, path: &str) {
-    // /proc/INIT/root is closed to an ordinary user, since init is not dumpable; the program's own is not.
-    let init = started.job.init();
-    loop {
-        let children = std::fs::read_to_string(format!("/proc/{init}/task/{init}/children")).unwrap_or_default();
-        let program = children.split_whitespace().next().map(str::to_owned);
-        if program.is_some_and(|pid| std::fs::metadata(format!("/proc/{pid}/root/{path}")).is_ok()) {
-            return;
-        }
-        tokio::task::yield_now().await;
-    }
 }
 
 fn sigkill_reaches_every_process() {

@@ -26,7 +26,7 @@ fn dev_has_what_programs_expect_and_no_more() {
     let text =
         "echo x >/dev/null && head -c 3 /dev/zero | wc -c && head -c 3 /dev/urandom | wc -c && echo y >/dev/stdout";
     assert_eq!(output(&script(text)), "3\n3\ny\n");
-    let full = run(&script("echo x >/dev/full"));
+    let full = run(&script("cat /etc/passwd >/dev/full"));
     assert!(full.stderr.contains("No space left"), "{full:?}");
 }
 

@@ -157,5 +157,4 @@ fn root_can_run_a_program_as_another_user() {
     let text = "id -u; id -g; id -G; grep NoNewPrivs /proc/self/status; : >/dev/null && : >/dev/shm/x && echo made";
     let job = JobSpec { inner_uid: USER, inner_gid: USER, ..script(text) };
     assert_eq!(output(&job), format!("{USER}\n{USER}\n{USER}\nNoNewPrivs:\t1\nmade\n"));
-    assert!(!output(&JobSpec { inner_uid: USER, inner_gid: USER, ..script("cat /etc/shadow; true") }).contains("root"));
 }
