@@ -105,7 +105,7 @@ pub struct Init {
 /// `slashn up`
 #[derive(Args, Debug)]
 pub struct Up {
-    /// Where to listen, 9P over TLS; port 0 picks one [default: [::]:17020]
+    /// Where to listen, 9P over TLS; port 0 picks one [default: `[::]:17020`]
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Vec<String>,
     /// Export this too, until it is down

@@ -1,7 +1,7 @@
 //! The harness that tests and benchmarks share: grids in one process, grids of real binaries, slow links, and the
 //! contract that every tree keeps.
 
-#![allow(clippy::unwrap_used, reason = "it is test code: a failure here is the test's")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "it is test code: a failure here is the test's")]
 
 pub mod contract;
 pub mod grid;

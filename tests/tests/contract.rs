@@ -1,11 +1,14 @@
 //! Every kind of tree keeps the contract, direct and again through client and server.
 
+#![allow(clippy::unwrap_used, reason = "it is a test: a failure here is the test's")]
+
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use fileserver::{Disk, DiskOptions};
-use p9::{NodeRef, Reply, Tree, TreeRef, Who, synth};
+use ns::{Flags, Namespace};
+use p9::{NodeRef, Reply, TreeRef, Who, synth};
 use tests::contract;
 use tests::grid::Grid;
 
@@ -89,4 +92,39 @@ async fn two_wires_in_a_row_are_like_one() {
     let made = p9::New { what: p9::What::Dir, mode: 0o755, owner: None };
     root.create(contract::name("empty"), made).await.unwrap();
     contract::writing(contract::walk(&root, "empty").await.unwrap()).await;
+}
+
+/// A namespace of a disk, with a synthetic tree deep in it and a union of two disks.
+async fn namespace(root: &Path, over: &Path) -> TreeRef {
+    let flags = |text: &str| Flags { before: text.contains('b'), create: text.contains('c'), ..Flags::default() };
+    let namespace = Namespace::new();
+    namespace.mount("disk", "", direct(&disk(root, false)).await, "/", flags("c")).await.unwrap();
+    namespace.mount("synth", "", direct(&synthetic()).await, "/mnt/deep/synth", flags("")).await.unwrap();
+    namespace.mount("over", "", direct(&disk(over, false)).await, "/d", flags("bc")).await.unwrap();
+    Arc::new(namespace)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_keeps_the_contract_with_mounts_unions_and_synthetic_ways() {
+    let (root, over) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    sample(root.path());
+    std::fs::write(over.path().join("upper"), "of the upper disk").unwrap();
+    for root in both(&namespace(root.path(), over.path()).await).await {
+        contract::reading(root.clone(), &[]).await;
+        let names = contract::list(&contract::walk(&root, "d").await.unwrap(), 3).await.unwrap();
+        let names: Vec<String> = names.keys().map(ToString::to_string).collect();
+        assert_eq!(names, ["e", "link", "long", "upper"], "a union lists all its members");
+        assert_eq!(contract::read(&root, "d/upper", 100).await.unwrap(), b"of the upper disk");
+        assert_eq!(contract::read(&root, "mnt/deep/synth/f", 100).await.unwrap(), b"text\n");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespaces_root_and_unions_keep_the_contract_of_writing() {
+    let (root, over) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::create_dir(root.path().join("d")).unwrap();
+    for tree in both(&namespace(root.path(), over.path()).await).await {
+        contract::writing(contract::walk(&tree, "d").await.unwrap()).await;
+        assert!(std::fs::read_dir(over.path()).unwrap().next().is_none(), "new files went to the first member");
+    }
 }

@@ -1,5 +1,7 @@
 //! The built binaries, as a user drives them: two nodes, a mount, commands across, as root and as an ordinary user.
 
+#![allow(clippy::unwrap_used, reason = "it is a test: a failure here is the test's")]
+
 use std::fs;
 use std::io::Write;
 use std::process::Stdio;

@@ -1,5 +1,7 @@
 //! Peers that mean harm, against the built binaries: each is refused with a reason, and nobody else notices.
 
+#![allow(clippy::unwrap_used, reason = "it is a test: a failure here is the test's")]
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;

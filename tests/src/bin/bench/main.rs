@@ -47,8 +47,11 @@ impl Row {
     }
 }
 
+/// Measures a group.
+type Run = fn() -> Vec<Row>;
+
 /// The groups there are, in the order in which they run.
-const GROUPS: [(&str, fn() -> Vec<Row>); 4] =
+const GROUPS: [(&str, Run); 4] =
     [("mount", mount::run), ("wan", rcpu::wan), ("rcpu", rcpu::run), ("scale", scale::run)];
 
 fn main() -> ExitCode {
