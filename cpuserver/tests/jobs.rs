@@ -7,6 +7,7 @@ mod harness;
 #[path = "jobs/node.rs"]
 mod node;
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::ExitCode;
 
 use cpuserver::client::{Command, Event, Exit, node_root_ns};
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         a_detached_command_outlives_its_session_and_can_be_asked
         a_terminal_has_a_size_and_takes_an_end_of_input
         with_the_nodes_root_the_callers_directories_are_where_they_were
+        all_of_this_works_for_an_ordinary_user
     })
 }
 
@@ -190,4 +192,23 @@ async fn with_the_nodes_root_the_callers_directories_are_where_they_were() {
     let run = node.run(Command { ns, cwd: path.into(), ..sh("cat mine; echo new >new") }).await;
     assert_eq!((run.exit(), run.stdout.as_str(), run.stderr.as_str()), (Exit::Code(0), "mine\n", ""));
     assert_eq!(std::fs::read_to_string(here.path().join("new")).unwrap(), "new\n");
+}
+
+/// Runs this program's other tests as a user who is not root, with a /dev/fuse that such a user may open.
+async fn all_of_this_works_for_an_ordinary_user() {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: these tests already run as an ordinary user");
+        return;
+    }
+    let at = tempfile::tempdir_in("/var/tmp").unwrap();
+    std::fs::set_permissions(at.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::copy("/proc/self/exe", at.path().join("jobs")).unwrap();
+    let script = "mknod -m 666 fuse c 10 229 && mount --bind fuse /dev/fuse \
+                  && exec setpriv --reuid 12345 --regid 12345 --clear-groups ./jobs --skip all_of_this";
+    let mut unshare = std::process::Command::new("unshare");
+    unshare.args(["-m", "--propagation", "private", "sh", "-c", script]).current_dir(at.path());
+    let done = tokio::task::spawn_blocking(move || unshare.output()).await.unwrap().unwrap();
+    let text = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success(), "{text}{}", String::from_utf8_lossy(&done.stderr));
+    assert!(text.contains("test a_command_runs_by_cat_and_echo ... ok"), "{text}");
 }

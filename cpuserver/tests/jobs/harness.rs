@@ -15,7 +15,7 @@ pub(crate) use tests;
 /// Runs one test's future.
 pub(crate) fn block_on(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let limit = std::time::Duration::from_secs(100);
+    let limit = std::time::Duration::from_secs(300);
     runtime.block_on(async { tokio::time::timeout(limit, test).await.expect("the test ends") });
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
 }
@@ -27,17 +27,20 @@ pub(crate) fn main(tests: &'static [Test]) -> ExitCode {
         return cpuserver::launch::main();
     }
     let has = |flag: &str| args.iter().any(|arg| arg == flag);
-    let mut previous = "";
-    let mut filters = Vec::new();
-    for arg in &args {
-        if !arg.starts_with('-') && !matches!(previous, "--format" | "--test-threads" | "--skip") {
-            filters.push(arg.as_str());
+    let (mut filters, mut skipped) = (Vec::new(), Vec::new());
+    let mut words = args.iter();
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--skip" => skipped.extend(words.next()),
+            "--format" | "--test-threads" => drop(words.next()),
+            flag if flag.starts_with('-') => {}
+            _ => filters.push(word),
         }
-        previous = arg;
     }
     let chosen = |name: &str| {
-        let matches = |filter: &&str| if has("--exact") { *filter == name } else { name.contains(filter) };
-        !has("--ignored") && (filters.is_empty() || filters.iter().any(matches))
+        let matches = |filter: &&String| if has("--exact") { *filter == name } else { name.contains(filter.as_str()) };
+        let wanted = filters.is_empty() || filters.iter().any(matches);
+        wanted && !has("--ignored") && !skipped.iter().any(|skip| name.contains(skip.as_str()))
     };
     let mut failed = 0;
     for test in tests.iter().filter(|test| chosen(test.0)) {
