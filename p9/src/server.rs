@@ -12,10 +12,12 @@
 //! - **Limits**: a peer that exceeds one gets an error; one that breaks the protocol loses its connection, alone.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::TryFutureExt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 use tracing::Instrument;
@@ -132,7 +134,10 @@ where
 {
     let id = NEXT.fetch_add(1, Ordering::Relaxed);
     let span = tracing::info_span!("conn", id, peer = %who.key, user = %who.user);
-    converse(stream, tree, who, limits).instrument(span).await
+    converse(stream, tree, who, limits)
+        .inspect_err(|err| tracing::debug!("the connection ended: {err}"))
+        .instrument(span)
+        .await
 }
 
 async fn converse<S>(stream: S, tree: TreeRef, who: Arc<Who>, limits: Limits) -> Result<(), Error>
@@ -141,28 +146,31 @@ where
 {
     let (reader, to_peer) = tokio::io::split(stream);
     let (replies, to_write) = tokio::sync::mpsc::channel(REPLIES);
-    let mut writer = JoinSet::new();
-    writer.spawn(writer::run(to_write, to_peer));
+    // In the same task as the reader: waking another thread costs more than a small request does altogether.
+    let mut writing = pin!(writer::run(to_write, to_peer));
     let mut frames = Frames::new(reader, limits.clone());
     let mut tasks = JoinSet::new();
     let requests = Requests::new(replies, &limits);
     let mut connection = Connection::new(tree, who, requests, limits);
     let ended = tokio::select! {
-        ended = connection.run(&mut frames, &mut tasks) => ended,
+        // The writer first: whatever the reader does in its turn, replies go out.
+        biased;
         // It ends by itself only when it cannot write.
-        Some(written) = writer.join_next() => Err(Error::Io(unwritten(written))),
+        written = &mut writing => return written.map_err(Error::Io),
+        ended = connection.run(&mut frames, &mut tasks) => ended,
     };
     // Requests that are under way are cancelled by their drop; the fids go with the connection.
     tasks.shutdown().await;
-    if let Err(err) = &ended {
-        tracing::debug!("the connection ends: {err}");
-        if let Some(errno) = err.last_words() {
+    let refusal = ended.as_ref().err().and_then(Error::last_words);
+    let farewell = async move {
+        if let Some(errno) = refusal {
             connection.last_words(errno).await;
         }
-    }
-    drop(connection);
+        // Nothing more to write.
+        drop(connection);
+    };
     // What was answered still goes out, to a peer that reads it.
-    let _ = tokio::time::timeout(LAST_WORDS, writer.join_next()).await;
+    let _ = tokio::time::timeout(LAST_WORDS, async { tokio::join!(farewell, writing) }).await;
     ended
 }
 
@@ -172,15 +180,6 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 const REPLIES: usize = 256;
 /// How long the last replies may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// Why the writer ended.
-fn unwritten(ended: Result<io::Result<()>, tokio::task::JoinError>) -> io::Error {
-    match ended {
-        Ok(Err(err)) => err,
-        Ok(Ok(())) => io::ErrorKind::BrokenPipe.into(),
-        Err(err) => io::Error::other(err),
-    }
-}
 
 /// The version and msize that are answered to a `Tversion`, and whether fids are poisoned.
 fn agree(msize: u32, version: &[u8], limits: &Limits) -> (u32, &'static [u8], bool) {
