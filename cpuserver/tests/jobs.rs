@@ -10,7 +10,7 @@ mod node;
 use std::os::unix::fs::PermissionsExt;
 use std::process::ExitCode;
 
-use cpuserver::client::{Command, Event, Exit, node_root_ns};
+use cpuserver::client::{Command, Error, Event, Exit, node_root_ns};
 
 use node::{Node, Run, command, sh};
 
@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         inside_the_callers_ids_are_shown
         a_signal_reaches_the_command
         a_command_ends_with_its_session
+        a_lost_connection_is_no_exit_and_ends_the_command
         a_detached_command_outlives_its_session_and_can_be_asked
         a_terminal_has_a_size_and_takes_an_end_of_input
         with_the_nodes_root_the_callers_directories_are_where_they_were
@@ -159,6 +160,17 @@ async fn a_command_ends_with_its_session() {
     clone.close().await.unwrap();
     drop(clone);
     node::until("the processes are gone", async || !node::exists(pid)).await;
+    node.until_idle().await;
+}
+
+async fn a_lost_connection_is_no_exit_and_ends_the_command() {
+    let node = Node::new().await;
+    let mut run = Run::start(&node, sh("echo ready; sleep 1000"));
+    run.until_output("ready\n").await;
+    node.cut();
+    let error = run.end().await.result.unwrap_err();
+    assert!(matches!(error, Error::Lost { .. }), "{error}");
+    assert_eq!(error.exit_code(), 255);
     node.until_idle().await;
 }
 

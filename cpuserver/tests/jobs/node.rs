@@ -21,6 +21,7 @@ pub(crate) struct Node {
     cpu: Arc<Cpu>,
     root: NodeRef,
     _client: Client,
+    serving: tokio::task::AbortHandle,
     tmp: tempfile::TempDir,
 }
 
@@ -52,10 +53,15 @@ impl Node {
         let served = cpu.clone();
         let tree = synth::tree_for(move |who| Ok(synth::dir(served.node_for(who).map(|node| ("cpu", node)))));
         let (near, far) = tokio::io::duplex(1 << 20);
-        tokio::spawn(server::serve(far, tree, Arc::new(Who::owner()), Limits::default()));
+        let serving = tokio::spawn(server::serve(far, tree, Arc::new(Who::owner()), Limits::default())).abort_handle();
         let client = Client::connect(near, p9::client::Options::default()).await.unwrap();
         let root = client.attach(&Who::owner(), b"/").await.unwrap();
-        Self { cpu, root, _client: client, tmp }
+        Self { cpu, root, _client: client, serving, tmp }
+    }
+
+    /// Cuts the connection to it.
+    pub(crate) fn cut(&self) {
+        self.serving.abort();
     }
 
     /// Where its private /tmp directories are.
