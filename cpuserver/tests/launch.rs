@@ -5,18 +5,20 @@
 //! root behind, with a /dev/fuse that is open to all (in a mount namespace of its own). What cannot run here says
 //! `SKIPPED` and why.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "all of this is a test")]
+
 #[path = "launch/ends.rs"]
 mod ends;
 #[path = "launch/failures.rs"]
 mod failures;
 #[path = "launch/job.rs"]
 mod job;
-#[path = "launch/mirror.rs"]
-mod mirror;
 #[path = "launch/places.rs"]
 mod places;
 #[path = "launch/programs.rs"]
 mod programs;
+#[path = "launch/root.rs"]
+mod root;
 
 use std::panic::catch_unwind;
 use std::process::{Command, ExitCode};

@@ -7,7 +7,7 @@ use std::io::Read;
 use cpuserver::launch::{Error, Exit, JobSpec};
 
 use crate::job::{Started, run, script, start, unserved, within};
-use crate::{Test, mirror};
+use crate::{Test, root};
 
 pub(crate) const TESTS: &[Test] = &[
     ("nothing_outlives_the_program", nothing_outlives_the_program),
@@ -72,7 +72,7 @@ fn a_signal_reaches_the_program() {
             let (mut near_out, far_out) = std::io::pipe().unwrap();
             let stdio = [far_in.into(), far_out.try_clone().unwrap().into(), far_out.into()];
             let mut job = launcher.start_job(&script(&text), stdio).await.unwrap();
-            mirror::serve(job.take_fuse().unwrap());
+            let _mount = root::serve(job.take_fuse().unwrap()).await;
             job.running().await.unwrap();
             tokio::task::spawn_blocking(move || near_out.read_exact(&mut [0; 4])).await.unwrap().unwrap();
             job.kill(number).unwrap();

@@ -10,7 +10,7 @@ use cpuserver::launch::{Error, Exit, Job, JobMount, JobSpec, Launcher, Usage};
 use rustix::process::{getegid, geteuid};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use crate::mirror;
+use crate::root;
 
 /// More than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -48,6 +48,8 @@ pub(crate) fn script(text: &str) -> JobSpec {
 /// A job that was started, and the near ends of its streams.
 pub(crate) struct Started {
     pub(crate) job: Job,
+    /// Its root, once it is served.
+    pub(crate) mount: Option<mount::Mount>,
     pub(crate) stdin: std::fs::File,
     pub(crate) stdout: JoinHandle<String>,
     pub(crate) stderr: JoinHandle<String>,
@@ -79,13 +81,13 @@ pub(crate) async fn unserved(launcher: &Launcher, spec: &JobSpec) -> Result<Star
     let (near_err, far_err) = std::io::pipe().unwrap();
     let job = launcher.start_job(spec, [far_in.into(), far_out.into(), far_err.into()]).await?;
     let stdin = std::fs::File::from(OwnedFd::from(near_in));
-    Ok(Started { job, stdin, stdout: text(near_out), stderr: text(near_err) })
+    Ok(Started { job, mount: None, stdin, stdout: text(near_out), stderr: text(near_err) })
 }
 
 /// Starts a job.
 pub(crate) async fn start(launcher: &Launcher, spec: &JobSpec) -> Result<Started, Error> {
     let mut started = unserved(launcher, spec).await?;
-    mirror::serve(started.job.take_fuse().unwrap());
+    started.mount = Some(root::serve(started.job.take_fuse().unwrap()).await);
     Ok(started)
 }
 
@@ -101,12 +103,16 @@ fn text(mut from: impl Read + Send + 'static) -> JoinHandle<String> {
 impl Started {
     /// Waits for the program and everything it left behind.
     pub(crate) async fn over(self) -> Seen {
-        let Self { mut job, stdin, stdout, stderr } = self;
+        let Self { mut job, mount, stdin, stdout, stderr } = self;
         drop(stdin);
         let exit = job.wait().await;
         let (usage, notes) = (job.usage(), job.notes().to_vec());
         job.gone().await;
-        Seen { exit, stdout: stdout.await.unwrap(), stderr: stderr.await.unwrap(), usage, notes }
+        let (stdout, stderr) = (stdout.await.unwrap(), stderr.await.unwrap());
+        if let Some(mount) = mount {
+            mount.ended().await; // by itself: nobody holds the root any more
+        }
+        Seen { exit, stdout, stderr, usage, notes }
     }
 }
 

@@ -121,7 +121,7 @@ fn a_terminal_becomes_the_controlling_one() {
         let stdio = [far.try_clone().unwrap(), far.try_clone().unwrap(), far];
         let job = JobSpec { pty: true, ..script("tty; test -t 0 && (echo mine >/dev/tty)") };
         let mut job = launcher.start_job(&job, stdio).await.unwrap();
-        crate::mirror::serve(job.take_fuse().unwrap());
+        let _mount = crate::root::serve(job.take_fuse().unwrap()).await;
         assert_eq!(job.wait().await, Ok(Exit::Code(0)));
         job.gone().await;
         let mut bytes = Vec::new();
