@@ -1,6 +1,6 @@
 //! The processes of a job that has no pid namespace, found by descent.
 //!
-//! Used by init and by the mounter, both of which are subreapers then: what loses its parent becomes their child.
+//! Used by the mounter, which is a subreaper then: what loses its parent, and at last its init, becomes its child.
 //! Invariant: only children of this process are ever signalled, and a child's pid is its own until it is waited for.
 
 use std::fs::File;

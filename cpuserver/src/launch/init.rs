@@ -10,7 +10,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal};
 
-use super::children::Children;
 use super::message::{self, Command, Event};
 use super::sys::{self, Side};
 use super::{Error, Exit, JobSpec, program, root};
@@ -30,7 +29,6 @@ pub(super) fn run(spec: &JobSpec, socket: &OwnedFd, root: OwnedFd, stdio: [Owned
 struct Init {
     program: i32,
     own_pids: bool,
-    children: Children,
     children_signal: OwnedFd,
     /// Ends when the program runs; before, it tells why it does not.
     verdict: Option<PipeReader>,
@@ -40,10 +38,6 @@ struct Init {
 fn start(spec: &JobSpec, root: OwnedFd, stdio: [OwnedFd; 3], mut ready: PipeWriter) -> Result<Init, Error> {
     die_with_mounter(&ready);
     let children_signal = sys::children_signal().map_err(Error::setup("signals"))?;
-    let children = Children::of_this_process();
-    if !spec.own_pids {
-        rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(Error::setup("subreaper"))?;
-    }
     let mut notes = Vec::new();
     let mounts = root::prepare(spec, &stdio[0], &mut notes)?;
     ready.write_all(&[1]).map_err(Error::setup("mounter"))?;
@@ -58,7 +52,7 @@ fn start(spec: &JobSpec, root: OwnedFd, stdio: [OwnedFd; 3], mut ready: PipeWrit
     match sys::fork(0).map_err(Error::setup("fork"))? {
         Side::Child => program::run(spec, stdio, report),
         Side::Parent { pid, .. } => {
-            Ok(Init { program: pid, own_pids: spec.own_pids, children, children_signal, verdict: Some(verdict), notes })
+            Ok(Init { program: pid, own_pids: spec.own_pids, children_signal, verdict: Some(verdict), notes })
         }
     }
 }
@@ -107,7 +101,7 @@ impl Init {
         }
         let error = serde_json::from_slice(&text).unwrap_or_else(|error| Error::Request { what: error.to_string() });
         let _ = message::send(socket, &Event::Failed(error), &[]);
-        self.end()
+        sys::exit(0)
     }
 
     /// Waits for every child that has ended.
@@ -123,9 +117,11 @@ impl Init {
         }
     }
 
+    /// Tells how the program ended, and ends. What is left is killed: by the kernel, as this process is pid 1, or by the
+    /// mounter.
     fn report(&self, socket: &OwnedFd, exit: Exit) -> ! {
         let _ = message::send(socket, &Event::Exited { exit, usage: sys::children_usage() }, &[]);
-        self.end()
+        sys::exit(0)
     }
 
     /// Does what the daemon asks for.
@@ -133,16 +129,8 @@ impl Init {
         match message::receive::<Command>(socket.as_fd()) {
             Ok(Some((Command::Signal(libc::SIGKILL), _))) if self.own_pids => drop(sys::kill(-1, libc::SIGKILL)),
             Ok(Some((Command::Signal(number), _))) => drop(sys::kill(-self.program, number)),
-            Ok(None) => self.end(),
+            Ok(None) => sys::exit(0),
             Err(_) => {}
         }
-    }
-
-    /// What is left is killed: by the kernel, as this process is pid 1, or one by one.
-    fn end(&self) -> ! {
-        if !self.own_pids {
-            self.children.kill_all();
-        }
-        sys::exit(0)
     }
 }

@@ -153,8 +153,7 @@ impl Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        // Without a pid namespace only init can find the others: it does so when the socket ends.
-        if !self.gone && (self.own_pids || !self.running) {
+        if !self.gone {
             let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
         }
     }

@@ -40,15 +40,12 @@ pub(super) fn run(request: Request) -> ! {
     let Request { spec, socket, stdio, .. } = request;
     let started = read(spec).and_then(|spec| {
         let children = Children::of_this_process();
-        start(&spec, &socket, stdio)?;
-        Ok((spec.own_pids, children))
+        Ok((start(&spec, &socket, stdio)?, children))
     });
     match started {
-        Ok((own_pids, children)) => {
-            let (exit, usage) = outlive();
-            if !own_pids {
-                children.kill_all();
-            }
+        Ok((init, children)) => {
+            let (exit, usage) = outlive(init);
+            children.kill_all();
             let _ = message::send(&socket, &Event::Gone { exit, usage }, &[]);
             sys::exit(0)
         }
@@ -65,19 +62,23 @@ fn read(spec: OwnedFd) -> Result<JobSpec, Error> {
     serde_json::from_slice(&text).map_err(|error| Error::Request { what: error.to_string() })
 }
 
-/// Waits for the first child, which is init.
-fn outlive() -> (Exit, Usage) {
-    match sys::wait(0) {
-        Ok(Some(init)) => (init.exit, init.usage),
-        _ => (Exit::Code(255), Usage::default()),
+/// Waits for `init`, and for what became a child on the way.
+fn outlive(init: i32) -> (Exit, Usage) {
+    loop {
+        match sys::wait(0) {
+            Ok(Some(child)) if child.pid == init => return (child.exit, child.usage),
+            Ok(_) => {}
+            Err(_) => return (Exit::Code(255), Usage::default()),
+        }
     }
 }
 
-/// Starts init, and hands its root to the daemon. Init's own failures are told by init.
-fn start(spec: &JobSpec, socket: &OwnedFd, stdio: [OwnedFd; 3]) -> Result<(), Error> {
+/// Starts init, hands its root to the daemon, and returns init's pid. Init's own failures are told by init.
+fn start(spec: &JobSpec, socket: &OwnedFd, stdio: [OwnedFd; 3]) -> Result<i32, Error> {
     namespaces(spec)?;
     let (fuse, root) = fuse_root(spec)?;
     if !spec.own_pids {
+        // What loses its parent becomes ours, to be found when the job ends.
         rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(Error::setup("subreaper"))?;
     }
     let (ready, init_ready) = std::io::pipe().map_err(Error::setup("pipe"))?;
@@ -90,12 +91,12 @@ fn start(spec: &JobSpec, socket: &OwnedFd, stdio: [OwnedFd; 3]) -> Result<(), Er
         }
         Side::Parent { pid, pidfd } => {
             drop((init_ready, stdio, root));
-            if !is_ready(ready) {
-                return Ok(()); // it has told why
+            // Only now: a read of a /dev/fuse descriptor that is not mounted yet fails with EPERM. If init is not ready,
+            // it has told why; if the daemon is gone, init notices.
+            if is_ready(ready) {
+                let _ = message::send(socket, &Event::Started { init: pid }, &[fuse.as_fd(), pidfd.as_fd()]);
             }
-            // Only now: a read of a /dev/fuse descriptor that is not mounted yet fails with EPERM.
-            let fds = [fuse.as_fd(), pidfd.as_fd()];
-            message::send(socket, &Event::Started { init: pid }, &fds).map_err(Error::setup("job socket"))
+            Ok(pid)
         }
     }
 }

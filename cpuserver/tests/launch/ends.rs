@@ -142,9 +142,11 @@ fn a_job_whose_root_nobody_serves_can_be_killed() {
             started.job.kill(libc::SIGTERM).unwrap();
             let seen = started.over().await;
             assert_eq!(seen.exit, Ok(Exit::Signal { number: libc::SIGKILL, core: false }));
-            let dropped = unserved(&launcher, &spec).await.unwrap();
+            let mut dropped = unserved(&launcher, &spec).await.unwrap();
+            let fuse = dropped.job.take_fuse(); // held, so that the mount stays
             drop(dropped.job);
             dropped.stdout.await.unwrap();
+            drop(fuse);
         }
     });
 }
