@@ -1,186 +1,197 @@
-//! The translation: each kernel request is a question to a node, and its answer a reply.
+//! What stands between the kernel's requests and the tree: how each is answered, watched and bounded.
 //!
-//! Called by fuser on the session's threads. A request is polled once there: what the tree answers at once costs no
-//! task. Everything else moves to the runtime, watched so that its caller can be interrupted ([`crate::watch`]). Nothing
-//! here blocks, and nothing touches the mount.
+//! `fs` takes requests on fuser's threads and gives each to [`Bridge::answer`], with the work it asks for (in `names`,
+//! `attrs`, `files`, `dirs`). The work is polled once in place: what is at hand is answered there. Otherwise it goes on
+//! in a task of the runtime, parked with the watch. Invariant: each reply is used exactly once, and nothing of a request
+//! happens after it was answered.
 
+/// Asks `$inode`'s node something that may be asked again: if the node at hand turns out to be dead, another is walked
+/// to. (A function would take a closure whose future is `Send` for every lifetime, which cannot be said yet.)
+macro_rules! ask {
+    ($bridge:ident, $inode:expr, |$node:ident| $question:expr) => {{
+        let (mut node, mut fresh) = $bridge.table.node($inode).await?;
+        loop {
+            let $node = &node;
+            let answer: Result<_, Errno> = async { $question }.await;
+            match answer {
+                Err(errno) if $crate::bridge::is_lost(errno) => {
+                    $bridge.table.lost($inode);
+                    if fresh {
+                        break Err(errno);
+                    }
+                    (node, fresh) = ($bridge.table.walk_to($inode).await?, true);
+                }
+                answer => break answer,
+            }
+        }
+    }};
+}
+
+mod attrs;
+mod dirs;
+mod files;
+mod fs;
 mod names;
-mod requests;
 
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::Bytes;
-use dashmap::DashMap;
-use fuser::{FopenFlags, Request};
-use futures_util::task::noop_waker;
 use p9::cancel::Cancel;
-use p9::{Attr, Errno, Handle, How, Name, NodeRef, Want};
-use tokio::runtime;
+use p9::{Errno, NodeRef};
+use tokio::runtime::Handle as Runtime;
+
+pub(crate) use fs::Fs;
 
 use crate::Options;
-use crate::open::Open;
-use crate::table::Table;
+use crate::ahead::Budget;
+use crate::attr::errno;
+use crate::open::Opens;
+use crate::table::{Inode, Table};
 use crate::watch::Watch;
 
-/// How long the answer to a question about names or attributes may take. A second process that waits for the same name
-/// is not seen here, so no such question may stay unanswered.
-const BOUND: Duration = Duration::from_secs(60);
-/// A file of at most this many bytes is fetched with its open.
-const SMALL: u64 = 128 << 10;
-/// `__FMODE_EXEC`: the kernel opens a program to run it.
-const EXEC: i32 = 0x20;
+/// The longest that a name or an attribute is waited for: the kernel holds locks meanwhile, and the processes that wait
+/// for those cannot be seen from here.
+const NAMES_LIMIT: Duration = Duration::from_secs(60);
+/// How much longer for what was cancelled to end.
+const END_LIMIT: Duration = Duration::from_secs(10);
 
-/// What answers the kernel.
-pub(crate) struct Bridge(Arc<Shared>);
-
-/// What its requests share.
-pub(crate) struct Shared {
+/// One mounted tree.
+pub(crate) struct Bridge {
     table: Table,
-    open: DashMap<u64, Arc<Open>>,
-    next_open: AtomicU64,
+    opens: Opens,
     options: Options,
-    runtime: runtime::Handle,
+    runtime: Runtime,
     watch: Watch,
+    read_ahead: Budget,
+    ended: AtomicBool,
 }
+
+/// How long a request may take.
+#[derive(Clone, Copy)]
+enum Wait {
+    /// A minute, then `EIO`.
+    Bounded,
+    /// As long as it takes, or until its caller is asked to end.
+    Unbounded,
+}
+
+type Work<T> = Pin<Box<dyn Future<Output = Result<T, Errno>> + Send>>;
 
 impl Bridge {
-    pub(crate) fn new(root: NodeRef, options: Options, runtime: runtime::Handle, watch: Watch) -> Self {
+    pub(crate) fn new(root: NodeRef, options: Options, runtime: Runtime, watch: Watch) -> Arc<Self> {
         let table = Table::new(root, options.max_inodes_held);
-        let (open, next_open) = (DashMap::new(), AtomicU64::new(1));
-        Self(Arc::new(Shared { table, open, next_open, options, runtime, watch }))
+        let (read_ahead, ended) = (Budget::new(runtime.clone()), AtomicBool::new(false));
+        Arc::new(Self { table, opens: Opens::default(), options, runtime, watch, read_ahead, ended })
     }
 
-    /// Runs `work` for the caller of `request` and gives its result to `done`: at once, if it is ready.
-    fn run<T: Send + 'static>(
-        &self, request: &Request, bound: Option<Duration>,
-        work: impl Future<Output = Result<T, Errno>> + Send + 'static,
-        done: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    /// Answers `reply` with what `work` gives, by `send`; `caller` is the thread that waits for it.
+    fn answer<R: Refuse, T: Send + 'static>(
+        &self, caller: u32, wait: Wait, reply: R, work: impl Future<Output = Result<T, Errno>> + Send + 'static,
+        send: impl FnOnce(R, T) + Send + 'static,
     ) {
-        let cancel = Cancel::default();
-        let running = cancel.clone();
-        let mut work = Box::pin(async move { running.run(work).await });
-        let _runtime = self.0.runtime.enter();
-        let waker = noop_waker();
-        if let Poll::Ready(answer) = work.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return done(answer);
+        if self.ended.load(Ordering::Acquire) {
+            return reply.refuse(Errno::ENOTCONN);
         }
-        let parked = self.0.watch.park(request.pid(), cancel.clone());
-        self.0.runtime.spawn(async move {
-            let answer = match bound {
-                None => work.await,
-                Some(bound) => match tokio::time::timeout(bound, &mut work).await {
-                    Ok(answer) => answer,
-                    Err(_) => {
-                        tracing::warn!("a question was not answered within {bound:?}");
-                        cancel.cancel();
-                        work.await.and(Err(Errno::EIO))
-                    }
-                },
+        let finish = move |answer| match answer {
+            Ok(value) => send(reply, value),
+            Err(errno) => reply.refuse(errno),
+        };
+        let cancel = Cancel::default();
+        let mut work: Work<T> = Box::pin({
+            let cancel = cancel.clone();
+            async move { cancel.run(work).await }
+        });
+        let _runtime = self.runtime.enter();
+        if let Poll::Ready(answer) = work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return finish(answer);
+        }
+        let parked = self.watch.park(caller, cancel.clone());
+        self.runtime.spawn(async move {
+            let answer = match wait {
+                Wait::Unbounded => work.await,
+                Wait::Bounded => bounded(work, &cancel).await,
             };
             drop(parked);
-            done(answer);
+            finish(answer);
         });
     }
 
-    /// The same for a question about the inode `id`, which is bounded, and lets go of nodes whose server is gone.
-    fn ask<T: Send + 'static, F>(
-        &self, request: &Request, id: u64, work: impl FnOnce(Arc<Shared>) -> F,
-        done: impl FnOnce(&Shared, Result<T, Errno>) + Send + 'static,
-    ) where
-        F: Future<Output = Result<T, Errno>> + Send + 'static,
-    {
-        let shared = self.0.clone();
-        self.run(request, Some(BOUND), work(self.0.clone()), move |answer| {
-            if let Err(Errno::EHOSTUNREACH) = answer {
-                shared.table.let_go(id);
-            }
-            done(&shared, answer);
-        });
+    /// Answers nothing any more but `ENOTCONN`, and ends what is being waited for.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+        self.watch.end();
+    }
+
+    /// Lets go of every open file. The kernel has ended the session.
+    pub(crate) fn clear(&self) {
+        self.end();
+        self.opens.clear();
+    }
+
+    /// The inode that the kernel calls `id`.
+    fn inode(&self, id: fuser::INodeNo) -> Result<Arc<Inode>, Errno> {
+        self.table.get(id.0)
+    }
+
+    /// The node of `inode`, to be asked for a change.
+    async fn to_change(&self, inode: &Arc<Inode>) -> Result<NodeRef, Errno> {
+        self.writable()?;
+        Ok(self.table.node(inode).await?.0)
+    }
+
+    /// The answer of `inode`'s node to a change. A change is not asked for twice; but if the node is dead, it is not used
+    /// again.
+    fn changed<T>(&self, inode: &Arc<Inode>, answer: Result<T, Errno>) -> Result<T, Errno> {
+        if let Err(errno) = &answer
+            && is_lost(*errno)
+        {
+            self.table.lost(inode);
+        }
+        answer
+    }
+
+    fn writable(&self) -> Result<(), Errno> {
+        if self.options.read_only { Err(Errno::EROFS) } else { Ok(()) }
     }
 }
 
-impl Shared {
-    /// The file `name` in `parent`, with its attributes, as the kernel will know it.
-    async fn look_up(&self, parent: u64, name: &[u8]) -> Result<(u64, Attr), Errno> {
-        let (dir, name) = (self.table.node(parent).await?, Name::new(name)?);
-        let reached = dir.walk(&[name], Want::ATTR).await?.reached()?;
-        let attr = match reached.attr {
-            Some(attr) => attr,
-            None => reached.node.attr().await?,
-        };
-        Ok((self.table.enter(parent, name, reached.node, &attr), attr))
-    }
+/// Whether the error says that the node itself, or the way to it, is no good any more.
+fn is_lost(errno: Errno) -> bool {
+    matches!(errno, Errno::EHOSTUNREACH | Errno::ENOTCONN | Errno::ECONNRESET | Errno::ESTALE)
+}
 
-    /// Enters a file that was just made.
-    async fn made(&self, parent: u64, name: Name<'_>, made: (NodeRef, Option<Attr>)) -> Result<(u64, Attr), Errno> {
-        let (node, attr) = made;
-        let attr = match attr {
-            Some(attr) => attr,
-            None => node.attr().await?,
-        };
-        Ok((self.table.enter(parent, name, node, &attr), attr))
+/// `work`, or `EIO` when that takes too long.
+async fn bounded<T>(mut work: Work<T>, cancel: &Cancel) -> Result<T, Errno> {
+    if let Ok(answer) = tokio::time::timeout(NAMES_LIMIT, &mut work).await {
+        return answer;
     }
-
-    /// Opens the inode `id`; gives the number of the open file and what the kernel may do with it.
-    async fn open(&self, id: u64, flags: i32) -> Result<(u64, FopenFlags), Errno> {
-        let node = self.table.node(id).await?;
-        let how = How { exec: flags & EXEC != 0, ..How::from_flags(flags as u32)? };
-        let small = self.table.seen(id).kept_size().filter(|size| (1..=SMALL).contains(size) && !how.changes());
-        let want = Want { attr: true, data: small.map_or(0, |size| size as u32 + 1), ..Want::default() };
-        let opened = node.open_at(&[], how, want).await?;
-        let attr = match opened.attr {
-            Some(attr) => Some(attr),
-            None => node.attr().await.ok(),
-        };
-        // Only if the file is all there: it may have grown meanwhile.
-        let whole = opened.first.filter(|first| {
-            small.is_some_and(|size| first.len() as u64 == size)
-                && attr.is_some_and(|attr| attr.size == first.len() as u64)
-        });
-        Ok(self.opened(id, node, opened.handle, attr, whole))
+    tracing::warn!("a request was not answered within {} s", NAMES_LIMIT.as_secs());
+    cancel.cancel();
+    match tokio::time::timeout(END_LIMIT, work).await {
+        Ok(Ok(answer)) => Ok(answer),
+        _ => Err(Errno::EIO),
     }
+}
 
-    fn opened(
-        &self, id: u64, node: NodeRef, handle: Handle, attr: Option<Attr>, whole: Option<Bytes>,
-    ) -> (u64, FopenFlags) {
-        let open = Arc::new(Open::new(handle, node, id, whole, self.runtime.clone()));
-        let unchanged = self.table.opened(id, attr.as_ref());
-        if let Some(attr) = &attr {
-            self.table.saw(id, attr);
-        }
-        let flags = match (open.is_cached(), unchanged) {
-            (false, _) => FopenFlags::FOPEN_DIRECT_IO,
-            (true, true) => FopenFlags::FOPEN_KEEP_CACHE,
-            (true, false) => FopenFlags::empty(),
-        };
-        let number = self.next_open.fetch_add(1, Ordering::Relaxed);
-        self.open.insert(number, open);
-        (number, flags)
-    }
+/// A reply that can carry an error: each of fuser's.
+trait Refuse: Send + 'static {
+    fn refuse(self, errno: Errno);
+}
 
-    fn file(&self, number: u64) -> Result<Arc<Open>, Errno> {
-        self.open.get(&number).map(|open| open.clone()).ok_or(Errno::EBADF)
-    }
-
-    /// The node of the inode `id`, or of its open file, which may have no name any more.
-    async fn node(&self, id: u64, open: Option<u64>) -> Result<NodeRef, Errno> {
-        match open.and_then(|number| self.file(number).ok()) {
-            Some(open) => Ok(open.node.clone()),
-            None => self.table.node(id).await,
-        }
-    }
-
-    /// Closes an open file. Nobody waits for it: what could fail was told at each write.
-    fn release(&self, number: u64) {
-        let Some((_, open)) = self.open.remove(&number) else { return };
-        self.table.closed(open.id);
-        self.runtime.spawn(async move {
-            if let Err(errno) = open.handle.close().await {
-                tracing::debug!("closing a file: {errno}");
+macro_rules! refuse {
+    ($($reply:ident)*) => {
+        $(impl Refuse for fuser::$reply {
+            fn refuse(self, with: Errno) {
+                self.error(errno(with));
             }
-        });
-    }
+        })*
+    };
+}
+
+refuse! {
+    ReplyAttr ReplyCreate ReplyData ReplyDirectory ReplyDirectoryPlus ReplyEmpty ReplyEntry ReplyLseek ReplyOpen
+    ReplyPoll ReplyStatfs ReplyWrite ReplyXattr
 }

@@ -1,153 +1,138 @@
-//! Mounting and unmounting at a path: mount(2) for root, fusermount3(1) for others; and what a killed daemon left.
+//! Mounting and unmounting: the system calls for root, `fusermount3` for everybody else.
 //!
-//! Called on threads that may block. Nothing here looks into a mount: whether one is alive is read from
-//! /proc/self/mountinfo and asked with a bounded wait.
+//! Called when a mount begins and ends, from any thread that may block; never from one that serves the mount. Mounts are
+//! found in /proc/self/mountinfo, which tells of them without touching them.
 
-use std::fs;
+mod fusermount;
+mod table;
+
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::time::Duration;
 
-use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount,
-};
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::Options;
+pub(crate) use table::mounted;
 
-/// Why something could not be mounted or unmounted.
+/// The type under which our mounts appear: what a file server recognises, so as not to serve itself.
+pub(crate) const TYPE: &str = "fuse.slashn";
+const DEVICE: &str = "/dev/fuse";
+
+/// Why something could not be mounted or unmounted. Whoever says it says where, too.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The mount point is no directory that can be used.
+    #[error("the mount point: {0}")]
+    MountPoint(io::Error),
+    /// Something is mounted there already: its type and source.
+    #[error("{0} is mounted there already")]
+    InUse(String),
     /// The FUSE device is not there, or not open to this user.
-    #[error("/dev/fuse: {0}; slashn doctor says more")]
+    #[error("{DEVICE}: {0}; slashn doctor says more")]
     Device(io::Error),
-    /// Mounting failed.
+    /// There is no `fusermount3`, which mounts for ordinary users.
+    #[error("fusermount3: {0}; it is in the package fuse3")]
+    NoFusermount(io::Error),
+    /// `fusermount3` refused: what it said.
     #[error("{0}")]
+    Fusermount(String),
+    /// The kernel refused.
+    #[error("mount: {0}")]
     Mount(io::Error),
+    /// The mount cannot be taken away.
+    #[error("{0}")]
+    Unmount(io::Error),
     /// The FUSE session could not be started.
     #[error("FUSE: {0}")]
     Session(io::Error),
-    /// Unmounting failed.
-    #[error("{0}")]
-    Unmount(String),
 }
 
-/// How long a mount may take to answer whether it is alive.
-const ANSWER: Duration = Duration::from_secs(2);
+/// Mounts a FUSE connection at `at`, which must be absolute and without symbolic links; gives its descriptor.
+pub(crate) fn attach(at: &Path, options: &Options) -> Result<OwnedFd, Error> {
+    if let Some(there) = mounted(at).filter(|there| there.kind == TYPE) {
+        return Err(Error::InUse(format!("{} ({})", there.kind, there.source)));
+    }
+    let metadata = std::fs::metadata(at).map_err(Error::MountPoint)?;
+    if !metadata.is_dir() {
+        return Err(Error::MountPoint(rustix::io::Errno::NOTDIR.into()));
+    }
+    match mount_directly(at, metadata.mode(), options) {
+        Err(Error::Mount(err) | Error::Device(err)) if err.kind() == io::ErrorKind::PermissionDenied => {
+            fusermount::mount(at, options)
+        }
+        answer => answer,
+    }
+}
 
-/// Mounts FUSE at `at`, as root, and gives the descriptor on which to serve it.
-pub(crate) fn mount(at: &Path, options: &Options) -> Result<OwnedFd, Error> {
-    let open = || rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
-    let device = open().map_err(|err| Error::Device(err.into()))?;
-    let fs = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|err| Error::Device(err.into()))?;
-    let made = (|| {
-        let set = |key: &str, value: &str| fsconfig_set_string(fs.as_fd(), key, value);
-        set("source", &options.fs_name)?;
-        set("subtype", "slashn")?;
-        set("fd", &device.as_raw_fd().to_string())?;
-        // Octal: a directory.
-        set("rootmode", "40755")?;
-        set("user_id", &rustix::process::getuid().as_raw().to_string())?;
-        set("group_id", &rustix::process::getgid().as_raw().to_string())?;
-        if options.allow_other {
-            fsconfig_set_flag(fs.as_fd(), "allow_other")?;
-        }
-        fsconfig_create(fs.as_fd())?;
-        let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-        if options.read_only {
-            attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
-        }
-        let mounted = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-        move_mount(mounted.as_fd(), "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-    })();
-    made.map_err(|err: rustix::io::Errno| Error::Mount(err.into()))?;
+fn mount_directly(at: &Path, rootmode: u32, options: &Options) -> Result<OwnedFd, Error> {
+    let device = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    let device = device.map_err(|err| Error::Device(err.into()))?;
+    let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
+    let mut data = format!("fd={},rootmode={rootmode:o},user_id={uid},group_id={gid}", device.as_raw_fd());
+    if options.allow_other {
+        data.push_str(",allow_other");
+    }
+    let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
+    if options.read_only {
+        flags |= MountFlags::RDONLY;
+    }
+    let data = std::ffi::CString::new(data).map_err(|err| Error::Mount(err.into()))?;
+    rustix::mount::mount(&*options.fs_name, at, TYPE, flags, &*data).map_err(|err| Error::Mount(err.into()))?;
     Ok(device)
 }
 
-/// Whether the mount at `at` is one whose daemon is gone.
+/// Takes the mount at `at` away; `lazily`, even while it is in use.
+pub(crate) fn detach(at: &Path, lazily: bool) -> io::Result<()> {
+    let how = if lazily { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    match rustix::mount::unmount(at, how | UnmountFlags::NOFOLLOW) {
+        Err(rustix::io::Errno::PERM) => fusermount::unmount(at, lazily),
+        answer => Ok(answer?),
+    }
+}
+
+/// Ends the connection whose mount has the device number `minor`, where fusectl is mounted and lets us.
+pub(crate) fn abort(minor: u32) {
+    if let Err(err) = std::fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1") {
+        tracing::debug!(minor, %err, "a FUSE connection could not be aborted");
+    }
+}
+
+/// Whether a mount of ours is at `at` whose daemon is gone: everything there answers `ENOTCONN`.
 pub fn stale(at: &Path) -> bool {
-    if find(at).is_none() {
+    if mounted(at).is_none_or(|there| there.kind != TYPE) {
         return false;
     }
-    let (sender, receiver) = std::sync::mpsc::channel();
+    // A daemon that lives may be slow, and the question then waits for ever: so it is asked on a thread of its own.
+    let (tell, told) = mpsc::sync_channel(1);
     let path = at.to_path_buf();
-    // It may never answer: the thread is left to it then.
-    std::thread::spawn(move || sender.send(fs::metadata(path).err().and_then(|err| err.raw_os_error())));
-    receiver.recv_timeout(ANSWER) == Ok(Some(libc::ENOTCONN))
+    let asked = std::thread::Builder::new().name("mount-probe".into()).spawn(move || {
+        _ = tell.send(std::fs::metadata(path).err().and_then(|err| err.raw_os_error()));
+    });
+    asked.is_ok() && told.recv_timeout(PROBE_LIMIT) == Ok(Some(libc::ENOTCONN))
 }
 
-/// Takes away a mount at `at` whose daemon is gone; any other is left alone. Errors: it cannot be unmounted.
+/// A live daemon on this machine answers sooner.
+const PROBE_LIMIT: Duration = Duration::from_secs(3);
+
+/// Takes away a mount of ours at `at` whose daemon is gone; any other is left alone. Errors: [`Error::Unmount`].
 pub fn clean(at: &Path) -> Result<(), Error> {
-    if stale(at) { unmount(at) } else { Ok(()) }
+    if stale(at) { detach(at, true).map_err(Error::Unmount) } else { Ok(()) }
 }
 
-/// Unmounts what is at `at`: at once if nobody is in it, else lazily, and then its connection is cut, so that nobody
-/// waits in it for ever. Errors: it cannot be unmounted, or nothing is mounted there.
+/// Unmounts what another process serves at `at`: at once if nobody is in it, else from under those who are, whose
+/// requests end. Errors: [`Error::Unmount`], also if no mount of ours is there.
 pub fn unmount(at: &Path) -> Result<(), Error> {
-    let Some(device) = find(at) else { return Err(Error::Unmount(format!("{}: not mounted", at.display()))) };
+    let Some(there) = mounted(at).filter(|there| there.kind == TYPE) else {
+        return Err(Error::Unmount(io::Error::new(io::ErrorKind::InvalidInput, "no mount of slashn is there")));
+    };
     if detach(at, false).is_err() {
-        detach(at, true)?;
-        abort(&device);
+        detach(at, true).map_err(Error::Unmount)?;
+        abort(there.minor);
     }
     Ok(())
-}
-
-/// Cuts the FUSE connection of the mount with the device number `major:minor`: every request on it ends with an error.
-pub(crate) fn abort(device: &str) {
-    if let Some((_, minor)) = device.split_once(':') {
-        let file = format!("/sys/fs/fuse/connections/{minor}/abort");
-        if let Err(err) = fs::write(&file, "1") {
-            tracing::debug!("{file}: {err}");
-        }
-    }
-}
-
-/// The device number of the mount of ours at `at`, as `major:minor`.
-pub(crate) fn find(at: &Path) -> Option<String> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let of_line = |line: &str| {
-        let fields: Vec<&str> = line.split(' ').collect();
-        let ours = line.contains(" - fuse.slashn ") && Path::new(&unescape(fields.get(4)?)) == at;
-        ours.then(|| fields.get(2).map(ToString::to_string)).flatten()
-    };
-    // The last one is on top.
-    mounts.lines().filter_map(of_line).next_back()
-}
-
-/// A path as mountinfo prints it: blanks and backslashes are octal.
-fn unescape(field: &str) -> String {
-    ["\\040", "\\011", "\\012", "\\134"]
-        .iter()
-        .zip([" ", "\t", "\n", "\\"])
-        .fold(field.to_string(), |text, (from, to)| text.replace(from, to))
-}
-
-fn detach(at: &Path, lazy: bool) -> Result<(), Error> {
-    let flags = UnmountFlags::NOFOLLOW | if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
-    match rustix::mount::unmount(at, flags) {
-        Ok(()) => return Ok(()),
-        Err(rustix::io::Errno::PERM) => {}
-        Err(err) => return Err(Error::Unmount(err.to_string())),
-    }
-    let mut command = Command::new("fusermount3");
-    command.arg(if lazy { "-uz" } else { "-u" }).arg("--").arg(at).stdin(Stdio::null());
-    let output = command.output().map_err(|err| Error::Unmount(format!("fusermount3: {err}")))?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(Error::Unmount(String::from_utf8_lossy(&output.stderr).trim().to_string())),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paths_in_mountinfo_are_unescaped() {
-        assert_eq!(unescape("/a\\040b\\134c"), "/a b\\c");
-        assert_eq!(find(Path::new("/proc")), None);
-    }
 }

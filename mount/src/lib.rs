@@ -8,6 +8,7 @@
 //! its caller is dying or asked to end; names and attributes are answered within a minute in any case. The process
 //! that serves a mount never touches it.
 
+mod ahead;
 mod allocator;
 mod attr;
 mod bridge;

@@ -1,126 +1,178 @@
-//! A mount that is served: its threads, and its end.
+//! A mount from its beginning to its end.
+//!
+//! [`mount`] and [`serve`] are called by whoever wants a tree shown; the session runs on threads of its own, apart from
+//! the runtime, and ends when the file system is unmounted or the connection is aborted. Invariant: when a [`Mount`] is
+//! gone, so is the mount, and whoever waited in it was answered.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use fuser::{Config, MountOption, Session, SessionACL};
+use fuser::{Config, Session, SessionACL};
 use p9::NodeRef;
-use tokio::runtime::Handle;
-use tokio::sync::watch as signal;
+use tokio::runtime::Handle as Runtime;
+use tokio::sync::watch;
 
-use crate::Options;
-use crate::bridge::Bridge;
+use crate::bridge::{Bridge, Fs};
 use crate::kernel::{self, Error};
 use crate::watch::Watch;
+use crate::{Options, clean};
 
-/// How long a mount may take to end once it is unmounted before its connection is cut.
-const END: Duration = Duration::from_secs(3);
+/// How long an unmount waits for those who use the mount.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long the session then has to end by itself.
+const LAST_WAIT: Duration = Duration::from_secs(2);
+/// How often it is looked whether it has.
+const LOOK: Duration = Duration::from_millis(2);
 
-/// A mount that is served. Dropping it unmounts it.
+/// A tree that is shown. Dropping it unmounts.
 pub struct Mount {
-    /// Where, unless whoever made the descriptor mounted it.
-    at: Option<PathBuf>,
-    device: Option<String>,
-    ended: signal::Receiver<bool>,
-    watch: Watch,
+    bridge: Arc<Bridge>,
+    place: Option<Place>,
+    ended: watch::Receiver<bool>,
 }
 
-/// Shows the tree below `root` at `at`, a directory. It blocks for a moment. Errors: the device cannot be opened, or
-/// mounting is refused.
-pub fn mount(root: NodeRef, at: &Path, options: Options, runtime: Handle) -> Result<Mount, Error> {
-    let mut all = vec![
-        MountOption::FSName(options.fs_name.clone()),
-        MountOption::Subtype("slashn".into()),
-        MountOption::NoSuid,
-        MountOption::NoDev,
-    ];
-    if options.read_only {
-        all.push(MountOption::RO);
-    }
+/// Where it is mounted, if that was our doing.
+struct Place {
+    at: PathBuf,
+    /// Minor device number, by which fusectl knows the connection.
+    minor: Option<u32>,
+}
+
+/// Shows the tree under `root` at the directory `at`. A mount of ours that is there and dead is taken away first.
+///
+/// Blocks for some milliseconds. Requests are answered by tasks of `runtime`, which must have a thread that is never
+/// blocked by the use of this very mount.
+pub fn mount(root: NodeRef, at: &Path, options: Options, runtime: Runtime) -> Result<Mount, Error> {
+    clean(at)?;
+    let at = at.canonicalize().map_err(Error::MountPoint)?;
+    let fuse = kernel::attach(&at, &options)?;
+    // Looked up before the session begins, in the table of mounts: nothing asks the mount itself.
+    let minor = kernel::mounted(&at).map(|there| there.minor);
     let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
-    let config = config(&options, all, acl);
-    let watch = Watch::start().map_err(Error::Session)?;
-    let mounted_as = options.clone();
-    let bridge = Bridge::new(root, options, runtime, watch.clone());
-    let session = match rustix::process::geteuid().is_root() {
-        true => Session::from_fd(bridge, kernel::mount(at, &mounted_as)?, acl, config).map_err(Error::Session)?,
-        // fusermount3 does it, which is set-user-id root.
-        false => Session::new(bridge, at, &config).map_err(Error::Mount)?,
-    };
-    let device = kernel::find(at);
-    Ok(Mount { at: Some(at.to_path_buf()), device, ended: run(session)?, watch })
+    let place = Place { at, minor };
+    match begin(root, fuse, acl, options, runtime) {
+        Ok((bridge, ended)) => Ok(Mount { bridge, place: Some(place), ended }),
+        Err(err) => {
+            _ = kernel::detach(&place.at, true);
+            Err(err)
+        }
+    }
 }
 
-/// Serves the tree below `root` on `fuse`, a FUSE descriptor that is mounted already. It blocks until the kernel has
-/// said hello. Errors: it does not.
-pub fn serve(root: NodeRef, fuse: OwnedFd, options: Options, runtime: Handle) -> Result<Mount, Error> {
-    let config = config(&options, Vec::new(), SessionACL::All);
-    let watch = Watch::start().map_err(Error::Session)?;
-    let bridge = Bridge::new(root, options, runtime, watch.clone());
-    let session = Session::from_fd(bridge, fuse, SessionACL::All, config).map_err(Error::Session)?;
-    Ok(Mount { at: None, device: None, ended: run(session)?, watch })
+/// Answers on `fuse`, the descriptor of a connection that is mounted already, for whoever is admitted there.
+pub fn serve(root: NodeRef, fuse: OwnedFd, options: Options, runtime: Runtime) -> Result<Mount, Error> {
+    let (bridge, ended) = begin(root, fuse, SessionACL::All, options, runtime)?;
+    Ok(Mount { bridge, place: None, ended })
 }
 
-fn config(options: &Options, all: Vec<MountOption>, acl: SessionACL) -> Config {
+fn begin(
+    root: NodeRef, fuse: OwnedFd, acl: SessionACL, options: Options, runtime: Runtime,
+) -> Result<(Arc<Bridge>, watch::Receiver<bool>), Error> {
     let mut config = Config::default();
-    config.mount_options = all;
     config.acl = acl;
     config.n_threads = Some(options.threads.max(1));
-    config
-}
-
-fn run(session: Session<Bridge>) -> Result<signal::Receiver<bool>, Error> {
-    let (sender, receiver) = signal::channel(false);
-    std::thread::Builder::new()
-        .name("fuse".into())
-        .spawn(move || {
+    let watch = Watch::start().map_err(Error::Session)?;
+    let bridge = Bridge::new(root, options, runtime, watch);
+    let fs = Fs(bridge.clone());
+    let session = Session::from_fd(fs, fuse, acl, config).map_err(Error::Session)?;
+    let (tell, ended) = watch::channel(false);
+    let thread = std::thread::Builder::new().name("fuse-session".into()).spawn({
+        let bridge = bridge.clone();
+        move || {
             if let Err(err) = session.run() {
-                tracing::debug!("a mount ended: {err}");
+                tracing::warn!(%err, "a FUSE session failed");
             }
-            sender.send_replace(true);
-        })
-        .map_err(Error::Session)?;
-    Ok(receiver)
+            bridge.clear();
+            _ = tell.send(true);
+        }
+    });
+    thread.map_err(Error::Session)?;
+    Ok((bridge, ended))
 }
 
 impl Mount {
-    /// Returns when it is mounted no more.
+    /// Returns when the session has ended: unmounted, or its connection closed.
     pub async fn ended(&self) {
-        let mut ended = self.ended.clone();
-        // A sender that is gone has ended, too.
-        let _ = ended.wait_for(|ended| *ended).await;
+        // An error means that the thread is gone.
+        _ = self.ended.clone().wait_for(|ended| *ended).await;
     }
 
-    /// Unmounts it, whoever uses it and whatever they wait for. It blocks for a few seconds at most.
+    /// Takes the mount away: at once if nobody uses it, and within a few seconds in any case; those who wait in it get
+    /// `EINTR`, then `ENOTCONN`. It blocks that long. Of a served descriptor only the answers end: whoever mounted it
+    /// unmounts it. Errors: [`Error::Unmount`] if the kernel will not let go of the mount point.
     pub fn unmount(&self) -> Result<(), Error> {
-        self.watch.end();
+        let Some(place) = &self.place else {
+            self.bridge.end();
+            return Ok(());
+        };
         if *self.ended.borrow() {
             return Ok(());
         }
-        if let Some(at) = &self.at
-            && kernel::find(at) == self.device
-            && self.device.is_some()
-        {
-            kernel::unmount(at)?;
+        let detached = place.detach();
+        // Whoever is still in it is let go. The kernel's own last writes came before.
+        self.bridge.end();
+        if !self.has_ended_within(LAST_WAIT) {
+            place.abort();
+            self.has_ended_within(LAST_WAIT);
         }
-        let until = std::time::Instant::now() + END;
-        while !*self.ended.borrow() && std::time::Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(2));
+        detached.map_err(Error::Unmount)
+    }
+
+    fn has_ended_within(&self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        while !*self.ended.borrow() && Instant::now() < until {
+            std::thread::sleep(LOOK);
         }
-        if !*self.ended.borrow()
-            && let Some(device) = &self.device
-        {
-            kernel::abort(device);
+        *self.ended.borrow()
+    }
+}
+
+impl Place {
+    /// Unmounts, waiting a little for those who are just leaving; then takes the mount from under them.
+    fn detach(&self) -> std::io::Result<()> {
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE {
+            match kernel::detach(&self.at, false) {
+                Ok(()) => return Ok(()),
+                // It was unmounted by somebody else.
+                Err(_) if self.is_gone() => return Ok(()),
+                Err(_) => std::thread::sleep(PATIENCE / 10),
+            }
         }
-        Ok(())
+        match kernel::detach(&self.at, true) {
+            Err(_) if self.is_gone() => Ok(()),
+            answer => answer,
+        }
+    }
+
+    /// Whether what is mounted there, if anything, is not ours.
+    fn is_gone(&self) -> bool {
+        kernel::mounted(&self.at).map(|there| there.minor) != self.minor
+    }
+
+    /// Ends the connection, where fusectl is at hand. Elsewhere those who are left are answered, and it ends as they go.
+    fn abort(&self) {
+        if let Some(minor) = self.minor {
+            kernel::abort(minor);
+        }
     }
 }
 
 impl Drop for Mount {
+    /// Takes the mount away without waiting for anybody.
     fn drop(&mut self) {
-        if let Err(err) = self.unmount() {
-            tracing::warn!("a mount could not be taken away: {err}");
+        if !*self.ended.borrow()
+            && let Some(place) = &self.place
+        {
+            if let Err(err) = kernel::detach(&place.at, true)
+                && !place.is_gone()
+            {
+                tracing::warn!(at = %place.at.display(), %err, "a mount could not be taken away");
+            }
+            place.abort();
         }
+        self.bridge.end();
     }
 }

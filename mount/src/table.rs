@@ -1,277 +1,301 @@
-//! The inodes that the kernel knows: what each stands for, and how to find it again.
+//! The files that the kernel knows, by node id, and how to reach each of them again.
 //!
-//! A node id is never used twice. Files are known by their qid, so that hard links share pages; directories by their
-//! place and qid, or a bind would move another process's working directory. An inode keeps (parent, name, qid); the
-//! node itself, which may be a fid of a server, is held for a bounded number of inodes and found again by walking from
-//! the nearest that is held. What is found must be the same file, else it is `ESTALE`.
+//! Called by the bridge, in whatever task a request runs. A file has one inode however many names it has, so that its
+//! hard links share pages; a directory has one for each place where it is seen, so that what is mounted over one place
+//! moves nobody who stands in another. An inode keeps its places (parent, name) and its qid. Its node is kept while it
+//! is open, and otherwise in a bounded cache: what was dropped is walked to again from the nearest directory at hand,
+//! and checked to be the same file (`ESTALE` if not: the kernel then looks its name up anew).
+//!
+//! A node id is the qid's path where that is free, so that `st_ino` outlives the mount; ids are never used for two
+//! files.
 
-use std::collections::{HashMap, VecDeque};
+mod inode;
 
-use p9::{Attr, Errno, FileKind, Name, NameBuf, NodeRef, Qid, Time, Walk, Want};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use p9::{Errno, FileKind, Name, NameBuf, NodeRef, Want};
 use parking_lot::Mutex;
+use quick_cache::sync::Cache;
 
-/// The root's node id.
+use inode::Place;
+pub(crate) use inode::{Inode, Version};
+
+/// The id of the root, as FUSE fixes it.
 pub(crate) const ROOT: u64 = 1;
 
-/// All inodes of one mount.
+/// All that the kernel knows.
 pub(crate) struct Table {
-    state: Mutex<State>,
-    held: usize,
+    maps: Mutex<Maps>,
+    held: Cache<u64, NodeRef>,
 }
 
-struct State {
-    inodes: HashMap<u64, Inode>,
-    by_key: HashMap<Key, u64>,
-    by_place: HashMap<(u64, NameBuf), u64>,
-    /// Inodes that hold a node, the longest held first; some may hold none any more.
-    holding: VecDeque<u64>,
-    next: u64,
+#[derive(Default)]
+struct Maps {
+    ids: HashMap<u64, Known>,
+    files: HashMap<(FileKind, u64), Arc<Inode>>,
+    places: HashMap<(u64, NameBuf), Arc<Inode>>,
+    spare: u64,
 }
 
-struct Inode {
-    place: Option<(u64, NameBuf)>,
-    key: Key,
-    qid: Qid,
-    /// How often the kernel was told of it, less how often it forgot.
+/// An inode, and how often it was handed to the kernel.
+struct Known {
+    inode: Arc<Inode>,
     lookups: u64,
-    opens: u32,
-    node: Option<NodeRef>,
-    seen: Seen,
-    /// What the file was when its pages were last known to be right.
-    cached: Option<Seen>,
-}
-
-#[derive(Clone, Eq, Hash, PartialEq)]
-enum Key {
-    File(u64),
-    Dir(u64, NameBuf, u64),
-}
-
-/// What tells one state of a file's contents from another.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Seen {
-    version: u32,
-    size: u64,
-    mtime: Time,
-}
-
-impl Seen {
-    pub(crate) fn of(attr: &Attr) -> Self {
-        Self { version: attr.qid.version, size: attr.size, mtime: attr.mtime }
-    }
-
-    /// The size, of a file whose contents are kept and do not change as they are read.
-    pub(crate) fn kept_size(self) -> Option<u64> {
-        (self.version != 0).then_some(self.size)
-    }
 }
 
 impl Table {
+    /// A table of `root` alone, that keeps at most `held` nodes which are not open.
     pub(crate) fn new(root: NodeRef, held: usize) -> Self {
-        let qid = root.qid();
-        let key = Key::File(qid.path);
-        let inode = Inode {
-            place: None,
-            key,
-            qid,
-            lookups: 1,
-            opens: 1,
-            node: Some(root),
-            seen: Seen::default(),
-            cached: None,
-        };
-        let state = State {
-            inodes: HashMap::from([(ROOT, inode)]),
-            by_key: HashMap::new(),
-            by_place: HashMap::new(),
-            holding: VecDeque::new(),
-            next: ROOT + 1,
-        };
-        Self { state: Mutex::new(state), held }
+        let inode = Arc::new(Inode::new(ROOT, root.qid()));
+        inode.pin(root);
+        let mut maps = Maps::default();
+        maps.ids.insert(ROOT, Known { inode, lookups: 1 });
+        Self { maps: Mutex::new(maps), held: Cache::new(held.max(16)) }
     }
 
-    /// Tells of the file `node`, found as `name` in `parent`, and gives its node id: the kernel gets it.
-    pub(crate) fn enter(&self, parent: u64, name: Name<'_>, node: NodeRef, attr: &Attr) -> u64 {
-        let mut state = self.state.lock();
-        let qid = node.qid();
-        let place = (parent, NameBuf::from(name));
-        let key = match qid.kind {
-            FileKind::Dir => Key::Dir(parent, place.1.clone(), qid.path),
-            _ => Key::File(qid.path),
-        };
-        let state = &mut *state;
-        let id = *state.by_key.entry(key.clone()).or_insert_with(|| {
-            state.next += 1;
-            state.next - 1
-        });
-        let inode = state.inodes.entry(id).or_insert_with(|| Inode {
-            place: None,
-            key,
-            qid,
-            lookups: 0,
-            opens: 0,
-            node: None,
-            seen: Seen::default(),
-            cached: None,
-        });
-        inode.lookups += 1;
-        inode.seen = Seen::of(attr);
-        inode.place = Some(place.clone());
-        state.by_place.insert(place, id);
-        state.hold(id, node, self.held);
-        id
+    /// The inode that the kernel calls `id`.
+    pub(crate) fn get(&self, id: u64) -> Result<Arc<Inode>, Errno> {
+        self.maps.lock().ids.get(&id).map(|known| known.inode.clone()).ok_or(Errno::ESTALE)
     }
 
-    /// The file that `id` stands for.
-    pub(crate) async fn node(&self, id: u64) -> Result<NodeRef, Errno> {
-        let (from, names, qid) = {
-            let state = self.state.lock();
-            let wanted = state.inodes.get(&id).ok_or(Errno::ESTALE)?;
-            if let Some(node) = &wanted.node {
-                return Ok(node.clone());
-            }
-            let (from, names) = state.way_to(wanted)?;
-            (from, names, wanted.qid)
-        };
-        let names: Vec<Name<'_>> = names.iter().map(NameBuf::as_name).collect();
-        let walked = from.walk(&names, Want::default()).await.and_then(Walk::reached);
-        let node = match walked {
-            Ok(reached) => reached.node,
-            Err(Errno::ENOENT | Errno::ENOTDIR) => return Err(Errno::ESTALE),
-            Err(errno) => return Err(errno),
-        };
-        let found = node.qid();
-        if (found.kind, found.path) != (qid.kind, qid.path) {
-            return Err(Errno::ESTALE);
+    /// Takes note that `node` is called `name` in `dir`, and that the kernel is told so.
+    pub(crate) fn enter(&self, dir: &Arc<Inode>, name: Name<'_>, node: NodeRef) -> Arc<Inode> {
+        let mut maps = self.maps.lock();
+        let inode = maps.at_place(dir, name, node.qid());
+        if let Some(known) = maps.ids.get_mut(&inode.id) {
+            known.lookups += 1;
         }
-        self.state.lock().hold(id, node.clone(), self.held);
-        Ok(node)
-    }
-
-    /// Lets go of the node of `id` and of those above it: whoever served them may be gone, and is asked for again.
-    pub(crate) fn let_go(&self, id: u64) {
-        let mut state = self.state.lock();
-        let mut at = Some(id);
-        while let Some(id) = at.filter(|id| *id != ROOT) {
-            let Some(inode) = state.inodes.get_mut(&id) else { return };
-            inode.node = None;
-            at = inode.place.as_ref().map(|(parent, _)| *parent);
-        }
-    }
-
-    /// Notes the attributes of `id`, which were just asked for.
-    pub(crate) fn saw(&self, id: u64, attr: &Attr) {
-        if let Some(inode) = self.state.lock().inodes.get_mut(&id) {
-            inode.seen = Seen::of(attr);
-        }
-    }
-
-    /// What `id` was when it was last asked about.
-    pub(crate) fn seen(&self, id: u64) -> Seen {
-        self.state.lock().inodes.get(&id).map(|inode| inode.seen).unwrap_or_default()
-    }
-
-    /// Notes that `id` was opened when it was as `attr` says, and says whether its cached pages are still right.
-    pub(crate) fn opened(&self, id: u64, attr: Option<&Attr>) -> bool {
-        let mut state = self.state.lock();
-        let Some(inode) = state.inodes.get_mut(&id) else { return false };
-        inode.opens += 1;
-        let now = attr.map(Seen::of);
-        let before = std::mem::replace(&mut inode.cached, now);
-        now.is_some() && before == now
-    }
-
-    pub(crate) fn closed(&self, id: u64) {
-        let mut state = self.state.lock();
-        if let Some(inode) = state.inodes.get_mut(&id) {
-            inode.opens -= 1;
-        }
-        state.drop_if_unused(id);
+        self.held.insert(inode.id, node);
+        inode
     }
 
     /// The kernel forgot `count` of the times that it was told of `id`.
     pub(crate) fn forget(&self, id: u64, count: u64) {
-        let mut state = self.state.lock();
-        if let Some(inode) = state.inodes.get_mut(&id) {
-            inode.lookups = inode.lookups.saturating_sub(count);
+        if id == ROOT {
+            return;
         }
-        state.drop_if_unused(id);
+        let mut maps = self.maps.lock();
+        let Some(known) = maps.ids.get_mut(&id) else { return };
+        known.lookups = known.lookups.saturating_sub(count);
+        if known.lookups > 0 {
+            return;
+        }
+        let gone = maps.ids.remove(&id);
+        if let Some(Known { inode, .. }) = gone {
+            for place in inode.places() {
+                maps.vacate(place.dir.id, place.name);
+            }
+            if maps.files.get(&inode.key()).is_some_and(|other| Arc::ptr_eq(other, &inode)) {
+                maps.files.remove(&inode.key());
+            }
+        }
+        // Under the lock, or a lookup that finds the same file again could lose what it just put there.
+        self.held.remove(&id);
     }
 
-    /// `name` in `parent` was removed.
-    pub(crate) fn removed(&self, parent: u64, name: Name<'_>) {
-        self.state.lock().by_place.remove(&(parent, NameBuf::from(name)));
+    /// `name` is no longer in `dir`.
+    pub(crate) fn removed(&self, dir: &Arc<Inode>, name: Name<'_>) {
+        self.maps.lock().vacate(dir.id, name.into());
     }
 
-    /// `name` in `parent` was moved.
-    pub(crate) fn renamed(&self, parent: u64, name: Name<'_>, new_parent: u64, new_name: Name<'_>) {
-        let mut state = self.state.lock();
-        let place = (new_parent, NameBuf::from(new_name));
-        state.by_place.remove(&place);
-        let Some(id) = state.by_place.remove(&(parent, NameBuf::from(name))) else { return };
-        state.by_place.insert(place.clone(), id);
-        let Some(inode) = state.inodes.get_mut(&id) else { return };
-        inode.place = Some(place.clone());
-        let new_key = match &inode.key {
-            Key::Dir(_, _, path) => Key::Dir(place.0, place.1, *path),
-            Key::File(_) => return,
+    /// What was `name` in `dir` is now `new_name` in `new_dir`; with `exchange`, the other way round too.
+    pub(crate) fn renamed(&self, from: (&Arc<Inode>, Name<'_>), to: (&Arc<Inode>, Name<'_>), exchange: bool) {
+        let mut maps = self.maps.lock();
+        let moved = maps.vacate(from.0.id, from.1.into());
+        let other = maps.vacate(to.0.id, to.1.into());
+        if let Some(inode) = moved {
+            maps.occupy(to.0, to.1, &inode);
+        }
+        if let Some(inode) = other.filter(|_| exchange) {
+            maps.occupy(from.0, from.1, &inode);
+        }
+    }
+
+    /// The node of `inode`, and whether it was walked to just now.
+    pub(crate) async fn node(&self, inode: &Arc<Inode>) -> Result<(NodeRef, bool), Errno> {
+        match self.at_hand(inode) {
+            Some(node) => Ok((node, false)),
+            None => Ok((self.walk_to(inode).await?, true)),
+        }
+    }
+
+    fn at_hand(&self, inode: &Inode) -> Option<NodeRef> {
+        inode.pinned().or_else(|| self.held.get(&inode.id))
+    }
+
+    /// Walks to `inode` from the nearest directory at hand.
+    pub(crate) async fn walk_to(&self, inode: &Arc<Inode>) -> Result<NodeRef, Errno> {
+        if inode.id == ROOT {
+            return inode.pinned().ok_or(Errno::ESTALE);
+        }
+        // The latest name first: the others may be gone.
+        for place in inode.places().into_iter().rev() {
+            let Some((from, names)) = self.way_to(place) else { continue };
+            let names: Vec<_> = names.iter().map(NameBuf::as_name).collect();
+            let node = match from.walk(&names, Want::default()).await.and_then(p9::Walk::reached) {
+                Ok(reached) => reached.node,
+                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE) => continue,
+                Err(errno) => return Err(errno),
+            };
+            if inode.is(node.qid()) {
+                self.hold(inode, &node);
+                return Ok(node);
+            }
+        }
+        Err(Errno::ESTALE)
+    }
+
+    /// The nearest directory at hand above `place`, and the names from there.
+    fn way_to(&self, place: Place) -> Option<(NodeRef, Vec<NameBuf>)> {
+        let (mut dir, mut names) = (place.dir, vec![place.name]);
+        let from = loop {
+            if let Some(node) = self.at_hand(&dir) {
+                break node;
+            }
+            let up = dir.places().pop()?;
+            names.push(up.name);
+            dir = up.dir;
         };
-        let old_key = std::mem::replace(&mut inode.key, new_key.clone());
-        state.by_key.remove(&old_key);
-        state.by_key.insert(new_key, id);
+        names.reverse();
+        Some((from, names))
     }
 
-    /// The node id that the kernel knows `name` in `parent` by, if it does.
-    pub(crate) fn known(&self, parent: u64, name: Name<'_>) -> Option<u64> {
-        self.state.lock().by_place.get(&(parent, NameBuf::from(name))).copied()
+    /// Keeps `node` at hand, if the kernel still knows its inode.
+    fn hold(&self, inode: &Arc<Inode>, node: &NodeRef) {
+        let maps = self.maps.lock();
+        if maps.ids.get(&inode.id).is_some_and(|known| Arc::ptr_eq(&known.inode, inode)) {
+            self.held.insert(inode.id, node.clone());
+        }
+    }
+
+    /// The node of `inode` turned out to be dead: neither it nor the directories above it are used again.
+    pub(crate) fn lost(&self, inode: &Arc<Inode>) {
+        let mut at = inode.clone();
+        while at.id != ROOT {
+            self.held.remove(&at.id);
+            at.unpin_lost();
+            let Some(place) = at.places().pop() else { return };
+            at = place.dir;
+        }
+    }
+
+    /// How many inodes the kernel knows.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.maps.lock().ids.len()
     }
 }
 
-impl State {
-    fn hold(&mut self, id: u64, node: NodeRef, most: usize) {
-        let Some(inode) = self.inodes.get_mut(&id) else { return };
-        if inode.node.replace(node).is_none() {
-            self.holding.push_back(id);
+impl Maps {
+    /// The inode of the file `qid` seen as `name` in `dir`, made if need be.
+    fn at_place(&mut self, dir: &Arc<Inode>, name: Name<'_>, qid: p9::Qid) -> Arc<Inode> {
+        if let Some(inode) = self.places.get(&(dir.id, name.into()))
+            && inode.is(qid)
+        {
+            return inode.clone();
         }
-        let mut looks = self.holding.len();
-        while self.holding.len() > most && looks > 0 {
-            looks -= 1;
-            let Some(oldest) = self.holding.pop_front() else { return };
-            match self.inodes.get_mut(&oldest) {
-                // An open file may have no name any more.
-                Some(inode) if inode.opens > 0 || oldest == id => self.holding.push_back(oldest),
-                Some(inode) => inode.node = None,
-                None => {}
-            }
-        }
+        self.vacate(dir.id, name.into());
+        let known = (qid.kind != FileKind::Dir).then(|| self.files.get(&(qid.kind, qid.path))).flatten();
+        let inode = match known {
+            Some(inode) => inode.clone(),
+            None => self.make(qid),
+        };
+        self.occupy(dir, name, &inode);
+        inode
     }
 
-    /// The nearest node above `inode` that is held, and the names from there.
-    fn way_to(&self, inode: &Inode) -> Result<(NodeRef, Vec<NameBuf>), Errno> {
-        let (mut names, mut at) = (Vec::new(), inode);
-        loop {
-            let (parent, name) = at.place.as_ref().ok_or(Errno::ESTALE)?;
-            names.push(name.clone());
-            at = self.inodes.get(parent).ok_or(Errno::ESTALE)?;
-            if let Some(node) = &at.node {
-                names.reverse();
-                return Ok((node.clone(), names));
-            }
+    fn make(&mut self, qid: p9::Qid) -> Arc<Inode> {
+        let mut id = qid.path;
+        while id <= ROOT || id == u64::MAX || self.ids.contains_key(&id) {
+            self.spare += 1;
+            id = mix(qid.path ^ mix(self.spare));
         }
+        let inode = Arc::new(Inode::new(id, qid));
+        self.ids.insert(id, Known { inode: inode.clone(), lookups: 0 });
+        if qid.kind != FileKind::Dir {
+            self.files.insert(inode.key(), inode.clone());
+        }
+        inode
     }
 
-    fn drop_if_unused(&mut self, id: u64) {
-        let unused = self.inodes.get(&id).is_some_and(|inode| inode.lookups == 0 && inode.opens == 0);
-        if !unused || id == ROOT {
-            return;
-        }
-        if let Some(inode) = self.inodes.remove(&id) {
-            self.by_key.remove(&inode.key);
-            if let Some(place) = inode.place
-                && self.by_place.get(&place) == Some(&id)
-            {
-                self.by_place.remove(&place);
-            }
+    fn occupy(&mut self, dir: &Arc<Inode>, name: Name<'_>, inode: &Arc<Inode>) {
+        self.places.insert((dir.id, name.into()), inode.clone());
+        inode.add_place(Place { dir: dir.clone(), name: name.into() });
+    }
+
+    fn vacate(&mut self, dir: u64, name: NameBuf) -> Option<Arc<Inode>> {
+        let inode = self.places.remove(&(dir, name.clone()))?;
+        inode.remove_place(dir, &name);
+        Some(inode)
+    }
+}
+
+/// The finalizer of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use p9::synth;
+
+    use super::*;
+
+    fn name(text: &str) -> Name<'_> {
+        Name::new(text.as_bytes()).unwrap()
+    }
+
+    fn file() -> NodeRef {
+        synth::file(|| Ok("".into()))
+    }
+
+    fn table() -> (Table, Arc<Inode>) {
+        let table = Table::new(synth::dir([]), 16);
+        let root = table.get(ROOT).unwrap();
+        (table, root)
+    }
+
+    #[test]
+    fn a_file_is_forgotten_when_all_its_lookups_are() {
+        let (table, root) = table();
+        let node = file();
+        let once = table.enter(&root, name("a"), node.clone());
+        let again = table.enter(&root, name("b"), node.clone());
+        assert_eq!(once.id, again.id);
+        table.forget(once.id, 1);
+        assert!(table.get(once.id).is_ok());
+        table.forget(once.id, 1);
+        assert_eq!(table.get(once.id).err(), Some(Errno::ESTALE));
+        assert_eq!(table.len(), 1);
+        assert!(table.maps.lock().places.is_empty() && table.maps.lock().files.is_empty());
+        let again = table.enter(&root, name("a"), node);
+        assert_eq!(again.id, once.id, "the number of a file outlives what the kernel knows");
+    }
+
+    #[test]
+    fn a_directory_moves_with_its_name_and_another_in_its_place_is_another() {
+        let (table, root) = table();
+        let (one, two) = (synth::dir([]), synth::dir([]));
+        let first = table.enter(&root, name("a"), one.clone());
+        table.renamed((&root, name("a")), (&root, name("b")), false);
+        assert_eq!(table.enter(&root, name("b"), one.clone()).id, first.id);
+        assert_ne!(table.enter(&root, name("a"), one).id, first.id);
+        assert_ne!(table.enter(&root, name("b"), two.clone()).id, first.id);
+        assert!(first.places().is_empty());
+        let second = table.enter(&root, name("b"), two);
+        table.renamed((&root, name("a")), (&root, name("b")), true);
+        assert_eq!(second.places().pop().unwrap().name, name("a").into());
+    }
+
+    #[test]
+    fn a_hostile_number_is_not_the_roots() {
+        let (table, root) = table();
+        for path in [0, ROOT, u64::MAX] {
+            let inode = table.maps.lock().make(p9::Qid { kind: FileKind::File, version: 0, path });
+            assert!(inode.id > ROOT && inode.id < u64::MAX && inode.id != root.id);
         }
     }
 }

@@ -1,145 +1,115 @@
-//! Requests about names: what makes, removes, moves and links.
+//! Names: looking them up, making, moving and removing them.
+//!
+//! Called through `fs`, in the request's own task. The kernel holds the directory's lock meanwhile, so each of these is
+//! bounded. Modes arrive with the caller's umask taken off: the kernel does it, since `FUSE_DONT_MASK` is not asked for.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::sync::Arc;
 
-use fuser::{Generation, ReplyCreate, ReplyEmpty, ReplyEntry, Request};
-use p9::{Attr, Errno, How, Name, New, What};
+use fuser::{FileAttr, INodeNo};
+use p9::{Attr, Created, Errno, How, Name, New, NodeRef, Walk, Want, What};
 
-use super::{Bridge, EXEC, Shared};
-use crate::attr::{errno, missing, to_fuse};
-
-/// Something to make that is not opened.
-pub(super) enum Thing {
-    Dir,
-    Link(Vec<u8>),
-    Device { kind: u32, rdev: u64 },
-}
-
-impl Thing {
-    fn what(&self) -> What<'_> {
-        match self {
-            Self::Dir => What::Dir,
-            Self::Link(target) => What::Link(target),
-            Self::Device { kind, rdev } => What::Device { kind: *kind, rdev: *rdev },
-        }
-    }
-}
-
-fn entry(shared: &Shared, answer: Result<(u64, Attr), Errno>, reply: ReplyEntry) {
-    match answer {
-        Ok((id, attr)) => reply.entry(&shared.options.ttl, &to_fuse(&attr, id), Generation(0)),
-        Err(err) => reply.error(errno(err)),
-    }
-}
-
-fn empty(answer: Result<(), Errno>, reply: ReplyEmpty) {
-    match answer {
-        Ok(()) => reply.ok(),
-        Err(err) => reply.error(errno(err)),
-    }
-}
+use super::Bridge;
+use crate::attr::to_fuse;
+use crate::open::Open;
+use crate::table::Inode;
 
 impl Bridge {
-    pub(super) fn on_lookup(&self, request: &Request, parent: u64, name: &OsStr, reply: ReplyEntry) {
-        let name = name.as_bytes().to_vec();
-        let work = move |shared: std::sync::Arc<Shared>| async move { shared.look_up(parent, &name).await };
-        self.ask(request, parent, work, |shared, answer| match answer {
-            // A name that is not there may be remembered as such.
-            Err(Errno::ENOENT) => reply.entry(&shared.options.ttl, &missing(), Generation(0)),
-            answer => entry(shared, answer, reply),
+    /// The file called `name` in `parent`; `None` if there is none.
+    pub(super) async fn lookup(&self, parent: INodeNo, name: &[u8]) -> Result<Option<FileAttr>, Errno> {
+        let (dir, name) = (self.inode(parent)?, Name::new(name)?);
+        let found = ask!(self, &dir, |node| {
+            let reached = node.walk(&[name], Want::ATTR).await.and_then(Walk::reached)?;
+            let attr = attr_of(&reached.node, reached.attr).await?;
+            Ok((reached.node, attr))
         });
+        match found {
+            Ok((node, attr)) => Ok(Some(self.entry(&dir, name, node, &attr).1)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
     }
 
-    pub(super) fn make(
-        &self, request: &Request, parent: u64, name: &OsStr, thing: Thing, mode: u32, reply: ReplyEntry,
-    ) {
-        let name = name.as_bytes().to_vec();
-        let work = move |shared: std::sync::Arc<Shared>| async move {
-            let (dir, name) = (shared.table.node(parent).await?, Name::new(&name)?);
-            let new = New { what: thing.what(), mode: mode & 0o7777, owner: None };
-            let made = dir.create(name, new).await?;
-            shared.made(parent, name, (made.node, made.attr)).await
-        };
-        self.ask(request, parent, work, |shared, answer| entry(shared, answer, reply));
+    /// Takes note of what the kernel is about to be told.
+    pub(super) fn entry(&self, dir: &Arc<Inode>, name: Name<'_>, node: NodeRef, attr: &Attr) -> (Arc<Inode>, FileAttr) {
+        let inode = self.table.enter(dir, name, node);
+        inode.learn(attr);
+        let attr = to_fuse(attr, inode.id);
+        (inode, attr)
     }
 
-    /// mknod(2) of a regular file: made and closed again.
-    pub(super) fn make_file(&self, request: &Request, parent: u64, name: &OsStr, mode: u32, reply: ReplyEntry) {
-        let name = name.as_bytes().to_vec();
-        let work = move |shared: std::sync::Arc<Shared>| async move {
-            let (dir, name) = (shared.table.node(parent).await?, Name::new(&name)?);
-            let how = How { excl: true, ..How::WRITE };
-            let made = dir.create(name, New { what: What::File(how), mode: mode & 0o7777, owner: None }).await?;
-            if let Some(handle) = &made.handle {
-                handle.close().await?;
-            }
-            shared.made(parent, name, (made.node, made.attr)).await
-        };
-        self.ask(request, parent, work, |shared, answer| entry(shared, answer, reply));
+    /// Makes a directory, a symbolic link or a special file.
+    pub(super) async fn make(
+        &self, parent: INodeNo, name: &[u8], what: What<'_>, mode: u32,
+    ) -> Result<FileAttr, Errno> {
+        let (dir, name) = (self.inode(parent)?, Name::new(name)?);
+        let created = self.create_in(&dir, name, New { what, mode: mode & 0o7777, owner: None }).await?;
+        if let Some(handle) = &created.handle {
+            handle.close().await?;
+        }
+        let attr = attr_of(&created.node, created.attr).await?;
+        Ok(self.entry(&dir, name, created.node, &attr).1)
     }
 
-    pub(super) fn on_create(
-        &self, request: &Request, parent: u64, name: &OsStr, mode: u32, flags: i32, reply: ReplyCreate,
-    ) {
-        let name = name.as_bytes().to_vec();
-        let work = move |shared: std::sync::Arc<Shared>| async move {
-            let (dir, name) = (shared.table.node(parent).await?, Name::new(&name)?);
-            let how = How { exec: flags & EXEC != 0, ..How::from_flags(flags as u32)? };
-            let made = dir.create(name, New { what: What::File(how), mode: mode & 0o7777, owner: None }).await?;
-            let handle = made.handle.ok_or(Errno::EIO)?;
-            let (id, attr) = shared.made(parent, name, (made.node.clone(), made.attr)).await?;
-            let (number, flags) = shared.opened(id, made.node, handle, Some(attr), None);
-            Ok((id, attr, number, flags))
-        };
-        self.ask(request, parent, work, |shared, answer| match answer {
-            Ok((id, attr, number, flags)) => {
-                let (attr, number) = (to_fuse(&attr, id), fuser::FileHandle(number));
-                reply.created(&shared.options.ttl, &attr, Generation(0), number, flags);
-            }
-            Err(err) => reply.error(errno(err)),
-        });
+    async fn create_in(&self, dir: &Arc<Inode>, name: Name<'_>, new: New<'_>) -> Result<Created, Errno> {
+        let node = self.to_change(dir).await?;
+        self.changed(dir, node.create(name, new).await)
     }
 
-    pub(super) fn on_remove(&self, request: &Request, parent: u64, name: &OsStr, dir: bool, reply: ReplyEmpty) {
-        let name = name.as_bytes().to_vec();
-        let work = move |shared: std::sync::Arc<Shared>| async move {
-            let (parent_dir, name) = (shared.table.node(parent).await?, Name::new(&name)?);
-            parent_dir.remove(name, dir).await?;
-            shared.table.removed(parent, name);
-            Ok(())
-        };
-        self.ask(request, parent, work, |_, answer| empty(answer, reply));
+    /// Makes a file and opens it, in one step.
+    pub(super) async fn create(
+        &self, parent: INodeNo, name: &[u8], mode: u32, flags: i32,
+    ) -> Result<(FileAttr, u64, fuser::FopenFlags), Errno> {
+        let (dir, name) = (self.inode(parent)?, Name::new(name)?);
+        let how = How::from_flags(flags as u32)?;
+        let new = New { what: What::File(how), mode: mode & 0o7777, owner: None };
+        let created = self.create_in(&dir, name, new).await?;
+        let handle = created.handle.ok_or(Errno::EIO)?;
+        let attr = attr_of(&created.node, created.attr).await?;
+        let (inode, shown) = self.entry(&dir, name, created.node.clone(), &attr);
+        if how.truncate {
+            inode.wrote(0);
+        }
+        let (open, flags) = Open::new(inode, created.node, handle, how, &attr, None);
+        Ok((shown, self.opens.add(open), flags))
     }
 
-    pub(super) fn on_rename(
-        &self, request: &Request, from: (u64, &OsStr), to: (u64, &OsStr), flags: u32, reply: ReplyEmpty,
-    ) {
-        let ((parent, name), (new_parent, new_name)) = (from, to);
-        let (name, new_name) = (name.as_bytes().to_vec(), new_name.as_bytes().to_vec());
-        let work = move |shared: std::sync::Arc<Shared>| async move {
-            let (dir, new_dir) = (shared.table.node(parent).await?, shared.table.node(new_parent).await?);
-            let (name, new_name) = (Name::new(&name)?, Name::new(&new_name)?);
-            dir.rename(name, &new_dir, new_name, flags).await?;
-            shared.table.renamed(parent, name, new_parent, new_name);
-            Ok(())
-        };
-        self.ask(request, parent, work, |_, answer| empty(answer, reply));
+    /// Makes `name` in `parent` another name of `target`.
+    pub(super) async fn link(&self, target: INodeNo, parent: INodeNo, name: &[u8]) -> Result<FileAttr, Errno> {
+        let (target, dir, name) = (self.inode(target)?, self.inode(parent)?, Name::new(name)?);
+        let (target, _) = self.table.node(&target).await?;
+        let node = self.to_change(&dir).await?;
+        self.changed(&dir, node.link(&target, name).await)?;
+        // Asked for anew: the number of links has changed, and the node should be the one at this place.
+        let reached = ask!(self, &dir, |node| node.walk(&[name], Want::ATTR).await.and_then(Walk::reached))?;
+        let attr = attr_of(&reached.node, reached.attr).await?;
+        Ok(self.entry(&dir, name, reached.node, &attr).1)
     }
 
-    pub(super) fn on_link(&self, request: &Request, id: u64, parent: u64, name: &OsStr, reply: ReplyEntry) {
-        let name = name.as_bytes().to_vec();
-        let work = move |shared: std::sync::Arc<Shared>| async move {
-            let (dir, node) = (shared.table.node(parent).await?, shared.table.node(id).await?);
-            dir.link(&node, Name::new(&name)?).await?;
-            shared.look_up(parent, &name).await
-        };
-        self.ask(request, parent, work, |shared, answer| entry(shared, answer, reply));
+    /// Removes `name` from `parent`: an empty directory, if `directory`.
+    pub(super) async fn remove(&self, parent: INodeNo, name: &[u8], directory: bool) -> Result<(), Errno> {
+        let (dir, name) = (self.inode(parent)?, Name::new(name)?);
+        let node = self.to_change(&dir).await?;
+        self.changed(&dir, node.remove(name, directory).await)?;
+        self.table.removed(&dir, name);
+        Ok(())
     }
 
-    pub(super) fn on_symlink(&self, request: &Request, parent: u64, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let target = target.as_os_str().as_bytes().to_vec();
-        self.make(request, parent, name, Thing::Link(target), 0o777, reply);
+    /// Moves a name; `flags` are those of renameat2(2).
+    pub(super) async fn rename(&self, from: (INodeNo, &[u8]), to: (INodeNo, &[u8]), flags: u32) -> Result<(), Errno> {
+        let (dir, name) = (self.inode(from.0)?, Name::new(from.1)?);
+        let (new_dir, new_name) = (self.inode(to.0)?, Name::new(to.1)?);
+        let (target, _) = self.table.node(&new_dir).await?;
+        let node = self.to_change(&dir).await?;
+        self.changed(&dir, node.rename(name, &target, new_name, flags).await)?;
+        self.table.renamed((&dir, name), (&new_dir, new_name), flags & libc::RENAME_EXCHANGE != 0);
+        Ok(())
+    }
+}
+
+/// The attributes that came along, or those that `node` has now.
+pub(super) async fn attr_of(node: &NodeRef, along: Option<Attr>) -> Result<Attr, Errno> {
+    match along {
+        Some(attr) => Ok(attr),
+        None => node.attr().await,
     }
 }

@@ -1,0 +1,197 @@
+//! Reading ahead of a program that reads a file in order, where each request has far to go.
+//!
+//! Used by the read of an open file, in the request's task; what is fetched ahead runs in tasks of its own, which end
+//! when the file is closed or read elsewhere. The kernel asks for 128 KiB at a time; this keeps up to four chunks of 1 MiB
+//! under way. Invariant: nothing fetched before a write through this mount has returned is given out after it.
+
+use std::collections::VecDeque;
+use std::future::ready;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
+use futures_util::future::Shared;
+use p9::{Errno, Stream};
+use parking_lot::Mutex;
+use tokio::runtime::Handle as Runtime;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::AbortHandle;
+
+use crate::table::Inode;
+
+/// What is fetched at a time.
+const CHUNK: u64 = 1 << 20;
+/// The most chunks ahead of one reader.
+const DEPTH: usize = 4;
+/// The most chunks of one mount.
+const CHUNKS: usize = 64;
+/// Reads that come this near to the last one came out of order; others go elsewhere.
+const NEAR: u64 = 1 << 20;
+
+type Fetch = Shared<Pin<Box<dyn Future<Output = Result<Bytes, Errno>> + Send>>>;
+
+/// What all open files of a mount share: memory, and where tasks run.
+pub(crate) struct Budget {
+    chunks: Arc<Semaphore>,
+    runtime: Runtime,
+}
+
+impl Budget {
+    pub(crate) fn new(runtime: Runtime) -> Self {
+        Self { chunks: Arc::new(Semaphore::new(CHUNKS)), runtime }
+    }
+}
+
+/// What was fetched for one open file.
+pub(crate) struct Ahead(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    /// In order, without gaps.
+    chunks: VecDeque<Chunk>,
+    /// The end of the furthest read.
+    high: u64,
+    /// Reads in order so far.
+    run: u32,
+}
+
+struct Chunk {
+    offset: u64,
+    length: u64,
+    /// [`Inode::writes`] when it was begun.
+    writes: u64,
+    fetch: Fetch,
+    task: Option<AbortHandle>,
+    _budget: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+impl Ahead {
+    /// For a file that was opened when there had been `writes`, and came with its `first` bytes.
+    pub(crate) fn new(first: Option<Bytes>, writes: u64) -> Self {
+        let mut state = State::default();
+        if let Some(first) = first.filter(|first| !first.is_empty()) {
+            let length = first.len() as u64;
+            let fetch = ready(Ok(first)).boxed().shared();
+            state.chunks.push_back(Chunk { offset: 0, length, writes, fetch, task: None, _budget: None });
+        }
+        Self(Mutex::new(state))
+    }
+
+    /// `size` bytes from `offset`; fewer only at the end of the file.
+    pub(crate) async fn read(
+        &self, stream: &Arc<dyn Stream>, inode: &Inode, budget: &Budget, offset: u64, size: u32,
+    ) -> Result<Bytes, Errno> {
+        let end = offset.saturating_add(u64::from(size));
+        self.0.lock().plan(stream, inode, budget, offset, end);
+        let mut whole = Bytes::new();
+        loop {
+            let at = offset + whole.len() as u64;
+            let piece = match self.fetched(inode, at, end).await {
+                Some(piece) => piece,
+                None => stream.read(at, (end - at) as u32).await?,
+            };
+            let ended = piece.is_empty();
+            whole = joined(whole, piece);
+            let at = offset + whole.len() as u64;
+            // The kernel does not look past the length that it was told, which is the one known here.
+            if ended || at >= end || at >= inode.size() {
+                return Ok(whole);
+            }
+        }
+    }
+
+    /// What a chunk has of the bytes from `at` to `end`, if one has any.
+    async fn fetched(&self, inode: &Inode, at: u64, end: u64) -> Option<Bytes> {
+        let (offset, fetch) = self.0.lock().chunk_at(at, inode.writes())?;
+        let bytes = fetch.await.ok()?;
+        let (start, end) = ((at - offset) as usize, bytes.len().min((end - offset) as usize));
+        (start < end).then(|| bytes.slice(start..end))
+    }
+
+    /// Ends what is under way.
+    pub(crate) fn stop(&self) {
+        self.0.lock().chunks.clear();
+    }
+}
+
+impl State {
+    fn chunk_at(&self, at: u64, writes: u64) -> Option<(u64, Fetch)> {
+        let chunk = self.chunks.iter().find(|chunk| chunk.writes == writes && chunk.covers(at))?;
+        Some((chunk.offset, chunk.fetch.clone()))
+    }
+
+    /// Notices how the file is read, lets go of what was read, and begins to fetch what comes next.
+    fn plan(&mut self, stream: &Arc<dyn Stream>, inode: &Inode, budget: &Budget, offset: u64, end: u64) {
+        let writes = inode.writes();
+        if offset == self.high || self.chunks.iter().any(|chunk| chunk.covers(offset)) {
+            self.run = self.run.saturating_add(1);
+            self.high = self.high.max(end);
+        } else if offset.abs_diff(self.high) <= NEAR {
+            self.high = self.high.max(end);
+        } else {
+            (self.run, self.high) = (0, end);
+            self.chunks.clear();
+        }
+        let high = self.high;
+        self.chunks.retain(|chunk| chunk.writes == writes && chunk.end() + NEAR > high);
+        if self.run < 2 {
+            return;
+        }
+        let depth = DEPTH.min(self.run as usize - 1);
+        let mut next = self.chunks.back().map_or(offset, |last| last.end().max(offset));
+        while self.chunks.iter().filter(|chunk| chunk.end() > high).count() < depth && next < inode.size() {
+            let Ok(permit) = budget.chunks.clone().try_acquire_owned() else { return };
+            let length = CHUNK.min(inode.size() - next);
+            let fetch = fill(stream.clone(), next, length).boxed().shared();
+            let task = Some(budget.runtime.spawn(fetch.clone()).abort_handle());
+            self.chunks.push_back(Chunk { offset: next, length, writes, fetch, task, _budget: Some(permit) });
+            next += length;
+        }
+    }
+}
+
+impl Chunk {
+    fn end(&self) -> u64 {
+        self.offset + self.length
+    }
+
+    fn covers(&self, at: u64) -> bool {
+        (self.offset..self.end()).contains(&at)
+    }
+}
+
+/// `length` bytes from `offset`; fewer at the end of the file.
+async fn fill(stream: Arc<dyn Stream>, offset: u64, length: u64) -> Result<Bytes, Errno> {
+    let mut whole = Bytes::new();
+    while (whole.len() as u64) < length {
+        let (at, rest) = (offset + whole.len() as u64, length - whole.len() as u64);
+        let piece = stream.read(at, rest as u32).await?;
+        if piece.is_empty() {
+            break;
+        }
+        whole = joined(whole, piece);
+    }
+    Ok(whole)
+}
+
+/// One after the other; copied only if there are two.
+fn joined(first: Bytes, second: Bytes) -> Bytes {
+    match (first.is_empty(), second.is_empty()) {
+        (true, _) => second,
+        (_, true) => first,
+        _ => {
+            let mut both = first.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+            both.extend_from_slice(&second);
+            both.freeze()
+        }
+    }
+}

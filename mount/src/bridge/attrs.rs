@@ -1,0 +1,132 @@
+//! Attributes of files and of the file system, rights, and extended attributes.
+//!
+//! Called through `fs`, in the request's own task. The kernel checks no rights itself (`default_permissions` is not asked
+//! for): who serves the tree does, by whom it serves. access(2) is answered from the attributes.
+
+use bytes::Bytes;
+use fuser::{AccessFlags, FileAttr, INodeNo};
+use p9::{Attr, Errno, SetAttr, StatFs};
+
+use super::Bridge;
+use crate::attr::to_fuse;
+
+/// Who asks, for access(2).
+#[derive(Clone, Copy)]
+pub(super) struct Caller {
+    pub(super) pid: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+}
+
+impl Bridge {
+    pub(super) async fn attr(&self, id: INodeNo) -> Result<FileAttr, Errno> {
+        let inode = self.inode(id)?;
+        let attr = ask!(self, &inode, |node| node.attr().await)?;
+        inode.learn(&attr);
+        Ok(to_fuse(&attr, inode.id))
+    }
+
+    pub(super) async fn set_attr(&self, id: INodeNo, change: SetAttr) -> Result<FileAttr, Errno> {
+        if change == SetAttr::default() {
+            return self.attr(id).await;
+        }
+        let inode = self.inode(id)?;
+        let attr = {
+            let node = self.to_change(&inode).await?;
+            self.changed(&inode, node.set_attr(change).await)?
+        };
+        if change.size.is_some() {
+            inode.wrote(0);
+        }
+        inode.learn(&attr);
+        Ok(to_fuse(&attr, inode.id))
+    }
+
+    pub(super) async fn access(&self, id: INodeNo, mask: AccessFlags, caller: Caller) -> Result<(), Errno> {
+        let inode = self.inode(id)?;
+        let attr = ask!(self, &inode, |node| node.attr().await)?;
+        if mask.contains(AccessFlags::W_OK) {
+            self.writable()?;
+        }
+        if permits(&attr, mask, caller) { Ok(()) } else { Err(Errno::EACCES) }
+    }
+
+    pub(super) async fn stat_fs(&self, id: INodeNo) -> Result<StatFs, Errno> {
+        let inode = self.inode(id)?;
+        ask!(self, &inode, |node| node.stat_fs().await)
+    }
+
+    pub(super) async fn read_link(&self, id: INodeNo) -> Result<Bytes, Errno> {
+        let inode = self.inode(id)?;
+        ask!(self, &inode, |node| node.read_link().await)
+    }
+
+    /// The value of an extended attribute; without a name, the list of names.
+    pub(super) async fn xattr(&self, id: INodeNo, name: Option<&[u8]>) -> Result<Bytes, Errno> {
+        let inode = self.inode(id)?;
+        let answer = ask!(self, &inode, |node| match name {
+            Some(name) => node.xattr(name).await,
+            // What has none lists none.
+            None => match node.xattrs().await {
+                Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(Bytes::new()),
+                answer => answer,
+            },
+        });
+        answer.map_err(never_enosys)
+    }
+
+    /// Sets an extended attribute, or removes it.
+    pub(super) async fn set_xattr(
+        &self, id: INodeNo, name: &[u8], value: Option<Bytes>, flags: u32,
+    ) -> Result<(), Errno> {
+        let inode = self.inode(id)?;
+        let node = self.to_change(&inode).await?;
+        self.changed(&inode, node.set_xattr(name, value, flags).await).map_err(never_enosys)
+    }
+}
+
+/// The kernel takes `ENOSYS` as said for the whole mount, for ever; a tree says it for one of its parts.
+pub(super) fn never_enosys(errno: Errno) -> Errno {
+    if errno == Errno::ENOSYS { Errno::EOPNOTSUPP } else { errno }
+}
+
+/// What the permission bits allow `caller`, as path_resolution(7) has it.
+fn permits(attr: &Attr, mask: AccessFlags, caller: Caller) -> bool {
+    let wanted = mask.bits() as u32 & 0o7;
+    if caller.uid == 0 {
+        let is_dir = attr.mode & libc::S_IFMT == libc::S_IFDIR;
+        return wanted & 1 == 0 || is_dir || attr.mode & 0o111 != 0;
+    }
+    let granted = if caller.uid == attr.uid {
+        attr.mode >> 6
+    } else if caller.gid == attr.gid || groups(caller.pid).contains(&attr.gid) {
+        attr.mode >> 3
+    } else {
+        attr.mode
+    };
+    granted & wanted == wanted
+}
+
+/// The supplementary groups of a thread; none where it cannot be seen.
+fn groups(pid: u32) -> Vec<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
+    line.split_whitespace().filter_map(|group| group.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_class_that_fits_decides() {
+        let attr = Attr { mode: 0o100_467, uid: 10, gid: 20, ..Attr::default() };
+        let may = |uid, gid, mask| permits(&attr, mask, Caller { pid: u32::MAX, uid, gid });
+        assert!(may(10, 20, AccessFlags::R_OK) && !may(10, 20, AccessFlags::W_OK));
+        assert!(may(11, 20, AccessFlags::W_OK) && !may(11, 20, AccessFlags::X_OK));
+        assert!(may(11, 21, AccessFlags::X_OK));
+        assert!(may(0, 0, AccessFlags::W_OK | AccessFlags::X_OK));
+        let plain = Attr { mode: 0o100_666, ..attr };
+        assert!(!permits(&plain, AccessFlags::X_OK, Caller { pid: 0, uid: 0, gid: 0 }));
+    }
+}

@@ -1,0 +1,211 @@
+//! Open files: their bytes, and what else can be done with them.
+//!
+//! Called through `fs`, in the request's own task; unbounded in time, since a read of a stream may last. Files with
+//! offsets that mean something go through the kernel's pages, unless what the tree says of their length is no guide;
+//! streams do not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use fuser::{FileHandle, FopenFlags, INodeNo};
+use p9::{Attr, Errno, Handle, How, NodeRef, Time, Want};
+use parking_lot::Mutex;
+
+use super::Bridge;
+use super::names::attr_of;
+use crate::ahead::Ahead;
+use crate::open::{Open, Position};
+use crate::table::{Inode, Version};
+
+/// How much of a file is asked for along with its opening.
+const FIRST_BYTES: u32 = 64 << 10;
+
+impl Open {
+    /// The open file, and how the kernel is to treat it.
+    pub(super) fn new(
+        inode: Arc<Inode>, node: NodeRef, handle: Handle, how: How, attr: &Attr, first: Option<Bytes>,
+    ) -> (Self, FopenFlags) {
+        let seekable = handle.seekable();
+        // Contents made at each opening belong to that opening alone; an append goes where the server says; and what
+        // claims to be empty may be made while it is read, as in /proc.
+        let direct = !seekable
+            || how.append
+            || matches!(handle, Handle::Bytes(_))
+            || matches!(handle, Handle::Stream(_)) && attr.size == 0 && !how.write;
+        let mut flags = FopenFlags::empty();
+        if direct {
+            flags |= FopenFlags::FOPEN_DIRECT_IO;
+            if !seekable {
+                flags |= FopenFlags::FOPEN_NONSEEKABLE | FopenFlags::FOPEN_STREAM;
+            }
+        } else if inode.keeps_pages(Version::of(attr, Time::now())) {
+            flags |= FopenFlags::FOPEN_KEEP_CACHE;
+        }
+        let (reads, writes, poll) = (Position::default(), Position::default(), Mutex::default());
+        let ahead = Ahead::new(first, inode.writes());
+        (Self { inode, node, handle, direct, reads, writes, ahead, poll }, flags)
+    }
+}
+
+impl Bridge {
+    pub(super) async fn open(&self, id: INodeNo, flags: i32) -> Result<(u64, FopenFlags), Errno> {
+        /// The bit by which the kernel says that a program is being started (`FMODE_EXEC`).
+        const EXEC: i32 = 0x20;
+        let how = How { exec: flags & EXEC != 0, ..How::from_flags(flags as u32)? };
+        if how.changes() {
+            self.writable()?;
+        }
+        let inode = self.inode(id)?;
+        let data = if how.changes() { 0 } else { FIRST_BYTES };
+        let want = Want { attr: true, data, ..Want::default() };
+        let (node, opened, attr) = ask!(self, &inode, |node| {
+            let opened = node.open_at(&[], how, want).await?;
+            let attr = attr_of(node, opened.attr).await?;
+            Ok((node.clone(), opened, attr))
+        })?;
+        inode.learn(&attr);
+        if how.truncate {
+            inode.wrote(0);
+        }
+        let (open, flags) = Open::new(inode, node, opened.handle, how, &attr, opened.first);
+        Ok((self.opens.add(open), flags))
+    }
+
+    pub(super) async fn read(self: &Arc<Self>, fh: FileHandle, offset: u64, size: u32) -> Result<Bytes, Errno> {
+        let open = self.opens.get(fh.0)?;
+        match &open.handle {
+            Handle::Stream(stream) if !stream.seekable() => {
+                let turn = open.reads.turn().await?;
+                let data = stream.read(turn.at(), size).await?;
+                turn.advance(data.len());
+                Ok(data)
+            }
+            Handle::Stream(stream) if !open.direct => {
+                open.ahead.read(stream, &open.inode, &self.read_ahead, offset, size).await
+            }
+            handle => handle.read(offset, size).await,
+        }
+    }
+
+    pub(super) async fn write(&self, fh: FileHandle, offset: u64, data: Bytes) -> Result<u32, Errno> {
+        let open = self.opens.get(fh.0)?;
+        if !open.handle.seekable() {
+            let turn = open.writes.turn().await?;
+            let written = open.handle.write(turn.at(), data).await?;
+            turn.advance(written.count as usize);
+            return Ok(written.count);
+        }
+        let (mut done, size) = (0, data.len());
+        while done < size {
+            let at = offset + done as u64;
+            let written = open.handle.write(at, data.slice(done..)).await?;
+            let count = written.count as usize;
+            open.inode.wrote(written.offset.unwrap_or(at) + count as u64);
+            done += count.min(size - done);
+            // Pages are written whole, or not at all: the rest meets the reason why it was left.
+            if open.direct || count == 0 {
+                break;
+            }
+        }
+        if done == 0 && size > 0 { Err(Errno::EIO) } else { Ok(done as u32) }
+    }
+
+    /// Closes what the kernel has let go of. Nobody waits for the answer any more, so a failure is only logged.
+    pub(super) async fn release(&self, fh: FileHandle) -> Result<(), Errno> {
+        let Some(open) = self.opens.remove(fh.0) else { return Err(Errno::EBADF) };
+        open.ahead.stop();
+        let answer = open.handle.close().await;
+        if let Err(errno) = answer {
+            tracing::warn!(?errno, "closing a file failed");
+        }
+        answer
+    }
+
+    pub(super) async fn sync(&self, fh: FileHandle, data_only: bool) -> Result<(), Errno> {
+        self.opens.get(fh.0)?.handle.sync(data_only).await
+    }
+
+    pub(super) async fn allocate(&self, fh: FileHandle, offset: u64, length: u64, mode: i32) -> Result<(), Errno> {
+        let open = self.opens.get(fh.0)?;
+        match &open.handle {
+            Handle::Stream(stream) => stream.allocate(mode as u32, offset, length).await?,
+            Handle::Fd(file) => {
+                let (file, mode) = (file.clone(), rustix::fs::FallocateFlags::from_bits_retain(mode as u32));
+                p9::cancel::blocking(move || Ok(rustix::fs::fallocate(&*file, mode, offset, length)?)).await?;
+            }
+            Handle::Bytes(_) | Handle::Dir(_) => return Err(Errno::EOPNOTSUPP),
+        }
+        open.inode.wrote(0);
+        Ok(())
+    }
+
+    /// `SEEK_DATA` and `SEEK_HOLE`; a file that cannot tell is all data.
+    pub(super) async fn seek(&self, fh: FileHandle, offset: i64, whence: i32) -> Result<i64, Errno> {
+        let open = self.opens.get(fh.0)?;
+        let at = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+        let hole = match whence {
+            libc::SEEK_DATA => false,
+            libc::SEEK_HOLE => true,
+            _ => return Err(Errno::EINVAL),
+        };
+        if let Handle::Stream(stream) = &open.handle {
+            match stream.seek(at, hole).await {
+                Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => {}
+                answer => return answer.map(|at| at as i64),
+            }
+        }
+        let size = ask!(self, &open.inode, |node| node.attr().await)?.size;
+        if at >= size {
+            return Err(Errno::ENXIO);
+        }
+        Ok(if hole { size as i64 } else { offset })
+    }
+
+    pub(super) async fn copy(&self, from: (FileHandle, u64), to: (FileHandle, u64), length: u64) -> Result<u32, Errno> {
+        let (source, target) = (self.opens.get(from.0.0)?, self.opens.get(to.0.0)?);
+        // The answer has 32 bits; a program goes on with the rest.
+        let length = length.min(1 << 30);
+        let copied = match (&source.handle, &target.handle) {
+            (Handle::Stream(stream), handle) => stream.copy(from.1, handle, to.1, length).await,
+            (Handle::Fd(source), Handle::Fd(target)) => {
+                let (source, target, mut at, mut to) = (source.clone(), target.clone(), from.1, to.1);
+                let copy = move || {
+                    let (at, to) = (Some(&mut at), Some(&mut to));
+                    Ok(rustix::fs::copy_file_range(&*source, at, &*target, to, length as usize)? as u64)
+                };
+                p9::cancel::blocking(copy).await
+            }
+            _ => Err(Errno::EOPNOTSUPP),
+        };
+        // Upon either of these the kernel copies by reading and writing.
+        let copied = copied.map_err(|errno| if errno == Errno::ENOSYS { Errno::EOPNOTSUPP } else { errno })?;
+        target.inode.wrote(to.1 + copied);
+        Ok(copied as u32)
+    }
+
+    /// Which of `events` are so now. If none is, `notify` is called once one may be.
+    pub(super) fn poll(
+        self: &Arc<Self>, fh: FileHandle, events: u32, notify: Option<impl FnOnce() + Send + 'static>,
+    ) -> Result<u32, Errno> {
+        let open = self.opens.get(fh.0)?;
+        let Handle::Stream(stream) = open.handle.clone() else { return Ok(events) };
+        let mut wait: super::Work<u32> = Box::pin(async move { stream.poll(events).await });
+        let now = wait.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
+        if let std::task::Poll::Ready(answer) = now {
+            return answer;
+        }
+        if let Some(notify) = notify {
+            // The latest poll is the one that waits. A poller that went away is forgotten in the end.
+            let task = self.runtime.spawn(async move {
+                _ = tokio::time::timeout(POLL_LIMIT, wait).await;
+                notify();
+            });
+            open.poll_waits(Some(task.abort_handle()));
+        }
+        Ok(0)
+    }
+}
+
+/// How long a poll waits for a stream before the poller is woken to ask again.
+const POLL_LIMIT: Duration = Duration::from_secs(600);

@@ -1,0 +1,298 @@
+//! The kernel's requests, one method each: what is asked, and how the answer is written.
+//!
+//! Called by fuser, on its own threads; never waits there. The work itself is in the files beside this one.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use p9::{Errno, How, SetAttr, What};
+use parking_lot::Mutex;
+
+use super::attrs::Caller;
+use super::{Bridge, Refuse, Wait};
+use crate::attr::{errno, missing, set_time};
+
+/// The generation of every node id: none is ever used again.
+const ONLY: Generation = Generation(0);
+
+/// A bridge as fuser sees it.
+pub(crate) struct Fs(pub(crate) Arc<Bridge>);
+
+/// Answers `$reply` with what `$work` gives; `$bridge` is the bridge, for the work to keep.
+macro_rules! answer {
+    ($self:ident, $request:expr, $wait:ident, $reply:ident, |$bridge:ident| $work:expr, $send:expr) => {{
+        let $bridge = $self.0.clone();
+        $self.0.answer($request.pid(), Wait::$wait, $reply, async move { $work.await }, $send);
+    }};
+}
+
+fn owned(name: &OsStr) -> Bytes {
+    Bytes::copy_from_slice(name.as_bytes())
+}
+
+/// Sends an extended attribute in the way that `size` asks for.
+fn send_xattr(size: u32) -> impl FnOnce(ReplyXattr, Bytes) + Send + 'static {
+    move |reply, value| match value.len() {
+        length if size == 0 => reply.size(length as u32),
+        length if length > size as usize => reply.refuse(Errno::ERANGE),
+        _ => reply.data(&value),
+    }
+}
+
+impl Filesystem for Fs {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        /// One request carries this much at most; more only costs memory.
+        const MAX_WRITE: u32 = 1 << 20;
+        let wanted = InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_ATOMIC_O_TRUNC
+            | InitFlags::FUSE_AUTO_INVAL_DATA
+            | InitFlags::FUSE_CACHE_SYMLINKS
+            | InitFlags::FUSE_HANDLE_KILLPRIV_V2
+            | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
+        let offered = config.capabilities() & wanted;
+        // What the kernel offers it also takes.
+        _ = config.add_capabilities(offered);
+        _ = config.set_max_write(MAX_WRITE);
+        _ = config.set_max_readahead(MAX_WRITE).or_else(|most| config.set_max_readahead(most));
+        _ = config.set_max_background(64);
+        Ok(())
+    }
+
+    fn destroy(&mut self) {
+        self.0.clear();
+    }
+
+    fn lookup(&self, r: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (name, ttl) = (owned(name), self.0.options.ttl);
+        answer!(self, r, Bounded, reply, |b| b.lookup(parent, &name), move |reply, found| {
+            reply.entry(&ttl, &found.unwrap_or_else(missing), ONLY);
+        });
+    }
+
+    fn forget(&self, _: &Request, id: INodeNo, count: u64) {
+        self.0.table.forget(id.0, count);
+    }
+
+    fn getattr(&self, r: &Request, id: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let ttl = self.0.options.ttl;
+        answer!(self, r, Bounded, reply, |b| b.attr(id), move |reply, attr| reply.attr(&ttl, &attr));
+    }
+
+    fn setattr(
+        &self, r: &Request, id: INodeNo, mode: Option<u32>, uid: Option<u32>, gid: Option<u32>, size: Option<u64>,
+        atime: Option<TimeOrNow>, mtime: Option<TimeOrNow>, _ctime: Option<SystemTime>, _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>, _chgtime: Option<SystemTime>, _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>, reply: ReplyAttr,
+    ) {
+        let (atime, mtime) = (atime.map(set_time), mtime.map(set_time));
+        let change = SetAttr { mode: mode.map(|mode| mode & 0o7777), uid, gid, size, atime, mtime };
+        let ttl = self.0.options.ttl;
+        answer!(self, r, Bounded, reply, |b| b.set_attr(id, change), move |reply, attr| reply.attr(&ttl, &attr));
+    }
+
+    fn readlink(&self, r: &Request, id: INodeNo, reply: ReplyData) {
+        answer!(self, r, Bounded, reply, |b| b.read_link(id), |reply, target| reply.data(&target));
+    }
+
+    fn mknod(&self, r: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, rdev: u32, reply: ReplyEntry) {
+        let what = match mode & libc::S_IFMT {
+            0 | libc::S_IFREG => What::File(How { excl: true, ..How::WRITE }),
+            kind => What::Device { kind, rdev: rdev.into() },
+        };
+        let (name, ttl) = (owned(name), self.0.options.ttl);
+        answer!(self, r, Bounded, reply, |b| b.make(parent, &name, what, mode), move |reply, attr| {
+            reply.entry(&ttl, &attr, ONLY);
+        });
+    }
+
+    fn mkdir(&self, r: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let (name, ttl) = (owned(name), self.0.options.ttl);
+        answer!(self, r, Bounded, reply, |b| b.make(parent, &name, What::Dir, mode), move |reply, attr| {
+            reply.entry(&ttl, &attr, ONLY);
+        });
+    }
+
+    fn symlink(&self, r: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let (name, target, ttl) = (owned(name), owned(target.as_os_str()), self.0.options.ttl);
+        answer!(self, r, Bounded, reply, |b| b.make(parent, &name, What::Link(&target), 0o777), move |reply, attr| {
+            reply.entry(&ttl, &attr, ONLY);
+        });
+    }
+
+    fn unlink(&self, r: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = owned(name);
+        answer!(self, r, Bounded, reply, |b| b.remove(parent, &name, false), |reply, ()| reply.ok());
+    }
+
+    fn rmdir(&self, r: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = owned(name);
+        answer!(self, r, Bounded, reply, |b| b.remove(parent, &name, true), |reply, ()| reply.ok());
+    }
+
+    fn rename(
+        &self, r: &Request, parent: INodeNo, name: &OsStr, new_parent: INodeNo, new_name: &OsStr, flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (name, new_name, flags) = (owned(name), owned(new_name), flags.bits());
+        answer!(self, r, Bounded, reply, |b| b.rename((parent, &name), (new_parent, &new_name), flags), |reply, ()| {
+            reply.ok();
+        });
+    }
+
+    fn link(&self, r: &Request, id: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (name, ttl) = (owned(name), self.0.options.ttl);
+        answer!(self, r, Bounded, reply, |b| b.link(id, parent, &name), move |reply, attr| {
+            reply.entry(&ttl, &attr, ONLY);
+        });
+    }
+
+    fn open(&self, r: &Request, id: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        answer!(self, r, Unbounded, reply, |b| b.open(id, flags.0), |reply, (number, flags)| {
+            reply.opened(FileHandle(number), flags);
+        });
+    }
+
+    fn create(
+        &self, r: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, flags: i32, reply: ReplyCreate,
+    ) {
+        let (name, ttl) = (owned(name), self.0.options.ttl);
+        answer!(self, r, Bounded, reply, |b| b.create(parent, &name, mode, flags), move |reply, (attr, fh, flags)| {
+            reply.created(&ttl, &attr, ONLY, FileHandle(fh), flags);
+        });
+    }
+
+    fn read(
+        &self, r: &Request, _: INodeNo, fh: FileHandle, offset: u64, size: u32, _: OpenFlags, _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        answer!(self, r, Unbounded, reply, |b| b.read(fh, offset, size), |reply, data| reply.data(&data));
+    }
+
+    fn write(
+        &self, r: &Request, _: INodeNo, fh: FileHandle, offset: u64, data: &[u8], _: WriteFlags, _: OpenFlags,
+        _: Option<LockOwner>, reply: ReplyWrite,
+    ) {
+        let data = Bytes::copy_from_slice(data);
+        answer!(self, r, Unbounded, reply, |b| b.write(fh, offset, data), |reply, count| reply.written(count));
+    }
+
+    /// There is nothing to say: each write was answered when it was done. The kernel remembers that, and saves a request
+    /// for each close(2) from now on.
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn release(
+        &self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, _: Option<LockOwner>, _: bool, reply: ReplyEmpty,
+    ) {
+        let bridge = self.0.clone();
+        // Caller 0: whoever closes by dying must not have the closing cancelled.
+        self.0.answer(0, Wait::Unbounded, reply, async move { bridge.release(fh).await }, |reply, ()| reply.ok());
+    }
+
+    fn fsync(&self, r: &Request, _: INodeNo, fh: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        answer!(self, r, Unbounded, reply, |b| b.sync(fh, data_only), |reply, ()| reply.ok());
+    }
+
+    fn opendir(&self, r: &Request, id: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        answer!(self, r, Bounded, reply, |b| b.open_dir(id), |reply, number| {
+            reply.opened(FileHandle(number), FopenFlags::empty());
+        });
+    }
+
+    fn readdir(&self, r: &Request, _: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        // Filled by the work, and sent or refused by what comes after it.
+        let list = Arc::new(Mutex::new(Some(reply)));
+        let reply = super::dirs::Listing(list.clone());
+        answer!(self, r, Bounded, reply, |b| b.list(fh, offset, list), |reply, ()| reply.send());
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.0.opens.remove(fh.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, r: &Request, id: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        answer!(self, r, Unbounded, reply, |b| b.sync_dir(id), |reply, ()| reply.ok());
+    }
+
+    fn statfs(&self, r: &Request, id: INodeNo, reply: ReplyStatfs) {
+        answer!(self, r, Bounded, reply, |b| b.stat_fs(id), |reply, fs| {
+            reply.statfs(fs.blocks, fs.bfree, fs.bavail, fs.files, fs.ffree, fs.bsize, fs.namelen, fs.bsize);
+        });
+    }
+
+    fn setxattr(
+        &self, r: &Request, id: INodeNo, name: &OsStr, value: &[u8], flags: i32, _position: u32, reply: ReplyEmpty,
+    ) {
+        let (name, value) = (owned(name), Some(Bytes::copy_from_slice(value)));
+        answer!(self, r, Bounded, reply, |b| b.set_xattr(id, &name, value, flags as u32), |reply, ()| reply.ok());
+    }
+
+    fn getxattr(&self, r: &Request, id: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let name = owned(name);
+        answer!(self, r, Bounded, reply, |b| b.xattr(id, Some(&name)), send_xattr(size));
+    }
+
+    fn listxattr(&self, r: &Request, id: INodeNo, size: u32, reply: ReplyXattr) {
+        answer!(self, r, Bounded, reply, |b| b.xattr(id, None), send_xattr(size));
+    }
+
+    fn removexattr(&self, r: &Request, id: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = owned(name);
+        answer!(self, r, Bounded, reply, |b| b.set_xattr(id, &name, None, 0), |reply, ()| reply.ok());
+    }
+
+    fn access(&self, r: &Request, id: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        let caller = Caller { pid: r.pid(), uid: r.uid(), gid: r.gid() };
+        answer!(self, r, Bounded, reply, |b| b.access(id, mask, caller), |reply, ()| reply.ok());
+    }
+
+    fn ioctl(
+        &self, _: &Request, _: INodeNo, _: FileHandle, _: IoctlFlags, _: u32, _: &[u8], _: u32, reply: ReplyIoctl,
+    ) {
+        reply.error(errno(Errno::ENOTTY));
+    }
+
+    fn poll(
+        &self, _: &Request, _: INodeNo, fh: FileHandle, notifier: PollNotifier, events: PollEvents, flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        let notify = move || _ = notifier.notify();
+        let notify = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY).then_some(notify);
+        match self.0.poll(fh, events.bits(), notify) {
+            Ok(ready) => reply.poll(PollEvents::from_bits_retain(ready)),
+            Err(errno) => reply.refuse(errno),
+        }
+    }
+
+    fn fallocate(
+        &self, r: &Request, _: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty,
+    ) {
+        answer!(self, r, Unbounded, reply, |b| b.allocate(fh, offset, length, mode), |reply, ()| reply.ok());
+    }
+
+    fn lseek(&self, r: &Request, _: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        answer!(self, r, Unbounded, reply, |b| b.seek(fh, offset, whence), |reply, at| reply.offset(at));
+    }
+
+    fn copy_file_range(
+        &self, r: &Request, _: INodeNo, from: FileHandle, offset: u64, _: INodeNo, to: FileHandle, to_offset: u64,
+        length: u64, _: CopyFileRangeFlags, reply: ReplyWrite,
+    ) {
+        answer!(self, r, Unbounded, reply, |b| b.copy((from, offset), (to, to_offset), length), |reply, count| {
+            reply.written(count);
+        });
+    }
+}

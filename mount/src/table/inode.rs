@@ -1,0 +1,144 @@
+//! One file that the kernel knows.
+//!
+//! Shared by the table and the requests that concern the file, in any task; its own lock is held for moments only and
+//! never across a wait. Invariant: an open file pins its node, so that it is served although it has no name any more.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use p9::{Attr, FileKind, NameBuf, NodeRef, Qid, Time};
+use parking_lot::Mutex;
+
+/// A file that the kernel knows.
+pub(crate) struct Inode {
+    /// What the kernel calls it.
+    pub(crate) id: u64,
+    kind: FileKind,
+    qid_path: u64,
+    state: Mutex<State>,
+    /// Its length, as last heard.
+    size: AtomicU64,
+    /// Counts the writes through this mount.
+    writes: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    places: Vec<Place>,
+    pinned: Option<NodeRef>,
+    pins: usize,
+    filled: Option<Version>,
+}
+
+/// Where a file is seen.
+#[derive(Clone)]
+pub(super) struct Place {
+    pub(super) dir: Arc<Inode>,
+    pub(super) name: NameBuf,
+}
+
+/// What is the same while a file's contents are.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Version {
+    qid: u32,
+    size: u64,
+    mtime: Time,
+    ctime: Time,
+}
+
+impl Version {
+    /// Of a file with these attributes; `None` while a change might go unseen, because the clock has not moved on
+    /// from the last one.
+    pub(crate) fn of(attr: &Attr, now: Time) -> Option<Self> {
+        let settled = attr.ctime.max(attr.mtime).sec.saturating_add(2) < now.sec;
+        settled.then_some(Self { qid: attr.qid.version, size: attr.size, mtime: attr.mtime, ctime: attr.ctime })
+    }
+}
+
+impl Inode {
+    pub(super) fn new(id: u64, qid: Qid) -> Self {
+        Self {
+            id,
+            kind: qid.kind,
+            qid_path: qid.path,
+            state: Mutex::default(),
+            size: AtomicU64::new(0),
+            writes: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether `qid` is this file's.
+    pub(crate) fn is(&self, qid: Qid) -> bool {
+        (qid.kind, qid.path) == self.key()
+    }
+
+    pub(super) fn key(&self) -> (FileKind, u64) {
+        (self.kind, self.qid_path)
+    }
+
+    pub(super) fn places(&self) -> Vec<Place> {
+        self.state.lock().places.clone()
+    }
+
+    pub(super) fn add_place(&self, place: Place) {
+        self.state.lock().places.push(place);
+    }
+
+    pub(super) fn remove_place(&self, dir: u64, name: &NameBuf) {
+        self.state.lock().places.retain(|place| place.dir.id != dir || place.name != *name);
+    }
+
+    pub(super) fn pinned(&self) -> Option<NodeRef> {
+        self.state.lock().pinned.clone()
+    }
+
+    /// The file was opened: `node` is kept until it is closed.
+    pub(crate) fn pin(&self, node: NodeRef) {
+        let mut state = self.state.lock();
+        state.pins += 1;
+        state.pinned = Some(node);
+    }
+
+    /// The file was closed.
+    pub(crate) fn unpin(&self) {
+        let mut state = self.state.lock();
+        state.pins = state.pins.saturating_sub(1);
+        if state.pins == 0 {
+            state.pinned = None;
+        }
+    }
+
+    /// The pinned node is dead; the next open pins another.
+    pub(super) fn unpin_lost(&self) {
+        self.state.lock().pinned = None;
+    }
+
+    /// Takes note of attributes that the kernel is told.
+    pub(crate) fn learn(&self, attr: &Attr) {
+        self.size.store(attr.size, Ordering::Release);
+    }
+
+    /// The length, as the kernel was last told, or as writes since have made it.
+    pub(crate) fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Something up to `end` was written: what was read before is old.
+    pub(crate) fn wrote(&self, end: u64) {
+        self.size.fetch_max(end, Ordering::AcqRel);
+        self.writes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How many writes there were: what was read when it was less is old.
+    pub(crate) fn writes(&self) -> u64 {
+        self.writes.load(Ordering::Acquire)
+    }
+
+    /// The file is opened with its contents at `version`: whether the pages that the kernel has are those.
+    pub(crate) fn keeps_pages(&self, version: Option<Version>) -> bool {
+        let mut state = self.state.lock();
+        let same = version.is_some() && state.filled == version;
+        state.filled = version;
+        same
+    }
+}

@@ -1,0 +1,86 @@
+//! Real mounts of real and made-up trees, used through the kernel as programs use them.
+//!
+//! Each test mounts in a temporary folder of its own. They need /dev/fuse, and those that become another user need root:
+//! where that is missing they fail.
+
+#![allow(clippy::unwrap_used, reason = "a test that fails may panic, in its helpers too")]
+
+mod disk;
+mod names;
+mod reads;
+mod synthetic;
+mod users;
+mod waiting;
+
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use fileserver::{Disk, DiskOptions};
+use mount::{Mount, Options};
+use p9::NodeRef;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// Longer than anything takes on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A tree that is shown for the length of a test.
+struct Shown {
+    mount: Option<Mount>,
+    at: PathBuf,
+    runtime: Runtime,
+    _folder: TempDir,
+}
+
+impl Shown {
+    fn new(root: NodeRef) -> Self {
+        Self::with(root, Options::default())
+    }
+
+    fn with(root: NodeRef, options: Options) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().join("mnt");
+        std::fs::create_dir(&at).unwrap();
+        let mount = mount::mount(root, &at, options, runtime.handle().clone()).unwrap();
+        Self { mount: Some(mount), at, runtime, _folder: folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.at.join(name)
+    }
+}
+
+impl Deref for Shown {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.at
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        drop(self.mount.take());
+        let left = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let left = left.contains(&*self.at.to_string_lossy());
+        assert!(!left || std::thread::panicking(), "the mount is left behind");
+    }
+}
+
+/// A folder of this machine, and the tree of it.
+fn disk() -> (TempDir, NodeRef) {
+    let folder = tempfile::tempdir().unwrap();
+    let root = Disk::open(folder.path(), DiskOptions::new([7; 32])).unwrap().root();
+    (folder, root)
+}
+
+/// Waits for `condition`.
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let limit = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < limit, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

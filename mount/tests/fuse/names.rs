@@ -1,0 +1,150 @@
+//! Node ids, and files that are walked to again.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use p9::{Attr, Errno, Handle, How, Name, Node, Qid, Reply, Walk, Want, synth};
+
+use super::*;
+
+#[test]
+fn hard_links_are_one_file() {
+    let (_folder, root) = disk();
+    let shown = Shown::with(root, Options { ttl: Duration::ZERO, ..Options::default() });
+    fs::write(shown.path("a"), b"x").unwrap();
+    fs::create_dir(shown.path("d")).unwrap();
+    fs::hard_link(shown.path("a"), shown.path("d/b")).unwrap();
+    let (a, b) = (shown.path("a").metadata().unwrap(), shown.path("d/b").metadata().unwrap());
+    assert_eq!((a.ino(), a.nlink()), (b.ino(), 2));
+    fs::remove_file(shown.path("a")).unwrap();
+    fs::write(shown.path("d/b"), b"still here").unwrap();
+    assert_eq!(shown.path("d/b").metadata().unwrap().nlink(), 1);
+}
+
+#[test]
+fn a_directory_in_two_places_is_two() {
+    let inner = synth::dir([("f", synth::file(|| Ok("text".into())))]);
+    let shown = Shown::new(synth::dir([("here", inner.clone()), ("there", inner)]));
+    let id = |name: &str| shown.path(name).metadata().unwrap().ino();
+    assert_ne!(id("here"), id("there"));
+    assert_eq!(id("here/f"), id("there/f"));
+}
+
+#[test]
+fn more_files_than_are_held_are_walked_to_again() {
+    let (_folder, root) = disk();
+    let shown = Shown::with(root, Options { max_inodes_held: 16, ttl: Duration::ZERO, ..Options::default() });
+    let path = |n: usize| shown.path(&format!("d{}/e/f{n}", n % 7));
+    for n in 0..500 {
+        if n < 7 {
+            fs::create_dir_all(path(n).parent().unwrap()).unwrap();
+        }
+        fs::write(path(n), n.to_string()).unwrap();
+    }
+    // They keep their numbers, too, which are those of the files.
+    let numbers: Vec<_> = (0..500).map(|n| path(n).metadata().unwrap().ino()).collect();
+    fs::rename(shown.path("d3"), shown.path("d7")).unwrap();
+    fs::rename(shown.path("d7/e"), shown.path("e")).unwrap();
+    fs::create_dir(shown.path("d3")).unwrap();
+    fs::rename(shown.path("e"), shown.path("d3/e")).unwrap();
+    for (n, number) in numbers.into_iter().enumerate() {
+        assert_eq!(fs::read_to_string(path(n)).unwrap(), n.to_string());
+        assert_eq!(path(n).metadata().unwrap().ino(), number);
+    }
+}
+
+#[test]
+fn a_working_directory_follows_its_renames() {
+    let (_folder, root) = disk();
+    let shown = Shown::with(root, Options { max_inodes_held: 16, ttl: Duration::ZERO, ..Options::default() });
+    let script = "mkdir -p a/b many && cd a/b && echo one > f && mv ../../a ../../c && \
+        for i in $(seq 64); do : > ../../many/$i; done && cat f && echo two > g && cat ../../c/b/g && pwd -P";
+    let output = std::process::Command::new("sh").args(["-c", script]).current_dir(&*shown).output().unwrap();
+    let want = format!("one\ntwo\n{}/c/b\n", shown.canonicalize().unwrap().display());
+    assert_eq!(String::from_utf8_lossy(&output.stdout), want, "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_file_replaced_behind_the_mount_is_another_file() {
+    let (folder, root) = disk();
+    let shown = Shown::with(root, Options { ttl: Duration::ZERO, ..Options::default() });
+    fs::write(folder.path().join("a"), b"first").unwrap();
+    let first = shown.path("a").metadata().unwrap().ino();
+    fs::remove_file(folder.path().join("a")).unwrap();
+    fs::write(folder.path().join("a"), b"second").unwrap();
+    assert_eq!(fs::read_to_string(shown.path("a")).unwrap(), "second");
+    assert_ne!(shown.path("a").metadata().unwrap().ino(), first);
+}
+
+/// A directory whose child answers `EHOSTUNREACH` once its server was lost, until it is walked to anew.
+struct Grid {
+    lost: Arc<AtomicBool>,
+    dials: Arc<AtomicUsize>,
+}
+
+struct Remote {
+    lost: Arc<AtomicBool>,
+    inner: NodeRef,
+}
+
+impl Node for Grid {
+    fn qid(&self) -> Qid {
+        Qid { kind: p9::FileKind::Dir, version: 0, path: 1 << 40 }
+    }
+
+    fn attr(&self) -> Reply<'_, Attr> {
+        Reply::ok(Attr::synthetic(self.qid(), 0o555))
+    }
+
+    fn walk<'a>(&'a self, names: &'a [Name<'a>], want: Want) -> Reply<'a, Walk> {
+        Reply::later(async move {
+            if self.lost.swap(false, Ordering::SeqCst) || self.dials.load(Ordering::SeqCst) == 0 {
+                self.dials.fetch_add(1, Ordering::SeqCst);
+            }
+            let inner = synth::file(|| Ok("alive".into()));
+            let node: NodeRef = Arc::new(Remote { lost: self.lost.clone(), inner });
+            let attr = node.attr_if(want.attr).await?;
+            if names.len() == 1 { Ok(Walk::one(node, attr)) } else { Err(Errno::ENOTDIR) }
+        })
+    }
+
+    fn open(&self, _: How) -> Reply<'_, Handle> {
+        Errno::EACCES.into()
+    }
+}
+
+impl Remote {
+    fn check(&self) -> Result<(), Errno> {
+        if self.lost.load(Ordering::SeqCst) { Err(Errno::EHOSTUNREACH) } else { Ok(()) }
+    }
+}
+
+impl Node for Remote {
+    fn qid(&self) -> Qid {
+        Qid { kind: p9::FileKind::File, version: 0, path: 2 << 40 }
+    }
+
+    fn attr(&self) -> Reply<'_, Attr> {
+        self.check().map(|()| Attr::synthetic(self.qid(), 0o444)).into()
+    }
+
+    fn open(&self, how: How) -> Reply<'_, Handle> {
+        match self.check() {
+            Ok(()) => self.inner.open(how),
+            Err(errno) => errno.into(),
+        }
+    }
+}
+
+#[test]
+fn what_a_lost_server_had_is_asked_for_again() {
+    let (lost, dials) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let shown = Shown::new(Arc::new(Grid { lost: lost.clone(), dials: dials.clone() }));
+    assert_eq!(fs::read_to_string(shown.path("n")).unwrap(), "alive");
+    // The kernel still knows the name, and the mount still holds the dead node.
+    lost.store(true, Ordering::SeqCst);
+    assert_eq!(fs::read_to_string(shown.path("n")).unwrap(), "alive");
+    assert_eq!(dials.load(Ordering::SeqCst), 2);
+}
