@@ -41,16 +41,17 @@ pub fn ctl(command: impl Fn(Bytes) -> Reply<'static, ()> + Send + Sync + 'static
 }
 
 /// A value (0666): reading gives what `get` gives at the open; what one open file has written so far, from offset 0 on
-/// and up to 4 MiB, is given to `set` at each write, so that whoever writes a wrong value is told.
+/// and up to 4 MiB, is given to `set` at each write, so that whoever writes a wrong value is told. What is appended
+/// comes after the value that there was.
 pub fn value(
     get: impl Fn() -> Result<Bytes, Errno> + Send + Sync + 'static,
     set: impl Fn(Bytes) -> Result<(), Errno> + Send + Sync + 'static,
 ) -> NodeRef {
     let set: Arc<dyn Fn(Bytes) -> Result<(), Errno> + Send + Sync> = Arc::new(set);
     File::node(0o666, move |how| {
-        let read = if how.read && !how.truncate { get() } else { Ok(Bytes::new()) };
+        let read = if (how.read || how.append) && !how.truncate { get() } else { Ok(Bytes::new()) };
         read.map(|read| match how.changes() {
-            true => Handle::Stream(Arc::new(files::Value::new(read, set.clone())) as Arc<dyn Stream>),
+            true => Handle::Stream(Arc::new(files::Value::new(how, read, set.clone())) as Arc<dyn Stream>),
             false => Handle::Bytes(read),
         })
         .into()
@@ -189,3 +190,6 @@ impl Node for Link {
         Reply::ok(self.target.clone())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,10 +3,10 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::{Errno, Reply, Stream, Written};
+use crate::{Errno, How, Reply, Stream, Written};
 
 /// The most that is collected of what is written to a value.
 const VALUE_MAX: usize = 4 << 20;
@@ -25,44 +25,59 @@ impl<F: Fn(Bytes) -> Reply<'static, ()> + Send + Sync + 'static> Stream for Ctl<
     }
 }
 
-/// An open value: what it was when it was opened, and what was written since.
+/// Takes a value that was written.
+type Set = Arc<dyn Fn(Bytes) -> Result<(), Errno> + Send + Sync>;
+
+/// An open value.
 pub(super) struct Value {
-    text: Mutex<BytesMut>,
-    set: Arc<dyn Fn(Bytes) -> Result<(), Errno> + Send + Sync>,
-    /// Whether something was written: the old text then counts no more.
-    written: Mutex<bool>,
+    how: How,
+    set: Set,
+    text: Mutex<Text>,
+}
+
+struct Text {
+    /// What it was when it was opened; then, what was written since.
+    bytes: Vec<u8>,
+    /// Whether something was written, or is to be appended: the old text then counts no more, or stays.
+    begun: bool,
 }
 
 impl Value {
-    pub(super) fn new(text: Bytes, set: Arc<dyn Fn(Bytes) -> Result<(), Errno> + Send + Sync>) -> Self {
-        Self { text: Mutex::new(BytesMut::from(&text[..])), set, written: Mutex::new(false) }
+    pub(super) fn new(how: How, text: Bytes, set: Set) -> Self {
+        Self { how, set, text: Mutex::new(Text { bytes: text.into(), begun: how.append }) }
     }
 
     fn put(&self, offset: u64, data: &[u8]) -> Result<Written, Errno> {
+        // Held while the value is set, which does not wait: so that values are set in the order of the writes.
         let mut text = self.text.lock();
-        if !std::mem::replace(&mut *self.written.lock(), true) {
-            text.clear();
-        }
+        let mut bytes = if text.begun { text.bytes.clone() } else { Vec::new() };
+        let offset = if self.how.append { bytes.len() as u64 } else { offset };
         let start = usize::try_from(offset).map_err(|_| Errno::EFBIG)?;
         let end = start.checked_add(data.len()).filter(|end| *end <= VALUE_MAX).ok_or(Errno::EFBIG)?;
-        if text.len() < end {
-            text.resize(end, 0);
-        }
-        text[start..end].copy_from_slice(data);
-        (self.set)(Bytes::copy_from_slice(&text))?;
-        Ok(Written::count(data.len()))
+        bytes.resize(end.max(bytes.len()), 0);
+        bytes[start..end].copy_from_slice(data);
+        // A value that is refused was never written.
+        (self.set)(Bytes::copy_from_slice(&bytes))?;
+        *text = Text { bytes, begun: true };
+        Ok(Written { count: data.len() as u32, offset: self.how.append.then_some(offset) })
     }
 }
 
 impl Stream for Value {
     fn read(&self, offset: u64, count: u32) -> Reply<'_, Bytes> {
+        if !self.how.read {
+            return Errno::EBADF.into();
+        }
         let text = self.text.lock();
-        let start = usize::try_from(offset).map_or(text.len(), |offset| offset.min(text.len()));
-        let end = text.len().min(start.saturating_add(count as usize));
-        Reply::ok(Bytes::copy_from_slice(&text[start..end]))
+        let start = usize::try_from(offset).map_or(text.bytes.len(), |offset| offset.min(text.bytes.len()));
+        let end = text.bytes.len().min(start.saturating_add(count as usize));
+        Reply::ok(Bytes::copy_from_slice(&text.bytes[start..end]))
     }
 
     fn write(&self, offset: u64, data: Bytes) -> Reply<'_, Written> {
+        if !self.how.write {
+            return Errno::EBADF.into();
+        }
         self.put(offset, &data).into()
     }
 }
