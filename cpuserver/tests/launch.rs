@@ -38,6 +38,8 @@ enum As {
     User,
     /// A user to whom /dev/fuse is closed.
     Stranger,
+    /// A user where part of /proc is covered, as containers do it, so that no other /proc can be had.
+    Contained,
     /// Root of a user namespace in which no other can be made.
     Confined,
 }
@@ -52,6 +54,7 @@ fn tests() -> Vec<(String, As, fn())> {
         named("root", As::Root, programs::ROOT_TESTS),
         named("user", As::User, &both),
         named("stranger", As::Stranger, failures::STRANGER_TESTS),
+        named("contained", As::Contained, places::CONTAINED_TESTS),
         named("confined", As::Confined, failures::CONFINED_TESTS),
     ]
     .concat()
@@ -118,6 +121,9 @@ fn inside(name: &str, how: As) -> bool {
     let script = match how {
         // A device file of our own, seen in place of the machine's in this mount namespace alone.
         As::User => format!("mknod -m 666 $2/fuse c 10 229 && mount --bind $2/fuse /dev/fuse && {TO_USER}"),
+        As::Contained => format!(
+            "mknod -m 666 $2/fuse c 10 229 && mount --bind $2/fuse /dev/fuse && mount --bind /dev/null /proc/version && {TO_USER}"
+        ),
         As::Stranger => format!("mknod -m 600 $2/fuse c 10 229 && mount --bind $2/fuse /dev/fuse && {TO_USER}"),
         _ => "echo 0 >/proc/sys/user/max_user_namespaces && exec /proc/self/fd/9 --inside \"$1\"".to_owned(),
     };

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use cpuserver::launch::{JobMount, JobSpec};
 
 use crate::Test;
-use crate::job::{file, output, run, scratch, script};
+use crate::job::{file, output, run, scratch, script, start, within};
 
 pub(crate) const TESTS: &[Test] = &[
     ("dev_has_what_programs_expect_and_no_more", dev_has_what_programs_expect_and_no_more),
@@ -17,6 +17,12 @@ pub(crate) const TESTS: &[Test] = &[
     ("what_is_missing_is_noted_and_not_made", what_is_missing_is_noted_and_not_made),
     ("without_a_pid_namespace_proc_is_the_machines", without_a_pid_namespace_proc_is_the_machines),
 ];
+
+/// Where the kernel refuses another /proc.
+pub(crate) const CONTAINED_TESTS: &[Test] = &[(
+    "a_job_starts_without_a_pid_namespace_where_its_proc_is_refused",
+    a_job_starts_without_a_pid_namespace_where_its_proc_is_refused,
+)];
 
 fn dev_has_what_programs_expect_and_no_more() {
     let text = output(&script("ls /dev"));
@@ -95,4 +101,15 @@ fn what_is_missing_is_noted_and_not_made() {
 fn without_a_pid_namespace_proc_is_the_machines() {
     let spec = JobSpec { own_pids: false, ..script("test $$ -gt 2 && test -d /proc/self/fd && echo $PPID") };
     assert_ne!(output(&spec), "1\n");
+}
+
+fn a_job_starts_without_a_pid_namespace_where_its_proc_is_refused() {
+    within(async |launcher| {
+        for _ in 0..2 {
+            let started = start(&launcher, &script("echo $PPID")).await.unwrap();
+            assert!(!started.job.own_pids());
+            let init = started.job.init();
+            assert_eq!(started.over().await.stdout, format!("{init}\n"));
+        }
+    });
 }
