@@ -5,7 +5,7 @@
 //! is in here.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use dashmap::DashMap;
 use p9::{Errno, Handle, NodeRef};
@@ -39,6 +39,8 @@ pub(crate) struct Open {
     pub(crate) writes: Position,
     /// What was read ahead of the program.
     pub(crate) ahead: Ahead,
+    /// How many entries of a directory are asked about together.
+    pub(crate) batch: AtomicUsize,
     /// The task that waits for what a poll asked about.
     pub(crate) poll: Mutex<Option<AbortHandle>>,
 }

@@ -14,7 +14,7 @@ mod inode;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use p9::{Errno, FileKind, Name, NameBuf, NodeRef, Want};
+use p9::{Errno, FileKind, Name, NameBuf, NodeRef, Qid, Want};
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 
@@ -59,14 +59,16 @@ impl Table {
         self.maps.lock().ids.get(&id).map(|known| known.inode.clone()).ok_or(Errno::ESTALE)
     }
 
-    /// Takes note that `node` is called `name` in `dir`, and that the kernel is told so.
-    pub(crate) fn enter(&self, dir: &Arc<Inode>, name: Name<'_>, node: NodeRef) -> Arc<Inode> {
+    /// Takes note that the file `qid` is called `name` in `dir`, and that the kernel is told so; `node` is kept at hand.
+    pub(crate) fn enter(&self, dir: &Arc<Inode>, name: Name<'_>, qid: Qid, node: Option<NodeRef>) -> Arc<Inode> {
         let mut maps = self.maps.lock();
-        let inode = maps.at_place(dir, name, node.qid());
+        let inode = maps.at_place(dir, name, qid);
         if let Some(known) = maps.ids.get_mut(&inode.id) {
             known.lookups += 1;
         }
-        self.held.insert(inode.id, node);
+        if let Some(node) = node {
+            self.held.insert(inode.id, node);
+        }
         inode
     }
 
@@ -189,7 +191,7 @@ impl Table {
 
 impl Maps {
     /// The inode of the file `qid` seen as `name` in `dir`, made if need be.
-    fn at_place(&mut self, dir: &Arc<Inode>, name: Name<'_>, qid: p9::Qid) -> Arc<Inode> {
+    fn at_place(&mut self, dir: &Arc<Inode>, name: Name<'_>, qid: Qid) -> Arc<Inode> {
         if let Some(inode) = self.places.get(&(dir.id, name.into()))
             && inode.is(qid)
         {
@@ -205,7 +207,7 @@ impl Maps {
         inode
     }
 
-    fn make(&mut self, qid: p9::Qid) -> Arc<Inode> {
+    fn make(&mut self, qid: Qid) -> Arc<Inode> {
         let mut id = qid.path;
         while id <= ROOT || id == u64::MAX || self.ids.contains_key(&id) {
             self.spare += 1;
@@ -252,6 +254,10 @@ mod tests {
         synth::file(|| Ok("".into()))
     }
 
+    fn enter(table: &Table, as_name: &str, node: &NodeRef) -> Arc<Inode> {
+        table.enter(&table.get(ROOT).unwrap(), name(as_name), node.qid(), Some(node.clone()))
+    }
+
     fn table() -> (Table, Arc<Inode>) {
         let table = Table::new(synth::dir([]), 16);
         let root = table.get(ROOT).unwrap();
@@ -260,10 +266,10 @@ mod tests {
 
     #[test]
     fn a_file_is_forgotten_when_all_its_lookups_are() {
-        let (table, root) = table();
+        let (table, _) = table();
         let node = file();
-        let once = table.enter(&root, name("a"), node.clone());
-        let again = table.enter(&root, name("b"), node.clone());
+        let once = enter(&table, "a", &node);
+        let again = enter(&table, "b", &node);
         assert_eq!(once.id, again.id);
         table.forget(once.id, 1);
         assert!(table.get(once.id).is_ok());
@@ -271,7 +277,7 @@ mod tests {
         assert_eq!(table.get(once.id).err(), Some(Errno::ESTALE));
         assert_eq!(table.len(), 1);
         assert!(table.maps.lock().places.is_empty() && table.maps.lock().files.is_empty());
-        let again = table.enter(&root, name("a"), node);
+        let again = enter(&table, "a", &node);
         assert_eq!(again.id, once.id, "the number of a file outlives what the kernel knows");
     }
 
@@ -279,13 +285,13 @@ mod tests {
     fn a_directory_moves_with_its_name_and_another_in_its_place_is_another() {
         let (table, root) = table();
         let (one, two) = (synth::dir([]), synth::dir([]));
-        let first = table.enter(&root, name("a"), one.clone());
+        let first = enter(&table, "a", &one);
         table.renamed((&root, name("a")), (&root, name("b")), false);
-        assert_eq!(table.enter(&root, name("b"), one.clone()).id, first.id);
-        assert_ne!(table.enter(&root, name("a"), one).id, first.id);
-        assert_ne!(table.enter(&root, name("b"), two.clone()).id, first.id);
+        assert_eq!(enter(&table, "b", &one).id, first.id);
+        assert_ne!(enter(&table, "a", &one).id, first.id);
+        assert_ne!(enter(&table, "b", &two).id, first.id);
         assert!(first.places().is_empty());
-        let second = table.enter(&root, name("b"), two);
+        let second = enter(&table, "b", &two);
         table.renamed((&root, name("a")), (&root, name("b")), true);
         assert_eq!(second.places().pop().unwrap().name, name("a").into());
     }
@@ -294,7 +300,7 @@ mod tests {
     fn a_hostile_number_is_not_the_roots() {
         let (table, root) = table();
         for path in [0, ROOT, u64::MAX] {
-            let inode = table.maps.lock().make(p9::Qid { kind: FileKind::File, version: 0, path });
+            let inode = table.maps.lock().make(Qid { kind: FileKind::File, version: 0, path });
             assert!(inode.id > ROOT && inode.id < u64::MAX && inode.id != root.id);
         }
     }

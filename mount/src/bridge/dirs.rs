@@ -1,42 +1,76 @@
-//! Directories: opening and listing them.
+//! Directories: opening and listing them, with attributes and without.
 //!
 //! Called through `fs`, in the request's own task. The offsets that the kernel gives back are the tree's cookies; `.` and
-//! `..`, which a tree does not list, have two that no file system is known to use.
+//! `..`, which a tree does not list, have two that no file system is known to use. A listing with attributes asks for
+//! those that the tree did not give along, all of a batch at once; the kernel then looks none of these names up.
 
 use std::ffi::OsStr;
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use fuser::{FileHandle, FileType, INodeNo, ReplyDirectory};
-use p9::{Attr, Entry, Errno, Handle, How};
+use fuser::{FileHandle, FileType, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
+use futures_util::future::join_all;
+use p9::{Attr, Dir, Entry, Errno, Handle, How, NameBuf, NodeRef, Qid, Walk, Want};
 use parking_lot::Mutex;
 
+use super::names::attr_of;
 use super::{Bridge, Refuse};
-use crate::attr::entry_type;
+use crate::attr::{entry_type, to_fuse};
 use crate::open::Open;
+use crate::table::Inode;
 
 /// After `.`, and after `..`. The kernel takes offsets as signed; ext4 uses the largest one for the end.
 const AFTER_DOT: u64 = i64::MAX as u64 - 2;
 const AFTER_DOT_DOT: u64 = i64::MAX as u64 - 1;
 
-/// A reply that is filled while the directory is listed, and sent when that is done.
-pub(super) struct Listing(pub(super) Arc<Mutex<Option<ReplyDirectory>>>);
+/// Entries whose attributes are asked for together, at first: as many as an older kernel has room for.
+pub(super) const FIRST_BATCH: usize = 24;
+/// And at most: as many as there is room for in what glibc asks for.
+const LARGEST_BATCH: usize = 192;
 
-impl Listing {
-    pub(super) fn send(self) {
-        if let Some(reply) = self.0.lock().take() {
-            reply.ok();
+/// A reply that is filled while the directory is listed, and sent by whoever takes it out when that is done.
+pub(super) struct Filling<R>(Arc<Mutex<Option<R>>>);
+
+impl<R> Clone for Filling<R> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<R> Filling<R> {
+    pub(super) fn new(reply: R) -> Self {
+        Self(Arc::new(Mutex::new(Some(reply))))
+    }
+
+    pub(super) fn take(&self) -> Option<R> {
+        self.0.lock().take()
+    }
+
+    /// Adds an entry by `add`, which says whether there was no room for it.
+    fn is_full(&self, add: impl FnOnce(&mut R) -> bool) -> bool {
+        self.0.lock().as_mut().is_none_or(add)
+    }
+}
+
+impl<R: Refuse> Refuse for Filling<R> {
+    fn refuse(self, errno: Errno) {
+        if let Some(reply) = self.take() {
+            reply.refuse(errno);
         }
     }
 }
 
-impl Refuse for Listing {
-    fn refuse(self, errno: Errno) {
-        if let Some(reply) = self.0.lock().take() {
-            reply.refuse(errno);
-        }
-    }
+/// An entry of a batch, and its attributes once they are known.
+struct Found {
+    name: NameBuf,
+    qid: Qid,
+    kind: u32,
+    cookie: u64,
+    attr: Option<Attr>,
+    node: Option<NodeRef>,
 }
 
 impl Bridge {
@@ -56,14 +90,11 @@ impl Bridge {
     }
 
     /// Fills `list` with the entries after `offset`.
-    pub(super) async fn list(
-        &self, fh: FileHandle, offset: u64, list: Arc<Mutex<Option<ReplyDirectory>>>,
-    ) -> Result<(), Errno> {
+    pub(super) async fn list(&self, fh: FileHandle, offset: u64, list: Filling<ReplyDirectory>) -> Result<(), Errno> {
         let open = self.opens.get(fh.0)?;
         let Handle::Dir(dir) = &open.handle else { return Err(Errno::ENOTDIR) };
-        let add = |id: u64, next: u64, kind: FileType, name: &[u8]| match list.lock().as_mut() {
-            Some(reply) => reply.add(INodeNo(id), next, kind, OsStr::from_bytes(name)),
-            None => true,
+        let add = |id: u64, next: u64, kind: FileType, name: &[u8]| {
+            list.is_full(|reply| reply.add(INodeNo(id), next, kind, OsStr::from_bytes(name)))
         };
         let Some(cookie) = dots(offset, |next, name| add(open.inode.id, next, FileType::Directory, name)) else {
             return Ok(());
@@ -71,11 +102,100 @@ impl Bridge {
         let each = &mut |entry: Entry<'_>| {
             let kind = entry_type(entry.kind, entry.qid.kind);
             // A number that is not zero, which some programs take for no entry at all.
-            let full = add(entry.qid.path.max(1), entry.cookie, kind, entry.name.as_bytes());
-            if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            match add(entry.qid.path.max(1), entry.cookie, kind, entry.name.as_bytes()) {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
         };
         dir.list(cookie, each).await
     }
+
+    /// Fills `list` with the entries after `offset` and their attributes.
+    pub(super) async fn list_plus(
+        &self, fh: FileHandle, offset: u64, list: Filling<ReplyDirectoryPlus>,
+    ) -> Result<(), Errno> {
+        let open = self.opens.get(fh.0)?;
+        let Handle::Dir(dir) = &open.handle else { return Err(Errno::ENOTDIR) };
+        // The kernel looks at their names and types alone.
+        let here = to_fuse(&Attr { mode: libc::S_IFDIR, ..Attr::default() }, open.inode.id);
+        let dot = |next, name: &[u8]| {
+            list.is_full(|reply| reply.add(here.ino, next, OsStr::from_bytes(name), &Duration::ZERO, &here, ONLY))
+        };
+        let Some(mut cookie) = dots(offset, dot) else { return Ok(()) };
+        let most = open.batch.load(Ordering::Relaxed);
+        let mut batch = Vec::new();
+        // An answer without entries is the end, so if all of a batch have gone there must be another.
+        while batch.is_empty() {
+            batch = gather(&**dir, cookie, most).await?;
+            let Some(last) = batch.last() else { break };
+            cookie = last.cookie;
+            look_up(&open.node, &mut batch).await;
+        }
+        for found in batch {
+            if self.is_full_with(found, &open.inode, &list) {
+                return Ok(());
+            }
+        }
+        // There was room for more.
+        open.batch.store(LARGEST_BATCH.min(most * 2), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Adds `found` to `list` and to what the kernel knows, unless it is full.
+    fn is_full_with(&self, found: Found, dir: &Arc<Inode>, list: &Filling<ReplyDirectoryPlus>) -> bool {
+        let Found { name, qid, kind, cookie, attr, node } = found;
+        let inode = self.table.enter(dir, name.as_name(), qid, node);
+        // Of what cannot be asked about the type is known, and the kernel asks again before it uses the rest.
+        let unknown = Attr { qid, mode: kind & libc::S_IFMT, size: inode.size(), ..Attr::default() };
+        let (attr, ttl) = attr.map_or((unknown, Duration::ZERO), |attr| (attr, self.options.ttl));
+        inode.learn(&attr);
+        let (shown, name) = (to_fuse(&attr, inode.id), name.as_name().as_os_str());
+        let full = list.is_full(|reply| reply.add(shown.ino, cookie, name, &ttl, &shown, ONLY));
+        if full {
+            self.table.forget(inode.id, 1);
+        }
+        full
+    }
+}
+
+/// The generation of every node id.
+pub(super) const ONLY: Generation = Generation(0);
+
+/// Up to `most` entries after `cookie`.
+async fn gather(dir: &dyn Dir, cookie: u64, most: usize) -> Result<Vec<Found>, Errno> {
+    let mut batch = Vec::with_capacity(most);
+    let each = &mut |entry: Entry<'_>| {
+        if batch.len() == most {
+            return ControlFlow::Break(());
+        }
+        let Entry { cookie, qid, kind, attr, name } = entry;
+        batch.push(Found { name: name.into(), qid, kind, cookie, attr: attr.copied(), node: None });
+        ControlFlow::Continue(())
+    };
+    dir.list(cookie, each).await?;
+    Ok(batch)
+}
+
+/// Asks about those of `batch`, entries of `dir`, whose attributes did not come along; leaves out those that have gone.
+async fn look_up(dir: &NodeRef, batch: &mut Vec<Found>) {
+    let questions = batch.iter().map(async |found| {
+        if found.attr.is_some() {
+            return Ok(None);
+        }
+        let reached = dir.walk(&[found.name.as_name()], Want::ATTR).await.and_then(Walk::reached)?;
+        let attr = attr_of(&reached.node, reached.attr).await?;
+        Ok(Some((reached.node, attr)))
+    });
+    let answers = join_all(questions).await;
+    let mut answers = answers.into_iter();
+    batch.retain_mut(|found| match answers.next() {
+        Some(Ok(Some((node, attr)))) => {
+            (found.qid, found.attr, found.node) = (node.qid(), Some(attr), Some(node));
+            true
+        }
+        Some(Err(Errno::ENOENT)) => false,
+        _ => true,
+    });
 }
 
 /// Adds `.` and `..`, if `offset` is before them; gives the cookie to go on from, or `None` if there is no room.

@@ -13,13 +13,14 @@ use p9::{Attr, Errno, Handle, How, NodeRef, Time, Want};
 use parking_lot::Mutex;
 
 use super::Bridge;
+use super::dirs::FIRST_BATCH;
 use super::names::attr_of;
 use crate::ahead::Ahead;
 use crate::open::{Open, Position};
 use crate::table::{Inode, Version};
 
-/// How much of a file is asked for along with its opening.
-const FIRST_BYTES: u32 = 64 << 10;
+/// How much of a file is asked for along with its opening: what the kernel asks for first.
+const FIRST_BYTES: u64 = 128 << 10;
 
 impl Open {
     /// The open file, and how the kernel is to treat it.
@@ -43,8 +44,9 @@ impl Open {
             flags |= FopenFlags::FOPEN_KEEP_CACHE;
         }
         let (reads, writes, poll) = (Position::default(), Position::default(), Mutex::default());
+        let batch = FIRST_BATCH.into();
         let ahead = Ahead::new(first, inode.writes());
-        (Self { inode, node, handle, direct, reads, writes, ahead, poll }, flags)
+        (Self { inode, node, handle, direct, reads, writes, ahead, batch, poll }, flags)
     }
 }
 
@@ -57,7 +59,8 @@ impl Bridge {
             self.writable()?;
         }
         let inode = self.inode(id)?;
-        let data = if how.changes() { 0 } else { FIRST_BYTES };
+        // Nothing of what has no length: it may be a stream, whose opening must not wait for something to read.
+        let data = if how.changes() { 0 } else { inode.size().min(FIRST_BYTES) as u32 };
         let want = Want { attr: true, data, ..Want::default() };
         let (node, opened, attr) = ask!(self, &inode, |node| {
             let opened = node.open_at(&[], how, want).await?;

@@ -11,20 +11,17 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use p9::{Errno, How, SetAttr, What};
-use parking_lot::Mutex;
 
 use super::attrs::Caller;
+use super::dirs::{Filling, ONLY};
 use super::{Bridge, Refuse, Wait};
 use crate::attr::{errno, missing, set_time};
-
-/// The generation of every node id: none is ever used again.
-const ONLY: Generation = Generation(0);
 
 /// A bridge as fuser sees it.
 pub(crate) struct Fs(pub(crate) Arc<Bridge>);
@@ -57,6 +54,8 @@ impl Filesystem for Fs {
         let wanted = InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_ATOMIC_O_TRUNC
             | InitFlags::FUSE_AUTO_INVAL_DATA
+            | InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_CACHE_SYMLINKS
             | InitFlags::FUSE_HANDLE_KILLPRIV_V2
             | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
@@ -212,10 +211,23 @@ impl Filesystem for Fs {
     }
 
     fn readdir(&self, r: &Request, _: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
-        // Filled by the work, and sent or refused by what comes after it.
-        let list = Arc::new(Mutex::new(Some(reply)));
-        let reply = super::dirs::Listing(list.clone());
-        answer!(self, r, Bounded, reply, |b| b.list(fh, offset, list), |reply, ()| reply.send());
+        let reply = Filling::new(reply);
+        let list = reply.clone();
+        answer!(self, r, Bounded, reply, |b| b.list(fh, offset, list), |reply, ()| {
+            if let Some(list) = reply.take() {
+                list.ok();
+            }
+        });
+    }
+
+    fn readdirplus(&self, r: &Request, _: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+        let reply = Filling::new(reply);
+        let list = reply.clone();
+        answer!(self, r, Bounded, reply, |b| b.list_plus(fh, offset, list), |reply, ()| {
+            if let Some(list) = reply.take() {
+                list.ok();
+            }
+        });
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {

@@ -31,7 +31,7 @@ impl Bridge {
 
     /// Takes note of what the kernel is about to be told.
     pub(super) fn entry(&self, dir: &Arc<Inode>, name: Name<'_>, node: NodeRef, attr: &Attr) -> (Arc<Inode>, FileAttr) {
-        let inode = self.table.enter(dir, name, node);
+        let inode = self.table.enter(dir, name, node.qid(), Some(node));
         inode.learn(attr);
         let attr = to_fuse(attr, inode.id);
         (inode, attr)
