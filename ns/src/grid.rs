@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use p9::synth::{self, Listing};
-use p9::{Attr, Errno, FileKind, Handle, How, Name, NameBuf, Node, NodeRef, Opened, Qid, Reply, Time, Walk, Want};
+use p9::{Attr, Errno, Handle, How, Name, NameBuf, Node, NodeRef, Opened, Qid, Reply, Walk, Want};
 use parking_lot::Mutex;
 
-use crate::under::{TreeId, wrap};
+use crate::under::{TreeId, synthetic, wrap};
 
 /// The nodes that are known.
 pub trait Names: Send + Sync + 'static {
@@ -40,7 +40,7 @@ impl Grid {
         let mut entries = self.entries.lock();
         let made = || -> NodeRef {
             let qid = synth::dir([]).qid();
-            Arc::new(Remote { names: self.names.clone(), name: name.to_string(), id: TreeId::next(), qid })
+            Arc::new(Remote { names: self.names.clone(), name: name.to_string(), id: TreeId::of("/n", name), qid })
         };
         entries.entry(name.to_string()).or_insert_with(made).clone()
     }
@@ -69,7 +69,37 @@ struct Remote {
 impl Remote {
     /// What is at the node's root now.
     async fn root(&self) -> Result<NodeRef, Errno> {
-        Ok(wrap(self.id, self.names.reach(&self.name).await?))
+        self.names.reach(&self.name).await
+    }
+
+    fn show(&self, root: &NodeRef) -> NodeRef {
+        wrap(self.id, root.clone(), None)
+    }
+
+    /// The root to ask once more, when `root` answered `errno` because its connection turned out to be dead. Errors:
+    /// `errno`, when that is not why.
+    async fn again(&self, root: &NodeRef, errno: Errno) -> Result<NodeRef, Errno> {
+        if errno != Errno::EHOSTUNREACH {
+            return Err(errno);
+        }
+        let again = self.root().await?;
+        if Arc::ptr_eq(root, &again) { Err(errno) } else { Ok(self.show(&again)) }
+    }
+
+    async fn walk_now(&self, names: &[Name<'_>], want: Want) -> Result<Walk, Errno> {
+        let root = self.root().await?;
+        match self.show(&root).walk(names, want).await {
+            Err(errno) => self.again(&root, errno).await?.walk(names, want).await,
+            walk => walk,
+        }
+    }
+
+    async fn open_now(&self, names: &[Name<'_>], how: How, want: Want) -> Result<Opened, Errno> {
+        let root = self.root().await?;
+        match self.show(&root).open_at(names, how, want).await {
+            Err(errno) => self.again(&root, errno).await?.open_at(names, how, want).await,
+            opened => opened,
+        }
     }
 }
 
@@ -79,7 +109,7 @@ impl Node for Remote {
     }
 
     fn walk<'a>(&'a self, names: &'a [Name<'a>], want: Want) -> Reply<'a, Walk> {
-        Reply::later(async move { self.root().await?.walk(names, want).await })
+        Reply::later(self.walk_now(names, want))
     }
 
     fn open_at<'a>(&'a self, names: &'a [Name<'a>], how: How, want: Want) -> Reply<'a, Opened> {
@@ -88,21 +118,18 @@ impl Node for Remote {
                 let (handle, attr) = (self.open(how).await?, self.attr_if(want.attr).await?);
                 return Ok(Opened { node: None, attr, handle, first: None, lease: None });
             }
-            self.root().await?.open_at(names, how, want).await
+            self.open_now(names, how, want).await
         })
     }
 
     fn attr(&self) -> Reply<'_, Attr> {
-        let now = Time::now();
-        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        let attr = Attr::synthetic(Qid { kind: FileKind::Dir, ..self.qid }, 0o555);
-        Reply::ok(Attr { uid, gid, atime: now, mtime: now, ctime: now, ..attr })
+        Reply::ok(synthetic(self.qid))
     }
 
     fn open(&self, how: How) -> Reply<'_, Handle> {
         if how.changes() {
             return Errno::EISDIR.into();
         }
-        Reply::later(async move { self.root().await?.open(how).await })
+        Reply::later(async move { Ok(self.open_now(&[], how, Want::default()).await?.handle) })
     }
 }

@@ -11,6 +11,7 @@ mod build;
 mod grid;
 mod list;
 mod namespace;
+mod path;
 mod point;
 mod table;
 mod under;

@@ -1,110 +1,145 @@
 //! Listing a place: what is mounted below it first, then each of its trees in order.
 //!
 //! Plan 9's rule: a union lists its members one after another, duplicates kept, a member that fails skipped. A cookie
-//! stands for (member, the member's cookie), so that going on asks that member to go on, and nothing is gathered; only
-//! a place with a single source hands out that source's own cookies.
+//! stands for (member, the member's cookie), so that going on asks that member to go on, and nothing is gathered; a
+//! place with a single source hands out that source's own cookies.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use p9::{Dir, DirSink, Entry, Errno, FileKind, Handle, How, NameBuf, Qid, Reply, Want};
+use p9::{Dir, DirSink, Entry, Errno, Handle, How, Name, NameBuf, Qid, Reply};
 use parking_lot::Mutex;
 
+use crate::point::first_with;
 use crate::table::{Member, Place};
 use crate::under::TreeId;
 
+/// The most cookies that one open directory remembers (64 MiB of them).
+const MAX_COOKIES: usize = 4 << 20;
+
 /// A place that is being listed.
 pub(crate) struct Listing {
-    /// Mount points that no tree here has under their names, or that hide what one has.
+    /// What is mounted below and in no tree here, or hides what is; in the order of the names.
     mounts: Vec<(NameBuf, Qid)>,
     members: Vec<(TreeId, Arc<dyn Dir>)>,
-    /// Where each cookie that was handed out leads: cookie N is `places[N - 1]`.
-    places: Mutex<Vec<(u32, u64)>>,
+    /// Where each cookie that was handed out leads: cookie N is number N - 1. The mounts are member 0.
+    cookies: Mutex<Vec<(usize, u64)>>,
 }
 
 impl Listing {
-    pub(crate) async fn open(place: &Place, members: Vec<Member>, how: How) -> Result<Self, Errno> {
+    /// Opens `members` to list them, with what is mounted below `place`; `qid` tells what the place of a name below is.
+    /// Errors: those of a member, if none could be opened and nothing is mounted below.
+    pub(crate) async fn open(
+        place: &Place, members: Vec<Member>, how: How, qid: &(dyn Fn(Name<'_>) -> Qid + Sync),
+    ) -> Result<Self, Errno> {
         let mut mounts = Vec::new();
         for (name, below) in &place.below {
-            match below.members.first() {
-                Some(first) => mounts.push((name.clone(), first.id.mix(first.node.qid()))),
-                None if exists(&members, name).await => {}
-                None => mounts.push((name.clone(), Qid { kind: FileKind::Dir, version: 0, path: hash(name) })),
+            let name = name.as_name();
+            // On the way to a mount point, what a tree has there shows.
+            if !below.members.is_empty() || first_with(&members, name).await?.is_none() {
+                mounts.push((name.into(), qid(name)));
             }
         }
         let (mut open, mut failed) = (Vec::new(), None);
         for member in members {
             match member.node.open(how).await {
                 Ok(Handle::Dir(dir)) => open.push((member.id, dir)),
-                Ok(_) => {}
+                Ok(_) => failed = Some(Errno::ENOTDIR),
+                Err(Errno::EINTR) => return Err(Errno::EINTR),
                 Err(errno) => failed = Some(errno),
             }
         }
         match failed {
             Some(errno) if open.is_empty() && mounts.is_empty() => Err(errno),
-            _ => Ok(Self { mounts, members: open, places: Mutex::default() }),
+            _ => Ok(Self { mounts, members: open, cookies: Mutex::default() }),
         }
     }
 
-    /// The cookie that stands for going on in `member` after its own `cookie`.
-    fn cookie(&self, member: usize, cookie: u64) -> u64 {
-        if self.mounts.is_empty() && self.members.len() == 1 {
-            return cookie;
-        }
-        let mut places = self.places.lock();
-        places.push((member as u32, cookie));
-        places.len() as u64
+    fn is_single(&self) -> bool {
+        self.mounts.is_empty() && self.members.len() == 1
     }
 
-    /// Where a cookie leads: the mounts are member 0.
+    /// The cookie that follows `last` and stands for going on in `member` after its own `cookie`. `None` when there
+    /// are too many.
+    fn cookie(&self, last: u64, member: usize, cookie: u64) -> Option<u64> {
+        if self.is_single() {
+            return Some(cookie);
+        }
+        let mut cookies = self.cookies.lock();
+        // Read again, it is the same one again.
+        if cookies.get(last as usize) == Some(&(member, cookie)) {
+            return Some(last + 1);
+        }
+        if cookies.len() == MAX_COOKIES {
+            return None;
+        }
+        cookies.push((member, cookie));
+        Some(cookies.len() as u64)
+    }
+
+    /// Where a cookie leads.
     fn place(&self, cookie: u64) -> Result<(usize, u64), Errno> {
-        if self.mounts.is_empty() && self.members.len() == 1 {
-            return Ok((1, cookie));
-        }
         match cookie.checked_sub(1) {
+            _ if self.is_single() => Ok((1, cookie)),
             None => Ok((0, 0)),
-            Some(at) => {
-                let places = self.places.lock();
-                let (member, cookie) = *places.get(at as usize).ok_or(Errno::EINVAL)?;
-                Ok((member as usize, cookie))
-            }
+            Some(at) => self.cookies.lock().get(at as usize).copied().ok_or(Errno::EINVAL),
         }
+    }
+
+    fn hides(&self, name: Name<'_>) -> bool {
+        self.mounts.binary_search_by(|(mount, _)| mount.as_name().cmp(&name)).is_ok()
     }
 
     async fn list_now(&self, cookie: u64, each: &mut DirSink<'_>) -> Result<(), Errno> {
         let (mut member, mut after) = self.place(cookie)?;
+        let mut last = cookie;
         if member == 0 {
             for (i, (name, qid)) in self.mounts.iter().enumerate().skip(after as usize) {
-                let (cookie, name) = (self.cookie(0, i as u64 + 1), name.as_name());
-                if each(Entry { cookie, qid: *qid, kind: qid.kind.mode_bits(), attr: None, name }).is_break() {
+                let cookie = self.cookie(last, 0, i as u64 + 1).ok_or(Errno::EOVERFLOW)?;
+                let entry = Entry { cookie, qid: *qid, kind: qid.kind.mode_bits(), attr: None, name: name.as_name() };
+                if each(entry).is_break() {
                     return Ok(());
                 }
+                last = cookie;
             }
             (member, after) = (1, 0);
         }
+        let (mut listed, mut failed) = (false, None);
         for (at, (id, dir)) in self.members.iter().enumerate().skip(member - 1) {
-            let mut full = false;
+            let mut full = None;
             let mut take = |entry: Entry<'_>| {
-                if self.mounts.iter().any(|(name, _)| name.as_name() == entry.name) {
+                if self.hides(entry.name) {
                     return ControlFlow::Continue(());
                 }
-                let flow = id.entry(Entry { cookie: self.cookie(at + 1, entry.cookie), ..entry }, each);
-                full = flow.is_break();
-                flow
-            };
-            let listed = dir.list(after, &mut take).await;
-            if full {
-                return Ok(());
-            }
-            if let Err(errno) = listed {
-                if self.members.len() == 1 {
-                    return Err(errno);
+                let Some(cookie) = self.cookie(last, at + 1, entry.cookie) else {
+                    full = Some(Err(Errno::EOVERFLOW));
+                    return ControlFlow::Break(());
+                };
+                match id.entry(Entry { cookie, ..entry }, each) {
+                    ControlFlow::Continue(()) => last = cookie,
+                    ControlFlow::Break(()) => full = Some(Ok(())),
                 }
-                tracing::debug!("a member of a union is skipped: {errno}");
+                if full.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            };
+            let answer = dir.list(after, &mut take).await;
+            if let Some(full) = full {
+                return full;
+            }
+            match answer {
+                Ok(()) => listed = true,
+                Err(Errno::EINTR) => return Err(Errno::EINTR),
+                Err(errno) => {
+                    tracing::debug!("a member of a union is skipped: {errno}");
+                    failed = Some(errno);
+                }
             }
             after = 0;
         }
-        Ok(())
+        match failed {
+            // Nothing could be listed: that is not an empty directory.
+            Some(errno) if !listed && last == cookie => Err(errno),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -112,20 +147,4 @@ impl Dir for Listing {
     fn list<'a>(&'a self, cookie: u64, each: &'a mut DirSink<'a>) -> Reply<'a, ()> {
         Reply::later(self.list_now(cookie, each))
     }
-}
-
-async fn exists(members: &[Member], name: &NameBuf) -> bool {
-    for member in members {
-        if member.node.walk(&[name.as_name()], Want::default()).await.is_ok() {
-            return true;
-        }
-    }
-    false
-}
-
-fn hash(name: &NameBuf) -> u64 {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    name.hash(&mut hasher);
-    hasher.finish()
 }

@@ -9,14 +9,20 @@ use std::sync::Arc;
 use p9::{Errno, FileKind, Name, NameBuf, NodeRef, Reply, Tree, Walk, Want, Who};
 use parking_lot::RwLock;
 
-use crate::point::Point;
-use crate::table::{Member, Table};
+use crate::path::{Path, clean};
+use crate::point::{Point, first_with, members_of};
+use crate::table::{Change, Member, Place, Table};
 use crate::text::{Flags, Line};
-use crate::under::{TreeId, Under};
+use crate::under::{At, TreeId};
+
+/// The most lines that a namespace is made of: a text may come from a peer, and each line costs a copy of the table.
+pub(crate) const MAX_LINES: usize = 1024;
+/// The most names in the path of a mount point.
+const MAX_DEPTH: usize = 128;
 
 /// A namespace. Cheap to clone; clones are the same namespace.
 #[derive(Clone, Default)]
-pub struct Namespace(pub(crate) Arc<RwLock<Table>>);
+pub struct Namespace(Arc<RwLock<Table>>);
 
 /// Why a namespace was not changed.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -45,9 +51,26 @@ pub enum Error {
         /// Where.
         old: String,
     },
-    /// Nothing of the kind is mounted there.
+    /// Both before and after.
+    #[error("{0}: before what is there (-b) or after it (-a), not both")]
+    Order(String),
+    /// A union, none of whose members may be created in, was to be bound so that files can be created in it.
+    #[error("{0}: a union in which nothing can be created is not bound with -c")]
+    Create(String),
+    /// Nothing is mounted there.
     #[error("{0}: not mounted")]
     NotMounted(String),
+    /// Something else is mounted there.
+    #[error("{new} is not in the union at {old}")]
+    NotInUnion {
+        /// What was to be unmounted.
+        new: String,
+        /// Where.
+        old: String,
+    },
+    /// A namespace of more lines than one may have.
+    #[error("a namespace has at most {MAX_LINES} lines")]
+    Full,
 }
 
 impl Namespace {
@@ -57,101 +80,189 @@ impl Namespace {
     }
 
     /// Mounts the tree with the root `root` at `old`, as mount(2). `server` and `spec` say where the tree is from, for
-    /// the text.
+    /// the text; within one namespace they are the same for the same tree alone, and the identity of its files is made
+    /// from them. Errors: [`Error::Kind`], [`Error::Path`], [`Error::Order`], [`Error::Full`].
     pub async fn mount(&self, server: &str, spec: &str, root: NodeRef, old: &str, flags: Flags) -> Result<(), Error> {
-        let new = vec![Member { id: TreeId::next(), node: root, create: flags.create }];
-        let line = Line::Mount { flags, server: server.into(), old: old.into(), spec: spec.into() };
-        self.put(server, new, old, flags, line).await
+        let change = mount(server, spec, root, old, flags)?;
+        self.put(server, change).await
     }
 
-    /// Binds what is at `new` now to `old`, as bind(2): of a union, a copy of its list.
+    /// Binds what is at `new` now to `old`, as bind(2): of a union, a copy of its list. Errors: those of
+    /// [`Namespace::mount`], and [`Error::Create`].
     pub async fn bind(&self, new: &str, old: &str, flags: Flags) -> Result<(), Error> {
+        let (path, source) = (split(old)?, split(new)?);
+        let (new, old) = (&*clean("/", new), clean("/", old));
         let mut members = self.members(new).await?;
-        if flags.create {
-            members.iter_mut().for_each(|member| member.create = true);
+        let many = members.len() > 1;
+        if flags.create && many && !members.iter().any(|member| member.create) {
+            return Err(Error::Create(new.into()));
         }
-        let line = Line::Bind { flags, new: new.into(), old: old.into() };
-        self.put(new, members, old, flags, line).await
+        let from: Arc<str> = new.into();
+        for member in &mut members {
+            member.create = flags.create && (member.create || !many);
+            member.from = from.clone();
+        }
+        let line = Line::Bind { flags, new: new.into(), old };
+        self.put(new, Change { old: path, new: Some(source), members, original: None, flags, line }).await
     }
 
-    /// Unmounts all that is at `old`, or what `new` stands for of it.
+    /// Unmounts all that is at `old`, or of it what `new` says: what was mounted or bound under that name, or else under
+    /// whichever name what is at that path now was. Errors: [`Error::NotMounted`], [`Error::NotInUnion`],
+    /// [`Error::Path`].
     pub async fn unmount(&self, new: Option<&str>, old: &str) -> Result<(), Error> {
         let path = split(old)?;
-        let only = match new {
-            Some(new) => Some(self.members(new).await?),
+        let sources = match new {
             None => None,
+            Some(new) => Some(self.sources(new, &path).await?),
         };
-        let line = Line::Unmount { new: new.map(str::to_string), old: old.into() };
         let mut table = self.0.write();
-        let changed = table.unmounted(&path, only.as_deref(), line);
-        *table = changed.map_err(|_| Error::NotMounted(old.into()))?;
+        let Some(changed) = table.unmounted(&path, sources.as_deref(), &clean("/", old)) else {
+            let not_in = |new: &str| Error::NotInUnion { new: new.into(), old: old.into() };
+            let mounted = !table.mounted_at(&path).is_empty();
+            return Err(new.filter(|_| mounted).map_or_else(|| Error::NotMounted(old.into()), not_in));
+        };
+        *table = room(changed)?;
         Ok(())
     }
 
-    /// The lines that made it, in order.
+    /// The names under which what `new` says is mounted at `old`.
+    async fn sources(&self, new: &str, old: &[NameBuf]) -> Result<Vec<Arc<str>>, Error> {
+        let path = if new.starts_with('/') { clean("/", new) } else { new.to_string() };
+        if !path.starts_with('/') || self.0.read().mounted_at(old).iter().any(|member| *member.from == *path) {
+            return Ok(vec![path.into()]);
+        }
+        let only = self.members(&path).await?;
+        Ok(self.0.read().sources(old, &only))
+    }
+
+    /// The lines that make it, in order.
     pub fn lines(&self) -> Vec<Line> {
-        self.0.read().lines.clone()
+        self.0.read().lines().cloned().collect()
     }
 
-    async fn put(&self, new: &str, members: Vec<Member>, old: &str, flags: Flags, line: Line) -> Result<(), Error> {
-        let path = split(old)?;
-        let beneath = match path.is_empty() && self.0.read().root.members.is_empty() {
-            true => None,
-            false => self.members(old).await.ok().and_then(|there| there.into_iter().next()),
-        };
-        let is_dir = |member: &Member| member.node.qid().kind == FileKind::Dir;
-        let dirs = members.iter().all(is_dir);
-        let fits = beneath.as_ref().is_none_or(|beneath| is_dir(beneath) == dirs) && (dirs || !flags.union());
-        if !fits || members.is_empty() {
-            return Err(Error::Kind { new: new.into(), old: old.into() });
-        }
-        let original = beneath.map(|member| Member { create: false, ..member });
-        let mut table = self.0.write();
-        *table = table.mounted(&path, members, original, flags, line);
-        Ok(())
+    /// The text that makes it, a line each: what [`crate::text::parse`] reads.
+    pub fn to_text(&self) -> String {
+        self.to_string()
     }
 
-    /// What is at `path`, in the trees that have it.
-    async fn members(&self, path: &str) -> Result<Vec<Member>, Error> {
-        let node = self.walk(path).await.map_err(|errno| Error::Path { path: path.into(), errno })?;
-        if let Some(Under { id, node }) = Under::of(&node) {
-            return Ok(vec![Member { id: *id, node: node.clone(), create: true }]);
-        }
-        let members = Point::of(&node).map(Point::members).unwrap_or_default();
-        if members.is_empty() {
-            return Err(Error::Path { path: path.into(), errno: Errno::ENOENT });
-        }
-        Ok(members)
-    }
-
-    /// The file at `path`.
+    /// The file at `path`, which is absolute and has no `..`.
     pub async fn walk(&self, path: &str) -> Result<NodeRef, Errno> {
-        let root: NodeRef = Point::root(self);
-        let names = Name::split(path.as_bytes())?;
+        self.walk_bytes(path.as_bytes()).await
+    }
+
+    async fn walk_bytes(&self, path: &[u8]) -> Result<NodeRef, Errno> {
+        let root = self.root();
+        let names = Name::split(path)?;
         if names.is_empty() {
             return Ok(root);
         }
         root.walk(&names, Want::default()).await.and_then(Walk::reached).map(|reached| reached.node)
     }
+
+    fn root(&self) -> NodeRef {
+        Arc::new(Point::new(At { ns: self.clone(), path: Path::default() }, Vec::new()))
+    }
+
+    /// This namespace as it is now, whatever is done to it afterwards.
+    pub(crate) fn frozen(&self) -> Self {
+        Self(Arc::new(RwLock::new(self.0.read().clone())))
+    }
+
+    /// What is mounted at `path` or below.
+    pub(crate) fn place(&self, path: &Path) -> Option<Arc<Place>> {
+        self.0.read().at(path).cloned()
+    }
+
+    async fn put(&self, new: &str, mut change: Change) -> Result<(), Error> {
+        let original = self.original(&change.old).await;
+        fits(new, &change, original.as_ref())?;
+        change.original = original;
+        self.apply(change)
+    }
+
+    /// Makes a change that is known to be right.
+    pub(crate) fn apply(&self, change: Change) -> Result<(), Error> {
+        let mut table = self.0.write();
+        *table = room(table.mounted(change))?;
+        Ok(())
+    }
+
+    /// What is at `path` beneath all that is mounted there, if anything is.
+    async fn original(&self, path: &[NameBuf]) -> Option<Member> {
+        let (last, above) = path.split_last()?;
+        let mut dir = self.root();
+        if !above.is_empty() {
+            let names: Vec<Name<'_>> = above.iter().map(NameBuf::as_name).collect();
+            dir = self.root().walk(&names, Want::default()).await.and_then(Walk::reached).ok()?.node;
+        }
+        first_with(&members_of(&dir), last.as_name()).await.ok().flatten()
+    }
+
+    /// What is at `path`, in the trees that have it.
+    async fn members(&self, path: &str) -> Result<Vec<Member>, Error> {
+        let fail = |errno| Error::Path { path: path.into(), errno };
+        // What was mounted below comes along, as it is now.
+        let frozen = self.frozen();
+        let node = frozen.walk(path).await.map_err(fail)?;
+        let place = Point::of(&node).map(Point::place);
+        match members_of(&node) {
+            _ if place.is_some_and(|place| !place.below.is_empty()) => Ok(vec![Member::beneath(TreeId::SAME, node)]),
+            members if members.is_empty() => Err(fail(Errno::ENOENT)),
+            members => Ok(members),
+        }
+    }
+}
+
+/// The change that a mount makes.
+pub(crate) fn mount(server: &str, spec: &str, root: NodeRef, old: &str, flags: Flags) -> Result<Change, Error> {
+    let member = Member { id: TreeId::of(server, spec), node: root, create: flags.create, from: server.into() };
+    let path = split(old)?;
+    let line = Line::Mount { flags, server: server.into(), old: clean("/", old), spec: spec.into() };
+    Ok(Change { old: path, new: None, members: vec![member], original: None, flags, line })
+}
+
+/// Whether `change` may be made where `original` is.
+fn fits(new: &str, change: &Change, original: Option<&Member>) -> Result<(), Error> {
+    let Change { members, flags, line, .. } = change;
+    if flags.before && flags.after {
+        return Err(Error::Order(line.to_string()));
+    }
+    let is_dir = |member: &Member| member.node.qid().kind == FileKind::Dir;
+    let dirs = members.iter().all(is_dir);
+    // The root is a directory, whatever is mounted there.
+    let there = original.map_or(change.old.is_empty().then_some(true), |original| Some(is_dir(original)));
+    match there.is_none_or(|there| there == dirs) && (dirs || !flags.union()) {
+        true => Ok(()),
+        false => Err(Error::Kind { new: new.into(), old: line.old().into() }),
+    }
+}
+
+fn room(table: Table) -> Result<Table, Error> {
+    if table.lines().len() > MAX_LINES { Err(Error::Full) } else { Ok(table) }
 }
 
 impl fmt::Display for Namespace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.read().lines.iter().try_for_each(|line| writeln!(f, "{line}"))
+        self.0.read().lines().try_for_each(|line| writeln!(f, "{line}"))
     }
 }
 
 impl Tree for Namespace {
     fn attach<'a>(&'a self, _who: &'a Who, aname: &'a [u8]) -> Reply<'a, NodeRef> {
-        match std::str::from_utf8(aname) {
-            Ok("" | "/") => Reply::ok(Point::root(self)),
-            Ok(path) => Reply::later(self.walk(path)),
-            Err(_) => Errno::ENOENT.into(),
+        match aname {
+            b"" | b"/" => Reply::ok(self.root()),
+            path => Reply::later(self.walk_bytes(path)),
         }
     }
 }
 
+/// The names of an absolute path.
 fn split(path: &str) -> Result<Vec<NameBuf>, Error> {
-    let names = Name::split(path.as_bytes()).map_err(|errno| Error::Path { path: path.into(), errno })?;
-    Ok(names.into_iter().map(NameBuf::from).collect())
+    let fail = |errno| Error::Path { path: path.to_string(), errno };
+    if !path.starts_with('/') {
+        return Err(fail(Errno::EINVAL));
+    }
+    let path = clean("/", path);
+    let names = Name::split(path.as_bytes()).map_err(fail)?.into_iter().map(NameBuf::from);
+    if names.len() > MAX_DEPTH { Err(fail(Errno::ENAMETOOLONG)) } else { Ok(names.collect()) }
 }

@@ -2,33 +2,100 @@
 //!
 //! It holds its path, not what is mounted there, so that it shows changes; and what was found at that path in the trees
 //! above. A walk goes on from place to place, and leaves the table behind ([`Under`]) where nothing further is mounted:
-//! from there on it is one request to one tree.
+//! from there on it is one request to one tree. Through a mount point that hides what is beneath, it asks nobody.
 
 use std::any::Any;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use p9::{
-    Attr, Created, Errno, FileKind, Handle, How, Name, NameBuf, New, Node, NodeRef, Opened, Qid, Reply, SetAttr,
-    StatFs, Time, Walk, Want,
-};
+use p9::{Attr, Created, Errno, FileKind, Handle, How, Name, New, NodeRef, Opened, Qid, Reached, Walk, Want, What};
 
 use crate::list::Listing;
-use crate::namespace::Namespace;
 use crate::table::{Member, Place};
-use crate::under::{TreeId, Under, wrap};
+use crate::under::{At, Under, keyed, synthetic};
+
+mod node;
 
 /// A place.
 pub(crate) struct Point {
-    ns: Namespace,
-    path: Arc<[NameBuf]>,
+    at: At,
     /// What the trees mounted further up have here.
     beneath: Vec<Member>,
 }
 
+/// How far the table knows a path.
+struct Known<'a> {
+    qids: Vec<Qid>,
+    /// The last place that it knows; `None`: where the walk began.
+    last: Option<Point>,
+    rest: &'a [Name<'a>],
+}
+
+/// The trees that have the file `node`, and what it is in them.
+pub(crate) fn members_of(node: &NodeRef) -> Vec<Member> {
+    match (Under::of(node), Point::of(node)) {
+        (Some(under), _) => vec![Member::beneath(under.id, under.node.clone())],
+        (_, Some(point)) => point.members(),
+        _ => Vec::new(),
+    }
+}
+
+/// The file `name` of the first of `members` that has it; one that cannot be asked has nothing. Errors: `EINTR`.
+pub(crate) async fn first_with(members: &[Member], name: Name<'_>) -> Result<Option<Member>, Errno> {
+    for member in members {
+        match member.node.walk(&[name], Want::default()).await.and_then(Walk::reached) {
+            Ok(reached) => return Ok(Some(Member::beneath(member.id, reached.node))),
+            Err(Errno::EINTR) => return Err(Errno::EINTR),
+            Err(_) => {}
+        }
+    }
+    Ok(None)
+}
+
+/// The directory that the file `new_name` of `new_dir` is in, or is to be in, when it is moved there out of `from`.
+pub(crate) async fn move_target(from: &Member, new_dir: &NodeRef, new_name: Name<'_>) -> Result<NodeRef, Errno> {
+    let point = match Under::of(new_dir) {
+        Some(under) => match under.point() {
+            Some(point) => point,
+            None if under.id == from.id => return Ok(under.node.clone()),
+            None => return Err(Errno::EXDEV),
+        },
+        None => Point::of(new_dir).ok_or(Errno::EXDEV)?.clone(),
+    };
+    let members = point.members();
+    let in_tree = |member: &&Member| member.id == from.id;
+    if let ([only], None) = (&members[..], point.place().child(new_name))
+        && only.create
+    {
+        return if in_tree(&only) { Ok(only.node.clone()) } else { Err(Errno::EXDEV) };
+    }
+    let target = match point.having(new_name, &members).await {
+        // What it replaces may be in another tree: then it cannot be done in one step.
+        Ok(having) => Some(having).filter(in_tree),
+        Err(Errno::ENOENT) => {
+            let same = |member: &&Member| member.node.qid() == from.node.qid();
+            let open = members.iter().filter(in_tree).find(|member| same(member) || member.create);
+            let stays = members.iter().filter(in_tree).find(same);
+            match stays.or(open) {
+                None if members.is_empty() => return Err(Errno::EROFS),
+                None if members.iter().any(|member| in_tree(&member)) => return Err(Errno::EACCES),
+                found => found,
+            }
+        }
+        Err(errno) => return Err(errno),
+    };
+    target.map(|member| member.node.clone()).ok_or(Errno::EXDEV)
+}
+
+impl Clone for Point {
+    fn clone(&self) -> Self {
+        Self { at: self.at.clone(), beneath: self.beneath.clone() }
+    }
+}
+
 impl Point {
-    pub(crate) fn root(ns: &Namespace) -> NodeRef {
-        Arc::new(Self { ns: ns.clone(), path: Arc::new([]), beneath: Vec::new() })
+    /// The place `at`, where the trees further up have `beneath`.
+    pub(crate) fn new(at: At, beneath: Vec<Member>) -> Self {
+        Self { at, beneath }
     }
 
     /// The place that `node` stands for, if it is one.
@@ -39,251 +106,225 @@ impl Point {
 
     /// The place in the table; an empty one if it was unmounted since.
     pub(crate) fn place(&self) -> Arc<Place> {
-        self.ns.0.read().root.at(&self.path).unwrap_or_default()
+        self.at.place().unwrap_or_default()
     }
 
     /// What is here: what is mounted, else what the trees further up have.
     pub(crate) fn members(&self) -> Vec<Member> {
-        self.members_of(&self.place())
+        self.members_in(&self.place())
     }
 
-    fn members_of(&self, place: &Place) -> Vec<Member> {
+    fn members_in(&self, place: &Place) -> Vec<Member> {
         if place.members.is_empty() { self.beneath.clone() } else { place.members.clone() }
-    }
-
-    /// The file of the tree `id` that is here.
-    pub(crate) fn member(&self, id: TreeId) -> Option<NodeRef> {
-        self.members().into_iter().find(|member| member.id == id).map(|member| member.node)
-    }
-
-    pub(crate) fn is_mount_point(&self, name: Name<'_>) -> bool {
-        self.place().child(name).is_some()
     }
 
     fn first(&self) -> Option<Member> {
         self.members().into_iter().next()
     }
 
-    /// The qid of a directory that no tree has.
-    fn synthetic_qid(&self) -> Qid {
-        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-        for byte in self.path.iter().flat_map(|name| name.as_name().as_bytes().iter().chain(b"/")) {
-            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-        Qid { kind: FileKind::Dir, version: 0, path: hash }
+    /// The qid of what is here; of a directory that no tree has, a hash of its path.
+    pub(crate) fn qid_here(&self) -> Qid {
+        let made = || Qid { kind: FileKind::Dir, version: 0, path: keyed(self.at.path.names()) };
+        self.first().map_or_else(made, |first| first.id.mix(first.node.qid()))
     }
 
-    /// The place `name` below, with what the trees here have under that name.
-    async fn step(&self, name: Name<'_>, members: &[Member]) -> Self {
-        let mut beneath = Vec::new();
-        for member in members {
-            if let Ok(reached) = member.node.walk(&[name], Want::default()).await.and_then(Walk::reached) {
-                beneath.push(Member { id: member.id, node: reached.node, create: true });
-                // The first tree that has the name is the one that counts.
-                break;
+    /// The place `name` below: `below` in the table. What the trees here have under that name is asked for only if it
+    /// shows. Errors: `EINTR`; what cannot be asked is as if it were not there, or it would take the way to what is
+    /// mounted below with it.
+    async fn step(&self, name: Name<'_>, below: &Place, members: &[Member]) -> Result<Self, Errno> {
+        let at = self.at.enter(&[name]);
+        if !below.members.is_empty() {
+            return Ok(Self::new(at, Vec::new()));
+        }
+        Ok(Self::new(at, first_with(members, name).await?.into_iter().collect()))
+    }
+
+    /// Follows `names` as far as the table knows them.
+    async fn known<'a>(&self, names: &'a [Name<'a>]) -> Result<Known<'a>, (Vec<Qid>, Errno)> {
+        let mut known = Known { qids: Vec::new(), last: None, rest: names };
+        while let Some((&name, rest)) = known.rest.split_first() {
+            let here = known.last.as_ref().unwrap_or(self);
+            let place = here.place();
+            let Some(below) = place.child(name) else { break };
+            match here.step(name, below, &here.members_in(&place)).await {
+                Ok(next) => {
+                    known.qids.push(next.qid_here());
+                    known.last = Some(next);
+                }
+                Err(errno) => return Err((known.qids, errno)),
             }
+            known.rest = rest;
         }
-        let path = self.path.iter().cloned().chain([NameBuf::from(name)]).collect();
-        Self { ns: self.ns.clone(), path, beneath }
+        Ok(known)
     }
 
-    async fn walk_on(&self, names: &[Name<'_>], want: Want) -> Result<Walk, Errno> {
-        let Some((&first, rest)) = names.split_first() else { return Err(Errno::EINVAL) };
-        let place = self.place();
-        let members = self.members_of(&place);
-        if let Some(below) = place.child(first) {
-            let mounted_whole = !below.members.is_empty() && below.below.is_empty() && below.members.len() == 1;
-            // A single tree with nothing mounted in it needs no table any more.
-            let next: NodeRef = match below.members.first() {
-                Some(only) if mounted_whole && only.create => wrap(only.id, only.node.clone()),
-                Some(_) => Arc::new(Self::below(self, first)),
-                None => Arc::new(self.step(first, &members).await),
-            };
-            if rest.is_empty() {
-                let attr = next.attr_if(want.attr).await?;
-                return Ok(Walk::one(next, attr));
+    pub(crate) async fn walk_on(&self, names: &[Name<'_>], want: Want) -> Result<Walk, Errno> {
+        let Known { mut qids, last, rest } = match self.known(names).await {
+            Ok(known) => known,
+            Err((qids, errno)) if qids.is_empty() => return Err(errno),
+            Err((qids, errno)) => return Ok(Walk { qids, end: Err(errno) }),
+        };
+        let walked = match last {
+            Some(last) if rest.is_empty() => {
+                let attr = if want.attr { last.attr_here().await.ok() } else { None };
+                return Ok(Walk { qids, end: Ok(Reached { node: Arc::new(last), attr, lease: None }) });
             }
-            let below = next.walk(rest, want).await;
-            return Ok(Walk::after(next.qid(), below));
-        }
-        let mut missing = Errno::ENOENT;
-        for member in &members {
-            match member.node.walk(names, want).await {
-                Ok(walk) => return Ok(member.id.walk(walk)),
-                // A member that is dead hides nothing that others have.
-                Err(errno) if errno != Errno::ENOENT => missing = errno,
-                Err(_) => {}
+            Some(last) => last.beyond(rest, want).await,
+            None => return self.beyond(rest, want).await,
+        };
+        match walked {
+            Ok(walk) => {
+                qids.extend(walk.qids);
+                Ok(Walk { qids, end: walk.end })
             }
+            Err(errno) => Ok(Walk { qids, end: Err(errno) }),
         }
-        Err(missing)
     }
 
-    fn below(&self, name: Name<'_>) -> Self {
-        let path = self.path.iter().cloned().chain([NameBuf::from(name)]).collect();
-        Self { ns: self.ns.clone(), path, beneath: Vec::new() }
-    }
-
-    /// The member that has `name`.
-    async fn having(&self, name: Name<'_>) -> Result<Member, Errno> {
-        if self.is_mount_point(name) {
-            return Err(Errno::EBUSY);
-        }
+    /// Walks names of which the table knows nothing: the first tree that has the first of them is the one that counts,
+    /// whatever becomes of the rest.
+    async fn beyond(&self, names: &[Name<'_>], want: Want) -> Result<Walk, Errno> {
         let mut missing = Errno::ENOENT;
         for member in self.members() {
-            match member.node.walk(&[name], Want::default()).await {
-                Ok(_) => return Ok(member),
-                Err(errno) if errno != Errno::ENOENT => missing = errno,
-                Err(_) => {}
+            match member.node.walk(names, want).await {
+                Ok(walk) => return Ok(member.id.walk(walk, || Some(self.at.enter(names)))),
+                Err(Errno::EINTR) => return Err(Errno::EINTR),
+                Err(Errno::ENOENT) => {}
+                // A member that is dead hides nothing that others have.
+                Err(errno) => missing = errno,
             }
         }
         Err(missing)
     }
 
-    async fn create_in(&self, name: Name<'_>, what: New<'_>) -> Result<Created, Errno> {
-        match self.having(name).await {
-            Err(Errno::EBUSY) => return Err(Errno::EEXIST),
-            // An existing file is opened where it is, and any other thing is in the way.
-            Ok(member) => return Ok(member.id.created(member.node.create(name, what).await?)),
-            Err(_) => {}
+    pub(crate) async fn open_on(&self, names: &[Name<'_>], how: How, want: Want) -> Result<Opened, Errno> {
+        let Known { last, rest, .. } = self.known(names).await.map_err(|(_, errno)| errno)?;
+        let here = last.as_ref().unwrap_or(self);
+        let opened = |node, handle, attr| Opened { node, attr, handle, first: None, lease: None };
+        if rest.is_empty() {
+            let handle = here.open_here(how).await?;
+            let attr = if want.attr { here.attr_here().await.ok() } else { None };
+            return Ok(opened(last.map(|last| Arc::new(last) as NodeRef), handle, attr));
         }
-        let here = self.members();
-        if here.is_empty() {
-            return Err(Errno::EROFS);
+        match &here.members()[..] {
+            // One tree and nothing mounted further down: one request.
+            [only] => {
+                let opened = only.node.open_at(rest, how, want).await?;
+                Ok(only.id.opened(opened, || Some(here.at.enter(rest))))
+            }
+            _ => {
+                let Reached { node, .. } = here.beyond(rest, Want::default()).await?.reached()?;
+                let opened = node.open_at(&[], how, want).await?;
+                Ok(Opened { node: Some(node), ..opened })
+            }
         }
-        // "Mounted directory forbids creation", unless one of its members was mounted to allow it.
-        let member = here.iter().find(|member| member.create).ok_or(Errno::EACCES)?;
-        Ok(member.id.created(member.node.create(name, what).await?))
     }
 
-    async fn open_here(&self, how: How) -> Result<Handle, Errno> {
-        let members = self.members();
+    pub(crate) async fn open_here(&self, how: How) -> Result<Handle, Errno> {
+        let place = self.place();
+        let members = self.members_in(&place);
         match members.first() {
             Some(first) if first.node.qid().kind != FileKind::Dir => return first.node.open(how).await,
             _ if how.changes() => return Err(Errno::EISDIR),
             _ => {}
         }
-        Ok(Handle::Dir(Arc::new(Listing::open(&self.place(), members, how).await?)))
+        let below = |name: Name<'_>| Self::new(self.at.enter(&[name]), Vec::new()).qid_here();
+        Ok(Handle::Dir(Arc::new(Listing::open(&place, members, how, &below).await?)))
     }
 
     async fn attr_here(&self) -> Result<Attr, Errno> {
-        match self.first() {
-            Some(first) => {
-                let attr = first.node.attr().await?;
-                Ok(Attr { qid: first.id.mix(attr.qid), ..attr })
+        let place = self.place();
+        let members = self.members_in(&place);
+        let Some(first) = members.first() else { return Ok(synthetic(self.qid_here())) };
+        let attr = first.id.attr(first.node.attr().await?);
+        let more = members.len() > 1 || !place.below.is_empty();
+        // Its links are not those of one directory: 1 says that their number tells nothing.
+        Ok(if more { Attr { nlink: 1, ..attr } } else { attr })
+    }
+
+    /// The member that has `name`. Errors: `ENOENT`; what the others answered, if none has it; `EBUSY` for what is
+    /// mounted.
+    async fn having<'m>(&self, name: Name<'_>, members: &'m [Member]) -> Result<&'m Member, Errno> {
+        if self.place().child(name).is_some() {
+            return Err(Errno::EBUSY);
+        }
+        let mut missing = Errno::ENOENT;
+        for member in members {
+            match member.node.walk(&[name], Want::default()).await {
+                Ok(_) => return Ok(member),
+                Err(Errno::EINTR) => return Err(Errno::EINTR),
+                Err(Errno::ENOENT) => {}
+                Err(errno) => missing = errno,
             }
-            None => {
-                let now = Time::now();
-                let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-                let attr = Attr::synthetic(self.synthetic_qid(), 0o555);
-                Ok(Attr { uid, gid, atime: now, mtime: now, ctime: now, ..attr })
-            }
+        }
+        Err(missing)
+    }
+
+    /// The member out of which `name` is removed or moved; a single one is not asked first.
+    pub(crate) async fn holder(&self, name: Name<'_>) -> Result<Member, Errno> {
+        let members = self.members();
+        match &members[..] {
+            [] => Err(if self.place().child(name).is_some() { Errno::EBUSY } else { Errno::ENOENT }),
+            [only] if self.place().child(name).is_none() => Ok(only.clone()),
+            _ => self.having(name, &members).await.cloned(),
         }
     }
 
-    /// The first tree that is here: what a union is asked about goes to it.
-    fn top(&self) -> Result<Member, Errno> {
-        self.first().ok_or(Errno::EROFS)
-    }
-}
-
-impl Node for Point {
-    fn qid(&self) -> Qid {
-        self.first().map_or_else(|| self.synthetic_qid(), |first| first.id.mix(first.node.qid()))
-    }
-
-    fn walk<'a>(&'a self, names: &'a [Name<'a>], want: Want) -> Reply<'a, Walk> {
-        Reply::later(self.walk_on(names, want))
-    }
-
-    fn open_at<'a>(&'a self, names: &'a [Name<'a>], how: How, want: Want) -> Reply<'a, Opened> {
-        Reply::later(async move {
-            let Some(&first) = names.first() else {
-                let (handle, attr) = (self.open_here(how).await?, self.attr_if(want.attr).await?);
-                return Ok(Opened { node: None, attr, handle, first: None, lease: None });
-            };
-            let members = self.members();
-            match (&members[..], self.is_mount_point(first)) {
-                // One tree and nothing mounted further down: one request.
-                ([only], false) => Ok(only.id.opened(only.node.open_at(names, how, want).await?)),
-                _ => {
-                    let reached = self.walk_on(names, Want::default()).await?.reached()?;
-                    let opened = reached.node.open_at(&[], how, want).await?;
-                    Ok(Opened { node: Some(reached.node), ..opened })
-                }
-            }
-        })
-    }
-
-    fn attr(&self) -> Reply<'_, Attr> {
-        Reply::later(self.attr_here())
-    }
-
-    fn open(&self, how: How) -> Reply<'_, Handle> {
-        Reply::later(self.open_here(how))
-    }
-
-    fn create<'a>(&'a self, name: Name<'a>, what: New<'a>) -> Reply<'a, Created> {
-        Reply::later(self.create_in(name, what))
-    }
-
-    fn set_attr(&self, change: SetAttr) -> Reply<'_, Attr> {
-        Reply::later(async move {
-            let top = self.top()?;
-            let attr = top.node.set_attr(change).await?;
-            Ok(Attr { qid: top.id.mix(attr.qid), ..attr })
-        })
-    }
-
-    fn remove<'a>(&'a self, name: Name<'a>, dir: bool) -> Reply<'a, ()> {
-        Reply::later(async move { self.having(name).await?.node.remove(name, dir).await })
-    }
-
-    fn rename<'a>(&'a self, name: Name<'a>, new_dir: &'a NodeRef, new_name: Name<'a>, flags: u32) -> Reply<'a, ()> {
-        Reply::later(async move {
-            let from = self.having(name).await?;
-            Under::move_to(from.id, &from.node, name, new_dir, new_name, flags).await
-        })
-    }
-
-    fn link<'a>(&'a self, target: &'a NodeRef, name: Name<'a>) -> Reply<'a, ()> {
-        Reply::later(async move {
-            match self.having(name).await {
-                Ok(_) | Err(Errno::EBUSY) => return Err(Errno::EEXIST),
+    pub(crate) async fn create_in(&self, name: Name<'_>, what: New<'_>) -> Result<Created, Errno> {
+        let place = self.place();
+        if place.child(name).is_some() {
+            return self.open_mounted(name, what).await;
+        }
+        let members = self.members_in(&place);
+        let made = |member: &Member, created| member.id.created(created, Some(self.at.enter(&[name])));
+        let open = members.iter().position(|member| member.create);
+        if let ([only], Some(_)) = (&members[..], open) {
+            return Ok(made(only, only.node.create(name, what).await?));
+        }
+        for (index, member) in members.iter().enumerate() {
+            match member.node.walk(&[name], Want::default()).await {
+                // An existing file is opened where it is, and any other thing is in the way.
+                Ok(_) => return Ok(made(member, member.node.create(name, what).await?)),
+                Err(Errno::ENOENT) => {}
+                // What cannot be asked may hold what would hide the new file; what it would hide does not matter.
+                Err(errno) if errno == Errno::EINTR || open.is_none_or(|open| index < open) => return Err(errno),
                 Err(_) => {}
             }
-            let Under { id, node } = Under::of(target).ok_or(Errno::EXDEV)?;
-            let here = self.members().into_iter().find(|member| member.id == *id).ok_or(Errno::EXDEV)?;
-            here.node.link(node, name).await
-        })
+        }
+        match open {
+            Some(open) => Ok(made(&members[open], members[open].node.create(name, what).await?)),
+            None if members.is_empty() => Err(Errno::EROFS),
+            // "Mounted directory forbids creation."
+            None => Err(Errno::EACCES),
+        }
     }
 
-    fn read_link(&self) -> Reply<'_, Bytes> {
-        Reply::later(async move { self.first().ok_or(Errno::EINVAL)?.node.read_link().await })
+    /// Opens the mounted file `name`, if that is what `what` allows.
+    async fn open_mounted(&self, name: Name<'_>, what: New<'_>) -> Result<Created, Errno> {
+        let What::File(how) = what.what else { return Err(Errno::EEXIST) };
+        if how.excl {
+            return Err(Errno::EEXIST);
+        }
+        let Opened { node, attr, handle, .. } = self.open_on(&[name], how, Want::ATTR).await?;
+        Ok(Created { node: node.ok_or(Errno::EIO)?, attr, handle: Some(handle) })
     }
 
-    fn stat_fs(&self) -> Reply<'_, StatFs> {
-        Reply::later(async move {
-            match self.first() {
-                Some(first) => first.node.stat_fs().await,
-                None => Ok(StatFs::synthetic()),
-            }
-        })
+    pub(crate) async fn remove_in(&self, name: Name<'_>, dir: bool) -> Result<(), Errno> {
+        self.holder(name).await?.node.remove(name, dir).await
     }
 
-    fn sync(&self) -> Reply<'_, ()> {
-        Reply::later(async move {
-            match self.first() {
-                Some(first) => first.node.sync().await,
-                None => Ok(()),
-            }
-        })
-    }
-
-    fn xattr<'a>(&'a self, name: &'a [u8]) -> Reply<'a, Bytes> {
-        Reply::later(async move { self.first().ok_or(Errno::EOPNOTSUPP)?.node.xattr(name).await })
-    }
-
-    fn xattrs(&self) -> Reply<'_, Bytes> {
-        Reply::later(async move { self.first().ok_or(Errno::EOPNOTSUPP)?.node.xattrs().await })
+    pub(crate) async fn link_in(&self, linked: &Member, name: Name<'_>) -> Result<(), Errno> {
+        let members = self.members();
+        match self.having(name, &members).await {
+            Ok(_) | Err(Errno::EBUSY) => return Err(Errno::EEXIST),
+            Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+        let in_tree = |member: &&Member| member.id == linked.id;
+        match members.iter().filter(in_tree).find(|member| member.create) {
+            Some(member) => member.node.link(&linked.node, name).await,
+            None if members.iter().any(|member| in_tree(&member)) => Err(Errno::EACCES),
+            None => Err(Errno::EXDEV),
+        }
     }
 }

@@ -13,6 +13,8 @@ use nom::multi::{fold_many1, many0, separated_list1};
 use nom::sequence::{delimited, preceded};
 use nom::{IResult, Parser};
 
+use crate::namespace::MAX_LINES;
+
 /// How something is mounted: the flags of mount(1) and bind(1). None of them: instead of what is there.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Flags {
@@ -70,6 +72,23 @@ pub enum Line {
     },
 }
 
+impl Line {
+    /// The path that it is about.
+    pub fn old(&self) -> &str {
+        match self {
+            Self::Mount { old, .. } | Self::Bind { old, .. } | Self::Unmount { old, .. } | Self::Cd { dir: old } => old,
+        }
+    }
+
+    /// How it mounts or binds.
+    pub fn flags(&self) -> Flags {
+        match self {
+            Self::Mount { flags, .. } | Self::Bind { flags, .. } => *flags,
+            Self::Unmount { .. } | Self::Cd { .. } => Flags::default(),
+        }
+    }
+}
+
 /// Why a text is no namespace file.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("line {line}, column {column}: expected {expected}")]
@@ -86,6 +105,9 @@ pub struct ParseError {
 pub fn parse(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Result<Vec<Line>, ParseError> {
     let mut lines = Vec::new();
     for (i, line) in logical_lines(text) {
+        if lines.len() == MAX_LINES {
+            return Err(error(i, line, line, &format!("the end: there are at most {MAX_LINES} lines")));
+        }
         let words = match words(line) {
             Ok(words) => words,
             Err(rest) => return Err(error(i, line, rest, "a word, or the quote that ends it")),

@@ -1,0 +1,190 @@
+//! Namespaces from their text, and the text of a namespace: one is as good as the other.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use ns::text::{Flags, Line};
+use ns::{Build, Dialer, Error, Namespace};
+use p9::{Errno, FileKind, NodeRef, Reply};
+use proptest::prelude::*;
+
+use crate::support::{self, Asked, Dead, Files, Numbered, create, lines, names, read, walk};
+
+/// Reaches `tN`, a tree of numbered files; `dead`, which answers nothing; and `files`.
+#[derive(Default)]
+struct Servers {
+    files: Option<NodeRef>,
+    dials: AtomicUsize,
+}
+
+impl Dialer for Servers {
+    fn dial<'a>(&'a self, server: &'a str, spec: &'a str) -> Reply<'a, NodeRef> {
+        self.dials.fetch_add(1, Ordering::SeqCst);
+        let root = match server {
+            "dead" => Some(Dead::node()),
+            "files" => self.files.clone(),
+            _ => server.strip_prefix('t').and_then(|number| number.parse().ok()).map(|n: u64| Numbered::root(n * 100)),
+        };
+        match (root, spec) {
+            (None, _) => Errno::ENOENT.into(),
+            (Some(root), "") => Reply::ok(root),
+            (Some(root), spec) => Reply::later(async move {
+                Ok(root.walk(&[support::name(spec)], p9::Want::default()).await?.reached()?.node)
+            }),
+        }
+    }
+}
+
+async fn build(text: &str) -> Result<Namespace, Error> {
+    Build::build(&lines(text), &Servers::default()).await
+}
+
+#[tokio::test]
+async fn a_namespace_file_makes_a_namespace_seen_from_where_it_changes_to() {
+    let files = Files::new(&["home/u/f", "bin/sh"]);
+    let servers = Servers { files: Some(files.root().await), ..Servers::default() };
+    let text =
+        "mount -c files /\nmount t1 /n/t1\ncd /n\nbind t1 it\nbind -a ../home/u /bin\nmount t2 t2/x x\nunmount it\n";
+    let ns = Build::build(&lines(text), &servers).await.unwrap();
+    assert_eq!(names(&ns, "/n").await, ["t1", "t2"]);
+    assert_eq!(read(&ns, "/n/t2/x").await.unwrap(), "x", "a file is mounted by its spec");
+    assert_eq!(names(&ns, "/bin").await, ["sh", "f"]);
+    let printed = "mount -c files /\nmount t1 /n/t1\nbind -a /home/u /bin\nmount t2 /n/t2/x x\n";
+    assert_eq!(ns.to_text(), printed, "what has no effect any more is not printed, and paths are whole");
+}
+
+#[tokio::test]
+async fn a_line_that_fails_names_itself() {
+    let dial = Error::Dial { server: "nobody".into(), errno: Errno::ENOENT };
+    assert_eq!(build("mount t1 /\nmount nobody /x\n").await.err(), Some(dial));
+    let kind = Error::Kind { new: "t1".into(), old: "/x".into() };
+    assert_eq!(build("mount t1 /\nmount t1 /x\n").await.err(), Some(kind), "a directory on a file");
+    let path = Error::Path { path: "/no".into(), errno: Errno::ENOENT };
+    assert_eq!(build("bind /no /x\n").await.err(), Some(path));
+    assert_eq!(build("unmount /x\n").await.err(), Some(Error::NotMounted("/x".into())));
+    let many = vec![lines("mount t1 /x\n").remove(0); 1025];
+    let servers = Servers::default();
+    assert_eq!(Build::build(&many, &servers).await.err(), Some(Error::Full));
+    assert_eq!(servers.dials.into_inner(), 0, "nobody is dialled for a text that is too long");
+}
+
+/// Reaches any server after a while.
+struct Slow;
+
+impl Dialer for Slow {
+    fn dial<'a>(&'a self, _server: &'a str, _spec: &'a str) -> Reply<'a, NodeRef> {
+        Reply::later(async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Ok(Numbered::root(1))
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_servers_are_dialled_at_once() {
+    let text: String = (0..100).map(|n| format!("mount s{n} /n/{n}\n")).collect();
+    let began = tokio::time::Instant::now();
+    Build::build(&lines(&text), &Slow).await.unwrap();
+    assert_eq!(began.elapsed().as_secs(), 1);
+}
+
+#[tokio::test]
+async fn a_namespace_is_a_value() {
+    let ns = build("mount t1 /a\n").await.unwrap();
+    let clone = ns.clone();
+    ns.bind("/a", "/b", Flags::default()).await.unwrap();
+    assert_eq!(clone.to_text(), ns.to_text(), "clones are the same namespace");
+    assert_eq!(ns.lines(), lines(&ns.to_text()));
+}
+
+#[tokio::test]
+async fn lines_are_forgotten_only_where_nothing_was_made_in_their_light() {
+    for (text, printed) in [
+        ("mount t1 /a\nmount t2 /a\n", "mount t2 /a\n"),
+        ("mount t1 /a\nunmount /a\n", ""),
+        ("mount t1 /a\nbind / /a\n", "mount t1 /a\nbind / /a\n"),
+        ("mount t1 /a\nbind /a /b\nunmount /a\n", "mount t1 /a\nbind /a /b\nunmount /a\n"),
+        ("mount t1 /a\nbind /a /b\nmount t2 /a\n", "mount t1 /a\nbind /a /b\nmount t2 /a\n"),
+        ("mount t1 /a\nmount -a t2 /a\nunmount t2 /a\n", "mount t1 /a\n"),
+        ("mount t1 /a\nmount -a t2 /a\nunmount t1 /a\n", "mount t1 /a\nmount -a t2 /a\nunmount t1 /a\n"),
+        ("mount t1 /a\nmount -a t2 /a/q\nunmount /a\n", "mount t1 /a\nmount -a t2 /a/q\nunmount /a\n"),
+    ] {
+        assert_eq!(build(text).await.unwrap().to_text(), printed, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn the_namespace_of_a_command_takes_few_requests_of_its_caller() {
+    let files = Files::new(&["tmp/f", "home/u/g", "etc/passwd"]);
+    let asked = Asked::new(files.root().await);
+    let servers = Servers { files: Some(asked.root()), ..Servers::default() };
+    let text =
+        "mount -c files /\nmount -bc t1 /tmp\nmount t2 /proc\nmount t3 /sys\nmount t4 /n/b/fs\nmount files /mnt/term\n";
+    let ns = Build::build(&lines(text), &servers).await.unwrap();
+    assert!(asked.count() <= 5, "one for each mount point, all but that of the union at once: {}", asked.count());
+    assert_eq!(names(&ns, "/tmp").await, ["x", "y", "z", "f"]);
+    assert_eq!(create(&ns, "/tmp", "new").await, Err(Errno::EROFS), "new files go to the private one");
+    create(&ns, "/home/u", "new").await.unwrap();
+    assert!(files.has("home/u/new"));
+}
+
+/// All that can be seen below `dir`, three levels deep: path, kind and contents.
+async fn seen(ns: &Namespace, dir: String, depth: usize, all: &mut Vec<String>) {
+    for name in names(ns, &dir).await {
+        let path = format!("{}/{name}", dir.trim_end_matches('/'));
+        let node = walk(ns, &path).await.unwrap();
+        all.push(format!("{path} {:?}", node.qid()));
+        match node.qid().kind {
+            FileKind::Dir if depth > 0 => Box::pin(seen(ns, path, depth - 1, all)).await,
+            FileKind::Dir => {}
+            _ => all.push(read(ns, &path).await.unwrap()),
+        }
+    }
+}
+
+fn line() -> impl Strategy<Value = Line> {
+    let path =
+        || prop::sample::select(vec!["/", "/a", "/b", "/a/c", "/a/c/d", "/b/x", "/a/y"]).prop_map(str::to_string);
+    let server = prop::sample::select(vec!["t1", "t2", "t3"]).prop_map(str::to_string);
+    let flags = prop::sample::select(vec!["", "-a", "-b", "-ac", "-bc", "-c"]).prop_map(support::flags);
+    let spec = prop::sample::select(vec!["", "", "", "x"]).prop_map(str::to_string);
+    prop_oneof![
+        4 => (flags.clone(), server.clone(), path(), spec)
+            .prop_map(|(flags, server, old, spec)| Line::Mount { flags, server, old, spec }),
+        4 => (flags, path(), path()).prop_map(|(flags, new, old)| Line::Bind { flags, new, old }),
+        2 => path().prop_map(|old| Line::Unmount { new: None, old }),
+        1 => (server, path()).prop_map(|(new, old)| Line::Unmount { new: Some(new), old }),
+        1 => (path(), path()).prop_map(|(new, old)| Line::Unmount { new: Some(new), old }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_text_of_a_namespace_rebuilds_it(lines in prop::collection::vec(line(), 0..14)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let ns = Namespace::new();
+            for line in lines {
+                // Those that are refused change nothing.
+                let _ = match &line {
+                    Line::Mount { flags, server, old, spec } => match Servers::default().dial(server, spec).await {
+                        Ok(root) => ns.mount(server, spec, root, old, *flags).await,
+                        Err(_) => Ok(()),
+                    },
+                    Line::Bind { flags, new, old } => ns.bind(new, old, *flags).await,
+                    Line::Unmount { new, old } => ns.unmount(new.as_deref(), old).await,
+                    Line::Cd { .. } => Ok(()),
+                };
+            }
+            let text = ns.to_text();
+            let again = build(&text).await.unwrap_or_else(|err| panic!("{err}\n{text}"));
+            assert!(again.lines().len() <= ns.lines().len(), "{text}");
+            let (mut one, mut other) = (Vec::new(), Vec::new());
+            seen(&ns, "/".into(), 3, &mut one).await;
+            seen(&again, "/".into(), 3, &mut other).await;
+            assert_eq!(one, other, "{}", text);
+        });
+    }
+}
