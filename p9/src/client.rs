@@ -21,11 +21,15 @@ use crate::wire::{self, NO_FID, NO_TAG, NO_UID, R, Str, T};
 use crate::{Errno, NodeRef, Reply, Tree, Who};
 
 mod call;
+mod counted;
 mod fid;
 mod link;
 mod node;
 mod open;
+mod waits;
+mod walk;
 
+use counted::{Counted, Traffic};
 use link::Link;
 use node::Remote;
 
@@ -69,7 +73,7 @@ pub struct Client(Arc<Link>);
 /// What a connection has been used for.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Counts {
-    /// Messages sent.
+    /// Messages sent, the agreement on a version not counted.
     pub requests: u64,
     /// Times that something was waited for, however many messages went out together.
     pub round_trips: u64,
@@ -85,7 +89,8 @@ impl Client {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let (reader, mut writer) = tokio::io::split(io);
+        let traffic = Arc::new(Traffic::default());
+        let (reader, mut writer) = tokio::io::split(Counted::new(io, traffic.clone()));
         let limits = Limits {
             msize: options.msize,
             version_time: options.liveness * 2,
@@ -112,7 +117,7 @@ impl Client {
                 agreed @ (wire::VERSION_SLASHN | wire::VERSION_L) => {
                     frames.agree(msize);
                     let ordered = agreed == wire::VERSION_SLASHN;
-                    return Ok(Self(Link::start(frames, writer, msize, ordered, options.liveness)));
+                    return Ok(Self(Link::start(frames, writer, traffic, (msize, ordered), options.liveness)));
                 }
                 other => return Err(Error::Version(String::from_utf8_lossy(other).into_owned())),
             }
@@ -122,12 +127,12 @@ impl Client {
 
     /// Whether the connection has ended.
     pub fn is_closed(&self) -> bool {
-        self.0.is_closed()
+        self.0.wire.is_closed()
     }
 
     /// Returns when the connection has ended.
     pub async fn closed(&self) {
-        self.0.closed().await;
+        self.0.wire.closed().await;
     }
 
     /// What it has been used for.

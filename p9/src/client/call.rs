@@ -8,9 +8,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
-use super::link::{Link, Wire};
+use super::link::{CALLS, Link, Wire};
 use crate::frame::Frame;
 use crate::wire::{R, T};
 use crate::{Errno, cancel};
@@ -43,7 +43,6 @@ pub(super) struct Calls {
     pending: Vec<(u16, oneshot::Receiver<Frame>)>,
     /// Those before this one have their replies.
     at: usize,
-    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Link {
@@ -54,10 +53,42 @@ impl Link {
 
     /// Sends several messages together; their replies come in the same order.
     pub(super) async fn calls(&self, messages: &[(T<'_>, Bytes)]) -> Result<Calls, Errno> {
-        let permit = self.wire.calls.clone().acquire_many_owned(messages.len() as u32).await.ok();
+        let count = messages.len();
+        if count > CALLS {
+            return Err(Errno::E2BIG);
+        }
+        let permit = self.wire.calls.clone().acquire_many_owned(count as u32).await;
+        let pending = self.wire.send(messages, permit.map_err(|_| Errno::EHOSTUNREACH)?)?;
         self.wire.round_trips.fetch_add(1, Ordering::Relaxed);
-        let pending = self.wire.send(messages)?;
-        Ok(Calls { wire: self.wire.clone(), pending, at: 0, _permit: permit })
+        Ok(Calls { wire: self.wire.clone(), pending, at: 0 })
+    }
+
+    /// Clunks `fid` and waits for the answer. A clunk is never flushed: whoever gives up on it lets it go its way.
+    pub(super) async fn clunk(&self, fid: u32) -> Result<(), Errno> {
+        let mut answer = self.wire.clunk(fid)?;
+        self.wire.round_trips.fetch_add(1, Ordering::Relaxed);
+        self.wire.reply(&mut answer, || {}).await?.message().map(|_| ())
+    }
+}
+
+impl Wire {
+    /// Waits for a reply; a caller that is asked to end calls `stop` and waits a while longer. Errors: `EINTR` if there
+    /// will be none; `EHOSTUNREACH` if the connection ended before.
+    async fn reply(&self, receiver: &mut oneshot::Receiver<Frame>, stop: impl FnOnce()) -> Result<Answer, Errno> {
+        let _hold = cancel::hold();
+        let frame = tokio::select! {
+            biased;
+            frame = &mut *receiver => frame.ok(),
+            () = cancel::asked() => {
+                stop();
+                tokio::time::timeout(FLUSH, receiver).await.ok().and_then(Result::ok)
+            }
+        };
+        match frame {
+            Some(frame) => Ok(Answer(frame)),
+            None if self.is_closed() => Err(Errno::EHOSTUNREACH),
+            None => Err(Errno::EINTR),
+        }
     }
 }
 
@@ -65,21 +96,14 @@ impl Calls {
     /// The next reply. Errors: `EINTR` if it was cancelled; `EHOSTUNREACH` if the connection ended before.
     pub(super) async fn next(&mut self) -> Result<Answer, Errno> {
         let Some((tag, receiver)) = self.pending.get_mut(self.at) else { return Err(Errno::EPROTO) };
-        let _hold = cancel::hold();
-        let frame = tokio::select! {
-            biased;
-            frame = &mut *receiver => frame.ok(),
-            () = cancel::asked() => {
-                self.wire.flush(*tag);
-                tokio::time::timeout(FLUSH, receiver).await.ok().and_then(Result::ok)
-            }
-        };
+        let answer = self.wire.reply(receiver, || self.wire.flush(*tag)).await;
         self.at += 1;
-        match frame {
-            Some(frame) => Ok(Answer(frame)),
-            None if self.wire.is_closed() => Err(Errno::EHOSTUNREACH),
-            None => Err(Errno::EINTR),
-        }
+        answer
+    }
+
+    /// Waits for the replies that are still to come, where one before failed and so they are sure to come at once.
+    pub(super) async fn rest(&mut self) {
+        while self.at < self.pending.len() && self.next().await.is_ok() {}
     }
 }
 

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::link::Link;
 use crate::Errno;
-use crate::wire::T;
 
 /// A fid. Dropping it clunks it, without waiting.
 pub(super) struct Fid {
@@ -31,10 +30,17 @@ impl Fid {
         self.settled.store(true, Ordering::Relaxed);
     }
 
+    /// Nothing was ever sent that makes it.
+    pub(super) fn never_made(&self) {
+        if !self.gone.swap(true, Ordering::Relaxed) {
+            self.link.wire.free_fid(self.number);
+        }
+    }
+
     /// The server answered that it does not have it. Where fids are ordered it is poisoned, and clunked all the same.
     pub(super) fn failed(&self) {
-        if !self.link.ordered && !self.gone.swap(true, Ordering::Relaxed) {
-            self.link.wire.free_fid(self.number);
+        if !self.link.ordered {
+            self.never_made();
         }
     }
 
@@ -43,18 +49,15 @@ impl Fid {
         if self.gone.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
-        let answer = self.link.call(T::Clunk { fid: self.number }).await?;
-        self.link.wire.free_fid(self.number);
-        answer.message().map(|_| ())
+        self.link.clunk(self.number).await
     }
 }
 
 impl Drop for Fid {
     fn drop(&mut self) {
-        // One whose walk may still be under way at a plain server is given up: the number is not used again.
-        let known = self.link.ordered || self.settled.load(Ordering::Relaxed);
-        if known && !self.gone.load(Ordering::Relaxed) {
-            self.link.wire.clunk(self.number);
+        if !self.gone.load(Ordering::Relaxed) {
+            let settled = self.link.ordered || self.settled.load(Ordering::Relaxed);
+            self.link.wire.give_up(self.number, settled);
         }
     }
 }

@@ -1,31 +1,31 @@
-//! The connection behind a client: tags, what waits for a reply, the tasks that read and write.
+//! The connection behind a client: the tasks that read, write, and watch over it.
 //!
 //! Requests are put in the outbox under one lock, so that those of one pipeline stay together and in order; the writer
-//! takes all that is there at a time. A tag is free again once its reply has come and no flush of it is under way.
-//! Everything from the server is checked: a reply that nobody waits for ends the connection.
+//! takes all that is there at a time. What waits for which reply is in [`Waits`]. The connection ends with its first
+//! failure, with a reply that nobody waits for, and with its last user.
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use super::Counts;
+use super::counted::Traffic;
 use super::fid::Fid;
+use super::waits::Waits;
 use crate::Errno;
 use crate::frame::{Frame, Frames};
 use crate::wire::T;
-use crate::writer::{Outgoing, write};
+use crate::writer::write;
 
-/// Requests that may wait for replies at once. Clunks and flushes, which nobody waits for, come on top.
-const CALLS: usize = 512;
-/// The tag that a sign of life asks to flush: never given to a request.
-const NOBODY: u16 = !1;
+/// Requests that may wait for replies at once, those included that are being flushed. With their flushes and with
+/// [`super::waits::CLUNKS`] it stays below what a server of ours takes.
+pub(super) const CALLS: usize = 448;
 
 /// A connection.
 pub(super) struct Link {
@@ -38,57 +38,35 @@ pub(super) struct Link {
 
 /// What the tasks of a connection share with those who call.
 pub(super) struct Wire {
-    state: Mutex<State>,
+    waits: Mutex<Waits>,
     /// Something is in the outbox, or the connection has ended.
     filled: Notify,
     ended: Notify,
     closed: AtomicBool,
+    /// A batch is being written.
+    writing: AtomicBool,
     pub(super) calls: Arc<Semaphore>,
-    requests: AtomicU64,
     pub(super) round_trips: AtomicU64,
-    sent: AtomicU64,
-    received: AtomicU64,
-}
-
-#[derive(Default)]
-struct State {
-    outbox: VecDeque<Outgoing>,
-    waiting: HashMap<u16, Waiting>,
-    /// Tags that were used and are free again.
-    free_tags: Vec<u16>,
-    next_tag: u16,
-    free_fids: Vec<u32>,
-    next_fid: u32,
-    /// Fids to clunk once there are tags again.
-    to_clunk: Vec<u32>,
-}
-
-/// Who waits for the reply to a tag.
-enum Waiting {
-    /// A call; the flag says that a flush of it is under way, which then frees the tag.
-    Call(Option<oneshot::Sender<Frame>>, bool),
-    /// Nobody: the fid is free again.
-    Clunk(u32),
-    /// A flush of this tag.
-    Flush(u16),
+    traffic: Arc<Traffic>,
 }
 
 impl Link {
-    pub(super) fn start<R, W>(frames: Frames<R>, writer: W, msize: u32, ordered: bool, liveness: Duration) -> Arc<Self>
+    pub(super) fn start<R, W>(
+        frames: Frames<R>, writer: W, traffic: Arc<Traffic>, (msize, ordered): (u32, bool), liveness: Duration,
+    ) -> Arc<Self>
     where
         R: AsyncRead + Send + Unpin + 'static,
         W: AsyncWrite + Send + Unpin + 'static,
     {
         let wire = Arc::new(Wire {
-            state: Mutex::default(),
+            waits: Mutex::default(),
             filled: Notify::new(),
             ended: Notify::new(),
             closed: AtomicBool::new(false),
+            writing: AtomicBool::new(false),
             calls: Arc::new(Semaphore::new(CALLS)),
-            requests: AtomicU64::new(0),
             round_trips: AtomicU64::new(0),
-            sent: AtomicU64::new(0),
-            received: AtomicU64::new(0),
+            traffic,
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(wire.clone().write(writer));
@@ -99,33 +77,17 @@ impl Link {
 
     /// A fid number that is not in use, clunked when the last clone is dropped.
     pub(super) fn fid(self: &Arc<Self>) -> Result<Arc<Fid>, Errno> {
-        let mut state = self.wire.state.lock();
-        let number = match state.free_fids.pop() {
-            Some(number) => number,
-            None if state.next_fid == u32::MAX - 1 => return Err(Errno::EMFILE),
-            None => {
-                state.next_fid += 1;
-                state.next_fid - 1
-            }
-        };
+        let number = self.wire.waits.lock().new_fid().ok_or(Errno::EMFILE)?;
         Ok(Fid::new(self.clone(), number))
-    }
-
-    pub(super) fn is_closed(&self) -> bool {
-        self.wire.closed.load(Ordering::SeqCst)
-    }
-
-    pub(super) async fn closed(&self) {
-        self.wire.closed().await;
     }
 
     pub(super) fn counts(&self) -> Counts {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Counts {
-            requests: count(&self.wire.requests),
+            requests: self.wire.waits.lock().requests,
             round_trips: count(&self.wire.round_trips),
-            sent: count(&self.wire.sent),
-            received: count(&self.wire.received),
+            sent: count(&self.wire.traffic.sent),
+            received: count(&self.wire.traffic.received),
         }
     }
 }
@@ -133,85 +95,71 @@ impl Link {
 impl Wire {
     /// Sends `messages` together, each with the data that follows it, and gives for each its tag and where its reply
     /// will come. Errors: `EHOSTUNREACH` once the connection has ended.
-    pub(super) fn send(&self, messages: &[(T<'_>, Bytes)]) -> Result<Vec<(u16, oneshot::Receiver<Frame>)>, Errno> {
-        let mut state = self.state.lock();
-        if self.closed.load(Ordering::SeqCst) {
-            return Err(Errno::EHOSTUNREACH);
-        }
-        let mut sent = Vec::with_capacity(messages.len());
-        for (message, data) in messages {
-            let tag = state.tag().ok_or(Errno::EAGAIN)?;
-            let (sender, receiver) = oneshot::channel();
-            state.waiting.insert(tag, Waiting::Call(Some(sender), false));
-            self.put(&mut state, tag, message, data.clone());
-            sent.push((tag, receiver));
-        }
-        drop(state);
+    pub(super) fn send(
+        &self, messages: &[(T<'_>, Bytes)], mut permit: OwnedSemaphorePermit,
+    ) -> Result<Vec<(u16, oneshot::Receiver<Frame>)>, Errno> {
+        let mut waits = self.open()?;
+        let one = |(message, data): &(T<'_>, Bytes)| waits.call(message, data.clone(), permit.split(1));
+        let sent = messages.iter().map(one).collect::<Option<_>>().ok_or(Errno::EAGAIN);
+        drop(waits);
         self.filled.notify_one();
-        Ok(sent)
+        sent
     }
 
     /// Asks the server to forget the request `old`, whose reply nobody waits for any more, or which is to end soon.
     pub(super) fn flush(&self, old: u16) {
-        let mut state = self.state.lock();
-        match state.waiting.get_mut(&old) {
-            Some(Waiting::Call(_, flushing)) if !*flushing => *flushing = true,
-            _ => return,
-        }
-        // Without a tag for the flush the call's own reply will free it.
-        let Some(tag) = state.tag() else { return };
-        state.waiting.insert(tag, Waiting::Flush(old));
-        self.put(&mut state, tag, &T::Flush { oldtag: old }, Bytes::new());
-        drop(state);
+        let never_sent = self.waits.lock().flush(old);
+        // Dropped outside the lock: whoever waits for it is woken.
+        drop(never_sent);
         self.filled.notify_one();
     }
 
-    /// Gives `fid` back to the server, and its number back once the server has answered.
-    pub(super) fn clunk(&self, fid: u32) {
-        let mut state = self.state.lock();
-        if self.closed.load(Ordering::SeqCst) {
-            return;
+    /// Gives `fid` back to the server, and its number back once the server has answered: what that is comes here.
+    pub(super) fn clunk(&self, fid: u32) -> Result<oneshot::Receiver<Frame>, Errno> {
+        let (sender, answer) = oneshot::channel();
+        self.open()?.clunk(fid, Some(sender));
+        self.filled.notify_one();
+        Ok(answer)
+    }
+
+    /// The same for a fid that the server may not have yet: a flush of the walk that makes it may be under way.
+    pub(super) fn give_up(&self, fid: u32, settled: bool) {
+        let Ok(mut waits) = self.open() else { return };
+        match settled {
+            true => waits.clunk(fid, None),
+            false => waits.clunk_after_flushes(fid),
         }
-        match state.tag() {
-            None => state.to_clunk.push(fid),
-            Some(tag) => {
-                state.waiting.insert(tag, Waiting::Clunk(fid));
-                self.put(&mut state, tag, &T::Clunk { fid }, Bytes::new());
-            }
-        }
-        drop(state);
+        drop(waits);
         self.filled.notify_one();
     }
 
-    /// The number of a fid whose clunk was answered.
+    /// The number of a fid that the server does not have.
     pub(super) fn free_fid(&self, fid: u32) {
-        self.state.lock().free_fids.push(fid);
+        self.waits.lock().free_fid(fid);
     }
 
-    fn put(&self, state: &mut State, tag: u16, message: &T<'_>, data: Bytes) {
-        tracing::trace!(target: "p9::trace", "client -> {tag} {message:?} and {} bytes", data.len());
-        let mut head = Vec::with_capacity(64);
-        message.encode(tag, &mut head);
-        if !data.is_empty() {
-            // A write's data goes out from where it lies: only the two counts in front of it change.
-            let (size, at) = ((head.len() + data.len()) as u32, head.len() - 4);
-            head[..4].copy_from_slice(&size.to_le_bytes());
-            head[at..].copy_from_slice(&(data.len() as u32).to_le_bytes());
-        }
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        self.sent.fetch_add((head.len() + data.len()) as u64, Ordering::Relaxed);
-        state.outbox.push_back(Outgoing { head, data });
+    fn open(&self) -> Result<MutexGuard<'_, Waits>, Errno> {
+        let waits = self.waits.lock();
+        if self.is_closed() { Err(Errno::EHOSTUNREACH) } else { Ok(waits) }
     }
 
     async fn write(self: Arc<Self>, mut writer: impl AsyncWrite + Unpin) {
         loop {
-            let batch = std::mem::take(&mut self.state.lock().outbox);
+            let batch = self.waits.lock().take_outbox();
             if batch.is_empty() {
-                if self.closed.load(Ordering::SeqCst) {
+                if self.is_closed() {
                     return;
                 }
                 self.filled.notified().await;
-            } else if let Err(err) = write(batch.into_iter(), &mut writer).await {
+                continue;
+            }
+            self.writing.store(true, Ordering::Relaxed);
+            let written = tokio::select! {
+                written = write(batch.into_iter(), &mut writer) => written,
+                () = self.closed() => return,
+            };
+            self.writing.store(false, Ordering::Relaxed);
+            if let Err(err) = written {
                 tracing::debug!("writing to the server: {err}");
                 return self.close();
             }
@@ -220,9 +168,13 @@ impl Wire {
 
     async fn read<R: AsyncRead + Unpin>(self: Arc<Self>, mut frames: Frames<R>) {
         loop {
-            match frames.next().await {
+            let frame = tokio::select! {
+                frame = frames.next() => frame,
+                // Given up by another task: the stream is to go, even while there are nodes.
+                () = self.closed() => return,
+            };
+            match frame {
                 Ok(Some(frame)) => {
-                    self.received.fetch_add(frame.body.len() as u64 + 7, Ordering::Relaxed);
                     if let Err(tag) = self.take(frame) {
                         tracing::warn!("the server answered tag {tag}, which is not in use");
                         break;
@@ -240,83 +192,65 @@ impl Wire {
 
     /// Gives `frame` to whoever waits for it. The error is a tag that nobody used.
     fn take(&self, frame: Frame) -> Result<(), u16> {
-        let mut state = self.state.lock();
-        let tag = frame.tag;
-        match state.waiting.get_mut(&tag) {
-            None => return Err(tag),
-            Some(Waiting::Call(sender, flushing)) => {
-                let (sender, flushing) = (sender.take(), *flushing);
-                if !flushing {
-                    state.free_tag(tag);
-                }
-                drop(state);
-                // Whoever gave up on it has no use for it.
-                let _ = sender.map(|sender| sender.send(frame));
-                return Ok(());
-            }
-            Some(&mut Waiting::Clunk(fid)) => {
-                state.free_fids.push(fid);
-                state.free_tag(tag);
-            }
-            Some(&mut Waiting::Flush(old)) => {
-                state.free_tag(tag);
-                // Unanswered until now, it never will be: dropping the sender tells the caller.
-                if old != NOBODY {
-                    state.free_tag(old);
-                }
-            }
-        }
-        while let Some(fid) = state.to_clunk.pop() {
-            let Some(tag) = state.tag() else {
-                state.to_clunk.push(fid);
-                break;
-            };
-            state.waiting.insert(tag, Waiting::Clunk(fid));
-            self.put(&mut state, tag, &T::Clunk { fid }, Bytes::new());
+        let (waiter, more) = {
+            let mut waits = self.waits.lock();
+            (waits.take(frame.tag)?, waits.has_to_send())
+        };
+        if more {
             self.filled.notify_one();
         }
+        // Whoever gave up on it has no use for it.
+        let _ = waiter.map(|waiter| waiter.send(frame));
         Ok(())
     }
 
     /// Gives the server up from which nothing comes although it owes an answer, even to a question that costs nothing.
     async fn watch(self: Arc<Self>, liveness: Duration) {
-        let (mut before, mut asked) = (0, false);
+        let (mut before, mut asked) = ((0, 0), false);
         loop {
             tokio::time::sleep(liveness).await;
-            let received = self.received.load(Ordering::Relaxed);
-            let owes = !self.state.lock().waiting.is_empty();
-            if received != before || !owes {
-                (before, asked) = (received, false);
+            let traffic = &self.traffic;
+            let now = (traffic.received.load(Ordering::Relaxed), traffic.sent.load(Ordering::Relaxed));
+            // A server that still takes what is being sent is slow, not gone.
+            let slow = self.writing.load(Ordering::Relaxed) && now.1 != before.1;
+            let quiet = now.0 == before.0 && !slow;
+            before = now;
+            let mut waits = self.waits.lock();
+            if !quiet || !waits.owes() {
+                asked = false;
                 continue;
             }
             if asked {
                 tracing::warn!("nothing came from the server for {:?}: given up", liveness * 2);
+                drop(waits);
                 return self.close();
             }
             asked = true;
-            let mut state = self.state.lock();
-            let Some(tag) = state.tag() else { continue };
-            state.waiting.insert(tag, Waiting::Flush(NOBODY));
-            self.put(&mut state, tag, &T::Flush { oldtag: NOBODY }, Bytes::new());
-            drop(state);
+            waits.ask();
+            drop(waits);
             self.filled.notify_one();
         }
     }
 
     fn close(&self) {
-        self.closed.store(true, Ordering::SeqCst);
+        let gone = {
+            let mut waits = self.waits.lock();
+            self.closed.store(true, Ordering::SeqCst);
+            std::mem::take(&mut *waits)
+        };
         // Dropped outside the lock: those who wait are woken.
-        let gone = std::mem::take(&mut self.state.lock().waiting);
         drop(gone);
+        self.calls.close();
         self.filled.notify_one();
         self.ended.notify_waiters();
     }
 
-    async fn closed(&self) {
+    /// Returns when the connection has ended.
+    pub(super) async fn closed(&self) {
         let ended = self.ended.notified();
         tokio::pin!(ended);
         ended.as_mut().enable();
-        if !self.closed.load(Ordering::SeqCst) {
+        if !self.is_closed() {
             ended.await;
         }
     }
@@ -324,24 +258,5 @@ impl Wire {
     /// Whether the connection has ended.
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
-    }
-}
-
-impl State {
-    fn tag(&mut self) -> Option<u16> {
-        if let Some(tag) = self.free_tags.pop() {
-            return Some(tag);
-        }
-        if self.next_tag == NOBODY {
-            return None;
-        }
-        self.next_tag += 1;
-        Some(self.next_tag - 1)
-    }
-
-    fn free_tag(&mut self, tag: u16) {
-        if self.waiting.remove(&tag).is_some() {
-            self.free_tags.push(tag);
-        }
     }
 }

@@ -12,46 +12,24 @@ use super::call::Calls;
 use super::data_of;
 use super::fid::Fid;
 use super::open::{RemoteDir, RemoteFile};
-use crate::wire::{R, Step, Steps, T};
+use super::walk::Walked;
+use crate::wire::{IO_HEADER, R, Steps, T};
 use crate::{
-    Attr, Created, Errno, FileKind, Handle, How, Name, New, Node, NodeRef, Opened, Qid, Reached, Reply, SetAttr,
-    StatFs, Walk, Want, What,
+    Attr, Created, Errno, FileKind, Handle, How, Name, New, Node, NodeRef, Opened, Qid, Reply, SetAttr, StatFs, Walk,
+    Want, What,
 };
 
 /// A file of the server's.
 pub(super) struct Remote {
-    fid: Arc<Fid>,
-    qid: Qid,
+    pub(super) fid: Arc<Fid>,
+    pub(super) qid: Qid,
 }
 
-type Message<'a> = (T<'a>, Bytes);
+/// A message, and the data that follows it.
+pub(super) type Message<'a> = (T<'a>, Bytes);
 
-fn plain(message: T<'_>) -> Message<'_> {
+pub(super) fn plain(message: T<'_>) -> Message<'_> {
     (message, Bytes::new())
-}
-
-/// The steps of a walk, encoded in as many pieces as the protocol wants; one empty piece for a clone.
-struct Pieces(Vec<(Vec<u8>, u16)>);
-
-impl Pieces {
-    fn of(names: &[Name<'_>]) -> Self {
-        let encode = |names: &[Name<'_>]| {
-            let steps: Vec<Step<'_>> = names.iter().map(|name| Step::Into(*name)).collect();
-            (Steps::encode(&steps), names.len() as u16)
-        };
-        if names.is_empty() {
-            return Self(vec![encode(names)]);
-        }
-        Self(names.chunks(Steps::MAX.into()).map(encode).collect())
-    }
-
-    /// The walks from `fid` to `newfid`: the first from the one, the others on from the other.
-    fn walks(&self, fid: u32, newfid: u32) -> impl Iterator<Item = Message<'_>> {
-        self.0.iter().enumerate().map(move |(i, (bytes, count))| {
-            let fid = if i == 0 { fid } else { newfid };
-            plain(T::Walk { fid, newfid, steps: Steps::of(bytes, *count) })
-        })
-    }
 }
 
 impl Remote {
@@ -65,125 +43,67 @@ impl Remote {
         if Arc::ptr_eq(&self.fid.link, &other.fid.link) { Ok(other) } else { Err(Errno::EXDEV) }
     }
 
-    /// Sends the walk of `names` to a new fid, then `more` on that fid: at once where fids are ordered, else once the
-    /// walk has been answered. Gives the qids of the walk, and the replies to `more`.
-    async fn walk_and(
-        &self, names: &[Name<'_>], to: &Arc<Fid>, more: &[Message<'_>],
-    ) -> Result<(Vec<Qid>, Option<Calls>), Errno> {
-        let pieces = Pieces::of(names);
-        let link = &self.fid.link;
-        let walks: Vec<Message<'_>> = pieces.walks(self.fid.number(), to.number()).collect();
-        if link.ordered {
-            let all: Vec<Message<'_>> = walks.iter().chain(more).cloned().collect();
-            let mut calls = link.calls(&all).await?;
-            let mut qids = Vec::with_capacity(names.len());
-            for i in 0..walks.len() {
-                match take_qids(&mut calls, &mut qids).await {
-                    Err(errno) if i == 0 => return Err(errno),
-                    _ => {}
-                }
-            }
-            to.settle();
-            return Ok((qids, Some(calls)));
-        }
-        let mut qids = Vec::with_capacity(names.len());
-        for (i, walk) in walks.iter().enumerate() {
-            let mut calls = link.calls(std::slice::from_ref(walk)).await?;
-            let before = qids.len();
-            let answer = take_qids(&mut calls, &mut qids).await;
-            let whole = answer.is_ok() && qids.len() - before == pieces.0[i].1 as usize;
-            if i == 0 && !whole {
-                if answer != Err(Errno::EINTR) {
-                    to.failed();
-                }
-                return answer.map(|()| (qids, None));
-            }
-            to.settle();
-            if !whole {
-                return Ok((qids, None));
-            }
-        }
-        let calls = if more.is_empty() { None } else { Some(link.calls(more).await?) };
-        Ok((qids, calls))
-    }
-
-    async fn walk_now(&self, names: &[Name<'_>], want: Want) -> Result<Walk, Errno> {
-        let to = self.fid.link.fid()?;
-        let getattr = plain(T::Getattr { fid: to.number(), mask: !0 });
-        let more = if want.attr { std::slice::from_ref(&getattr) } else { &[] };
-        let (qids, calls) = self.walk_and(names, &to, more).await?;
-        let attr = match calls {
-            Some(mut calls) if want.attr => Some(take_attr(&mut calls).await),
-            _ => None,
-        };
-        if qids.len() < names.len() {
-            let errno = match attr {
-                Some(Err(errno)) => errno,
-                _ => self.why_stopped(&to, qids.last()).await,
-            };
-            return Ok(Walk { qids, end: Err(errno) });
-        }
-        let qid = *qids.last().ok_or(Errno::EPROTO)?;
-        let attr = attr.transpose()?;
-        Ok(Walk { qids, end: Ok(Reached { node: Self::node(to, qid), attr, lease: None }) })
-    }
-
-    /// The errno of a walk that stopped after `last`. A poisoned fid answers it; a plain server does not say.
-    async fn why_stopped(&self, to: &Fid, last: Option<&Qid>) -> Errno {
-        if self.fid.link.ordered
-            && let Ok(answer) = self.fid.link.call(T::Getattr { fid: to.number(), mask: 0 }).await
-            && let Err(errno) = answer.message()
-        {
-            return errno;
-        }
-        match last.map(|qid| qid.kind) {
-            Some(FileKind::Dir) => Errno::ENOENT,
-            _ => Errno::ENOTDIR,
-        }
-    }
-
-    async fn open_now(&self, names: &[Name<'_>], how: How, want: Want) -> Result<Opened, Errno> {
-        let to = self.fid.link.fid()?;
-        let fid = to.number();
+    /// All in one go: the walk, the open, a fid of its own for the node, the attributes, the first bytes.
+    async fn open_ordered(&self, names: &[Name<'_>], how: How, want: Want) -> Result<Opened, Errno> {
+        let (to, again) = (self.fid.link.fid()?, self.fid.link.fid()?);
+        let (fid, walked, brings) = (to.number(), !names.is_empty(), want.data > 0 && how.read);
+        let clone = Steps::encode(&[]);
         let mut more = vec![plain(T::Lopen { fid, flags: how.to_flags() })];
+        if walked {
+            more.push(plain(T::Walk { fid, newfid: again.number(), steps: Steps::of(&clone, 0) }));
+        } else {
+            again.never_made();
+        }
         if want.attr {
             more.push(plain(T::Getattr { fid, mask: !0 }));
         }
-        // A plain server may run the read before the open is done.
-        let first_bytes = want.data > 0 && how.read && self.fid.link.ordered;
-        if first_bytes {
-            more.push(plain(T::Read { fid, offset: 0, count: want.data }));
+        if brings {
+            let count = want.data.min(self.fid.link.msize - IO_HEADER);
+            more.push(plain(T::Read { fid, offset: 0, count }));
         }
-        let (qids, calls) = if self.fid.link.ordered {
-            self.walk_and(names, &to, &more).await?
-        } else {
-            let (qids, _) = self.walk_and(names, &to, &more[..0]).await?;
-            if qids.len() < names.len() {
-                return Err(self.why_stopped(&to, qids.last()).await);
-            }
-            (qids, None)
-        };
-        let mut calls = match calls {
-            Some(calls) => calls,
-            None => self.fid.link.calls(&more[..1]).await?,
-        };
+        let Walked { qids, calls, .. } = self.walk_and(names, &to, &more).await?;
+        let mut calls = calls.ok_or(Errno::EPROTO)?;
         let opened = calls.next().await?;
+        let qid = match opened.message() {
+            Ok(message) => message.qid().ok_or(Errno::EPROTO)?,
+            Err(errno) => {
+                calls.rest().await;
+                return Err(errno);
+            }
+        };
+        let mut node = None;
+        if walked {
+            calls.next().await?.message()?;
+            let walked = *qids.last().ok_or(Errno::EPROTO)?;
+            node = Some(Self::node(again, Qid { version: qid.version, ..walked }));
+        }
+        let attr = if want.attr { Some(take_attr(&mut calls).await?) } else { None };
+        let first = if brings { take_data(&mut calls).await.ok() } else { None };
+        Ok(Opened { node, attr, handle: handle(to, qid), first, lease: None })
+    }
+
+    /// The same for a server that may do in any order what is sent together.
+    async fn open_plain(&self, names: &[Name<'_>], how: How, want: Want) -> Result<Opened, Errno> {
+        if !names.is_empty() {
+            let node = self.walk_now(names, Want::default()).await?.reached()?.node;
+            let opened = node.open_at(&[], how, want).await?;
+            return Ok(Opened { node: Some(node), ..opened });
+        }
+        let to = self.fid.link.fid()?;
+        let fid = to.number();
+        self.walk_and(&[], &to, &[]).await?;
+        let opened = self.fid.link.call(T::Lopen { fid, flags: how.to_flags() }).await?;
         let qid = opened.message()?.qid().ok_or(Errno::EPROTO)?;
-        let attr = match (want.attr, self.fid.link.ordered) {
-            (false, _) => None,
-            (true, true) => Some(take_attr(&mut calls).await?),
-            (true, false) => Some(take_attr(&mut self.fid.link.calls(&more[1..2]).await?).await?),
-        };
-        let first = match first_bytes {
-            true => take_data(&mut calls).await.ok(),
-            false => None,
-        };
-        let node = qids.last().map(|walked| Self::node(to.clone(), Qid { version: qid.version, ..*walked }));
-        let handle = match qid.kind {
-            FileKind::Dir => Handle::Dir(RemoteDir::new(to)),
-            _ => Handle::Stream(Arc::new(RemoteFile::new(to, qid.version != 0))),
-        };
-        Ok(Opened { node, attr, handle, first, lease: None })
+        let getattr = plain(T::Getattr { fid, mask: !0 });
+        let attr = if want.attr { Some(take_attr(&mut self.fid.link.calls(&[getattr]).await?).await?) } else { None };
+        Ok(Opened { node: None, attr, handle: handle(to, qid), first: None, lease: None })
+    }
+
+    async fn open_now(&self, names: &[Name<'_>], how: How, want: Want) -> Result<Opened, Errno> {
+        match self.fid.link.ordered {
+            true => self.open_ordered(names, how, want).await,
+            false => self.open_plain(names, how, want).await,
+        }
     }
 
     async fn create_file(&self, name: Name<'_>, how: How, mode: u32, gid: u32) -> Result<Created, Errno> {
@@ -196,10 +116,16 @@ impl Remote {
         let again = plain(T::Walk { fid, newfid: other, steps: Steps::of(&clone, 0) });
         let getattr = plain(T::Getattr { fid: other, mask: !0 });
         let more = if link.ordered { vec![create, again, getattr] } else { vec![create] };
-        let (_, calls) = self.walk_and(&[], &open, &more).await?;
-        let mut calls = calls.ok_or(Errno::EPROTO)?;
-        let made = calls.next().await?.message()?.qid().ok_or(Errno::EPROTO)?;
-        let handle = Some(Handle::Stream(Arc::new(RemoteFile::new(open, made.version != 0))));
+        let mut calls = self.walk_and(&[], &open, &more).await?.calls.ok_or(Errno::EPROTO)?;
+        let answer = calls.next().await?;
+        let made = match answer.message() {
+            Ok(message) => message.qid().ok_or(Errno::EPROTO)?,
+            Err(errno) => {
+                calls.rest().await;
+                return Err(errno);
+            }
+        };
+        let handle = Some(handle(open, made));
         if !link.ordered {
             drop(calls);
             let reached = self.walk_now(&[name], Want::ATTR).await?.reached()?;
@@ -242,17 +168,17 @@ impl Remote {
     }
 }
 
-async fn take_qids(calls: &mut Calls, qids: &mut Vec<Qid>) -> Result<(), Errno> {
-    match calls.next().await?.message()? {
-        R::Walk { qids: walked } => {
-            qids.extend(walked.iter());
-            Ok(())
-        }
-        _ => Err(Errno::EPROTO),
+/// What was opened as `fid`.
+fn handle(fid: Arc<Fid>, qid: Qid) -> Handle {
+    match qid.kind {
+        FileKind::Dir => Handle::Dir(RemoteDir::new(fid)),
+        // A server that gives no version has no contents that stay: see `Qid`.
+        _ => Handle::Stream(Arc::new(RemoteFile::new(fid, qid.version != 0))),
     }
 }
 
-async fn take_attr(calls: &mut Calls) -> Result<Attr, Errno> {
+/// The attributes of a getattr.
+pub(super) async fn take_attr(calls: &mut Calls) -> Result<Attr, Errno> {
     calls.next().await?.message()?.to_attr().ok_or(Errno::EPROTO)
 }
 

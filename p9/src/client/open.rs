@@ -11,6 +11,9 @@ use super::node::take_data;
 use crate::wire::{Data, Dirent, IO_HEADER, R, T};
 use crate::{Dir, DirSink, Entry, Errno, Name, Reply, Stream, Written};
 
+/// The most messages that one read is made of.
+const PIECES: u32 = 32;
+
 /// An open file.
 pub(super) struct RemoteFile {
     fid: Arc<Fid>,
@@ -29,20 +32,26 @@ impl RemoteFile {
 
     async fn read_now(&self, offset: u64, count: u32) -> Result<Bytes, Errno> {
         let (fid, most) = (self.fid.number(), self.most());
-        if count <= most || !self.seekable {
-            let read = (T::Read { fid, offset, count: count.min(most) }, Bytes::new());
-            let data = take_data(&mut self.fid.link.calls(&[read]).await?).await?;
-            return if data.len() <= count as usize { Ok(data) } else { Err(Errno::EPROTO) };
+        // What does not seek cannot be asked for the second piece before the first is there.
+        let pieces = if self.seekable { count.div_ceil(most).clamp(1, PIECES) } else { 1 };
+        let mut reads: Vec<(T<'_>, Bytes)> = Vec::with_capacity(pieces as usize);
+        for piece in 0..pieces {
+            let offset = offset.checked_add(u64::from(piece) * u64::from(most)).ok_or(Errno::EINVAL)?;
+            let count = most.min(count - piece * most);
+            reads.push((T::Read { fid, offset, count }, Bytes::new()));
         }
-        let starts = (0..count).step_by(most as usize);
-        let reads: Vec<_> = starts
-            .map(|at| (T::Read { fid, offset: offset + u64::from(at), count: most.min(count - at) }, Bytes::new()))
-            .collect();
         let mut calls = self.fid.link.calls(&reads).await?;
         let mut all = BytesMut::new();
         for (read, _) in &reads {
             let T::Read { count, .. } = *read else { continue };
-            let data = take_data(&mut calls).await?;
+            let data = match take_data(&mut calls).await {
+                Err(errno) if all.is_empty() => return Err(errno),
+                // What was read before is good; the next read meets the same.
+                Err(_) => break,
+                Ok(data) if data.len() > count as usize => return Err(Errno::EPROTO),
+                Ok(data) if pieces == 1 => return Ok(data),
+                Ok(data) => data,
+            };
             all.extend_from_slice(&data);
             if data.len() < count as usize {
                 break;
@@ -52,24 +61,33 @@ impl RemoteFile {
     }
 
     async fn write_now(&self, offset: u64, data: Bytes) -> Result<Written, Errno> {
-        let (fid, most) = (self.fid.number(), self.most() as usize);
         let mut done = 0;
         // One after another: a piece that fails must not be followed by later ones.
-        while done == 0 || done < data.len() {
-            let piece = data.slice(done..data.len().min(done + most));
-            let write = (T::Write { fid, offset: offset + done as u64, data: Data(&[]) }, piece.clone());
-            let answer = self.fid.link.calls(&[write]).await?.next().await?;
-            let R::Write { count } = answer.message()? else { return Err(Errno::EPROTO) };
-            let count = count as usize;
-            if count > piece.len() {
-                return Err(Errno::EPROTO);
-            }
+        loop {
+            let piece = data.slice(done..data.len().min(done + self.most() as usize));
+            let asked = piece.len();
+            let count = match self.write_piece(offset, done as u64, piece).await {
+                Ok(count) => count,
+                Err(errno) if done == 0 => return Err(errno),
+                // The next write meets the same.
+                Err(_) => return Ok(Written::count(done)),
+            };
             done += count;
-            if count < piece.len() || piece.is_empty() {
-                break;
+            if count < asked || done == data.len() {
+                return Ok(Written::count(done));
             }
         }
-        Ok(Written::count(done))
+    }
+
+    async fn write_piece(&self, start: u64, done: u64, piece: Bytes) -> Result<usize, Errno> {
+        let offset = start.checked_add(done).ok_or(Errno::EFBIG)?;
+        let asked = piece.len();
+        let write = (T::Write { fid: self.fid.number(), offset, data: Data(&[]) }, piece);
+        let answer = self.fid.link.calls(&[write]).await?.next().await?;
+        match answer.message()? {
+            R::Write { count } if count as usize <= asked => Ok(count as usize),
+            _ => Err(Errno::EPROTO),
+        }
     }
 }
 
@@ -126,9 +144,14 @@ impl RemoteDir {
             if entries.is_empty() {
                 return Ok(());
             }
+            let from = cookie;
             while !entries.is_empty() {
                 let (rest, entry) = Dirent::read(&entries).map_err(|_| Errno::EPROTO)?;
                 let rest = rest.len();
+                // Such a cookie would lead back here for ever.
+                if entry.offset == 0 || entry.offset == from {
+                    return Err(Errno::EPROTO);
+                }
                 if !matches!(entry.name.0, b"." | b"..") {
                     let name = Name::new(entry.name.0).map_err(|_| Errno::EPROTO)?;
                     let kind = u32::from(entry.kind) << 12;

@@ -1,0 +1,227 @@
+//! What a connection waits for: tags and fids in use, who wants which reply, and the messages that are to go out.
+//!
+//! Changed under the lock of [`super::link::Wire`], by those who call and by the task that reads. A tag is free again
+//! once its reply has come and no flush of it is under way; a fid once its clunk has been answered.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use crate::frame::Frame;
+use crate::wire::T;
+use crate::writer::Outgoing;
+
+/// Clunks under way at once; more of them wait.
+pub(super) const CLUNKS: usize = 64;
+/// The tag that a sign of life asks to flush: never given to a request.
+const NOBODY: u16 = !1;
+
+/// Where a reply goes.
+type Sender = oneshot::Sender<Frame>;
+
+/// What a connection waits for.
+#[derive(Default)]
+pub(super) struct Waits {
+    outbox: VecDeque<Outgoing>,
+    tags: HashMap<u16, Waiting>,
+    /// Tags that were used and are free again.
+    free_tags: Vec<u16>,
+    next_tag: u16,
+    free_fids: Vec<u32>,
+    next_fid: u32,
+    /// Fids to clunk once fewer clunks are under way.
+    to_clunk: VecDeque<(u32, Option<Sender>)>,
+    /// Fids to clunk once no flush is under way any more.
+    uncertain: Vec<u32>,
+    clunking: usize,
+    flushing: usize,
+    /// Messages put in the outbox so far.
+    pub(super) requests: u64,
+}
+
+/// Who waits for the reply to a tag.
+pub(super) enum Waiting {
+    Call {
+        /// Taken when the reply has come.
+        sender: Option<Sender>,
+        /// A flush of it is under way, which then frees the tag.
+        flushing: bool,
+        _permit: Option<OwnedSemaphorePermit>,
+    },
+    /// Perhaps nobody. The fid is then free again.
+    Clunk(u32, Option<Sender>),
+    /// A flush of this tag.
+    Flush(u16),
+}
+
+impl Waits {
+    /// A fid number that is not in use; `None` when there is none.
+    pub(super) fn new_fid(&mut self) -> Option<u32> {
+        self.free_fids.pop().or_else(|| {
+            // The last is NO_FID.
+            let next = self.next_fid.checked_add(1)?;
+            Some(std::mem::replace(&mut self.next_fid, next))
+        })
+    }
+
+    pub(super) fn free_fid(&mut self, fid: u32) {
+        self.free_fids.push(fid);
+    }
+
+    /// Puts a request in the outbox; `None` when there is no tag for it.
+    pub(super) fn call(
+        &mut self, message: &T<'_>, data: Bytes, permit: Option<OwnedSemaphorePermit>,
+    ) -> Option<(u16, oneshot::Receiver<Frame>)> {
+        let tag = self.new_tag()?;
+        let (sender, receiver) = oneshot::channel();
+        self.tags.insert(tag, Waiting::Call { sender: Some(sender), flushing: false, _permit: permit });
+        self.put(tag, message, data);
+        Some((tag, receiver))
+    }
+
+    /// Flushes the request `old`. One that has not gone out yet never will: that is what is given back.
+    pub(super) fn flush(&mut self, old: u16) -> Option<Waiting> {
+        match self.tags.get_mut(&old) {
+            Some(Waiting::Call { flushing, .. }) if !*flushing => *flushing = true,
+            _ => return None,
+        }
+        if let Some(at) = self.outbox.iter().position(|message| tag_of(message) == old) {
+            self.outbox.remove(at);
+            self.requests -= 1;
+            return self.free_tag(old);
+        }
+        // Without a tag for the flush the request's own reply frees its tag.
+        match self.new_tag() {
+            Some(tag) => self.put_flush(tag, old),
+            None => {
+                if let Some(Waiting::Call { flushing, .. }) = self.tags.get_mut(&old) {
+                    *flushing = false;
+                }
+            }
+        }
+        None
+    }
+
+    /// Asks for a sign of life: to flush what is not under way costs a server nothing.
+    pub(super) fn ask(&mut self) {
+        if let Some(tag) = self.new_tag() {
+            self.put_flush(tag, NOBODY);
+        }
+    }
+
+    fn put_flush(&mut self, tag: u16, oldtag: u16) {
+        self.flushing += 1;
+        self.tags.insert(tag, Waiting::Flush(oldtag));
+        self.put(tag, &T::Flush { oldtag }, Bytes::new());
+    }
+
+    /// Clunks `fid`, now or as soon as may be.
+    pub(super) fn clunk(&mut self, fid: u32, sender: Option<Sender>) {
+        self.to_clunk.push_back((fid, sender));
+        self.put_clunks();
+    }
+
+    /// Clunks `fid`, which a walk makes that is perhaps being flushed, once it is certain whether it was made.
+    pub(super) fn clunk_after_flushes(&mut self, fid: u32) {
+        match self.flushing {
+            0 => self.clunk(fid, None),
+            _ => self.uncertain.push(fid),
+        }
+    }
+
+    fn put_clunks(&mut self) {
+        while self.clunking < CLUNKS && !self.to_clunk.is_empty() {
+            let Some(tag) = self.new_tag() else { return };
+            let Some((fid, sender)) = self.to_clunk.pop_front() else { return };
+            self.clunking += 1;
+            self.tags.insert(tag, Waiting::Clunk(fid, sender));
+            self.put(tag, &T::Clunk { fid }, Bytes::new());
+        }
+    }
+
+    fn put(&mut self, tag: u16, message: &T<'_>, data: Bytes) {
+        tracing::trace!(target: "p9::trace", "client -> {tag} {message:?} and {} bytes", data.len());
+        let mut head = Vec::with_capacity(64);
+        message.encode(tag, &mut head);
+        if !data.is_empty() {
+            // A write's data goes out from where it lies: only the two counts in front of it change.
+            let (size, at) = ((head.len() + data.len()) as u32, head.len() - 4);
+            head[..4].copy_from_slice(&size.to_le_bytes());
+            head[at..].copy_from_slice(&(data.len() as u32).to_le_bytes());
+        }
+        self.requests += 1;
+        self.outbox.push_back(Outgoing { head, data });
+    }
+
+    /// Takes all that is to go out.
+    pub(super) fn take_outbox(&mut self) -> VecDeque<Outgoing> {
+        std::mem::take(&mut self.outbox)
+    }
+
+    pub(super) fn has_to_send(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    /// Whether the server owes an answer.
+    pub(super) fn owes(&self) -> bool {
+        !self.tags.is_empty()
+    }
+
+    /// The reply to `tag` has come: who wants it, if anybody does. The error is a tag that waits for none.
+    pub(super) fn take(&mut self, tag: u16) -> Result<Option<Sender>, u16> {
+        let waiter = match self.tags.get_mut(&tag).ok_or(tag)? {
+            Waiting::Call { sender, flushing, .. } => {
+                let (sender, flushing) = (sender.take().ok_or(tag)?, *flushing);
+                if !flushing {
+                    self.free_tag(tag);
+                }
+                Some(sender)
+            }
+            Waiting::Clunk(fid, sender) => {
+                let (fid, sender) = (*fid, sender.take());
+                self.clunking -= 1;
+                self.free_fid(fid);
+                self.free_tag(tag);
+                sender
+            }
+            &mut Waiting::Flush(old) => {
+                self.flushing -= 1;
+                self.free_tag(tag);
+                // Unanswered until now, it never will be: dropping the sender tells the caller.
+                self.free_tag(old);
+                if self.flushing == 0 {
+                    let certain = std::mem::take(&mut self.uncertain);
+                    self.to_clunk.extend(certain.into_iter().map(|fid| (fid, None)));
+                }
+                None
+            }
+        };
+        self.put_clunks();
+        Ok(waiter)
+    }
+
+    fn new_tag(&mut self) -> Option<u16> {
+        if let Some(tag) = self.free_tags.pop() {
+            return Some(tag);
+        }
+        if self.next_tag == NOBODY {
+            return None;
+        }
+        self.next_tag += 1;
+        Some(self.next_tag - 1)
+    }
+
+    fn free_tag(&mut self, tag: u16) -> Option<Waiting> {
+        let freed = self.tags.remove(&tag);
+        if freed.is_some() {
+            self.free_tags.push(tag);
+        }
+        freed
+    }
+}
+
+/// The tag of a message that was encoded.
+fn tag_of(message: &Outgoing) -> u16 {
+    u16::from_le_bytes([message.head[5], message.head[6]])
+}
