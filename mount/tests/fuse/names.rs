@@ -148,3 +148,87 @@ fn what_a_lost_server_had_is_asked_for_again() {
     assert_eq!(fs::read_to_string(shown.path("n")).unwrap(), "alive");
     assert_eq!(dials.load(Ordering::SeqCst), 2);
 }
+
+/// A directory of `0`, `1`, ... that lists no attributes, and counts what it is asked about each.
+struct Counted {
+    entries: Vec<NodeRef>,
+    walks: Arc<AtomicUsize>,
+    /// The last name of all is gone when it is asked about.
+    gone: usize,
+}
+
+impl Node for Counted {
+    fn qid(&self) -> Qid {
+        Qid { kind: p9::FileKind::Dir, version: 0, path: 3 << 40 }
+    }
+
+    fn attr(&self) -> Reply<'_, Attr> {
+        Reply::ok(Attr::synthetic(self.qid(), 0o555))
+    }
+
+    fn walk<'a>(&'a self, names: &'a [Name<'a>], want: Want) -> Reply<'a, Walk> {
+        self.walks.fetch_add(1, Ordering::SeqCst);
+        let number = std::str::from_utf8(names[0].as_bytes()).ok().and_then(|name| name.parse::<usize>().ok());
+        let there = number.filter(|number| *number < self.entries.len() - self.gone);
+        let Some(node) = there.map(|number| self.entries[number].clone()) else { return Errno::ENOENT.into() };
+        Reply::later(async move {
+            tokio::task::yield_now().await;
+            let attr = node.attr_if(want.attr).await?;
+            Ok(Walk::one(node, attr))
+        })
+    }
+
+    fn open(&self, _: How) -> Reply<'_, Handle> {
+        Reply::ok(Handle::Dir(Arc::new(Names(self.entries.iter().map(|node| node.qid()).collect()))))
+    }
+}
+
+struct Names(Vec<Qid>);
+
+impl p9::Dir for Names {
+    fn list<'a>(&'a self, cookie: u64, each: &'a mut p9::DirSink<'a>) -> Reply<'a, ()> {
+        for (number, qid) in self.0.iter().enumerate().skip(cookie as usize) {
+            let name = number.to_string();
+            let entry = p9::Entry {
+                cookie: number as u64 + 1,
+                qid: *qid,
+                kind: 0,
+                attr: None,
+                name: Name::new(name.as_bytes()).unwrap(),
+            };
+            if each(entry).is_break() {
+                break;
+            }
+        }
+        Reply::ok(())
+    }
+}
+
+fn counted(entries: usize, gone: usize) -> (Arc<AtomicUsize>, Shown) {
+    let walks = Arc::new(AtomicUsize::new(0));
+    let entries = (0..entries).map(|_| synth::file(|| Ok("".into()))).collect();
+    let options = Options { ttl: Duration::from_secs(600), ..Options::default() };
+    (walks.clone(), Shown::with(Arc::new(Counted { entries, walks, gone }), options))
+}
+
+#[test]
+fn a_directory_is_listed_with_attributes_and_each_name_looked_up_once() {
+    let (walks, shown) = counted(1000, 0);
+    let list = std::process::Command::new("ls").arg("-l").arg(&*shown).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&list.stdout).lines().count(), 1001);
+    let asked = walks.load(Ordering::SeqCst);
+    // Those that had no room were asked about twice.
+    assert!((1000..1200).contains(&asked), "{asked} walks");
+    assert_eq!(fs::read_dir(&*shown).unwrap().count(), 1000);
+}
+
+#[test]
+fn names_that_go_while_they_are_listed_are_left_out_and_end_nothing() {
+    let (_, shown) = counted(500, 450);
+    // The kernel asks for attributes at the start of a listing.
+    let listed: Vec<_> = fs::read_dir(&*shown).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(listed.len() >= 50, "{}", listed.len());
+    let (_, shown) = counted(500, 500);
+    let list = std::process::Command::new("ls").arg(&*shown).output().unwrap();
+    assert!(list.status.success(), "{list:?}");
+}

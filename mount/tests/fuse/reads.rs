@@ -131,6 +131,37 @@ fn a_small_file_comes_with_its_opening() {
     assert_eq!(far.reads.load(Ordering::SeqCst), 0);
 }
 
+/// A stream that a server offers: whoever asks for its first bytes waits for them.
+struct Slow;
+
+impl Node for Slow {
+    fn qid(&self) -> Qid {
+        Qid { kind: p9::FileKind::File, version: 0, path: 78 }
+    }
+
+    fn attr(&self) -> Reply<'_, Attr> {
+        Reply::ok(Attr::synthetic(self.qid(), 0o444))
+    }
+
+    fn open(&self, _: How) -> Reply<'_, Handle> {
+        Errno::EIO.into()
+    }
+
+    fn open_at<'a>(&'a self, _: &'a [p9::Name<'a>], _: How, want: Want) -> Reply<'a, Opened> {
+        if want.data > 0 {
+            return Reply::later(std::future::pending());
+        }
+        let handle = Handle::Bytes("at last".into());
+        Reply::ok(Opened { node: None, attr: None, handle, first: None, lease: None })
+    }
+}
+
+#[test]
+fn opening_a_stream_does_not_wait_for_its_bytes() {
+    let shown = Shown::new(synth::dir([("slow", Arc::new(Slow) as NodeRef)]));
+    assert_eq!(std::fs::read_to_string(shown.path("slow")).unwrap(), "at last");
+}
+
 #[test]
 fn bytes_here_and_there_are_right_and_little_else_is_fetched() {
     let far = Far::new(6 << 20);
