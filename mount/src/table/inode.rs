@@ -142,3 +142,23 @@ impl Inode {
         same
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_kept_only_of_what_has_not_changed_and_has_been_left_alone() {
+        let inode = Inode::new(7, Qid::default());
+        let at = |sec| Time { sec, nsec: 0 };
+        let version = |size, mtime, now| {
+            Version::of(&Attr { size, mtime: at(mtime), ctime: at(mtime), ..Attr::default() }, at(now))
+        };
+        assert!(!inode.keeps_pages(version(5, 100, 200)), "nothing is known yet");
+        assert!(inode.keeps_pages(version(5, 100, 300)));
+        assert!(!inode.keeps_pages(version(6, 100, 300)));
+        assert!(!inode.keeps_pages(version(6, 301, 302)), "it may change again within the clock's tick");
+        assert!(!inode.keeps_pages(version(6, 301, 400)));
+        assert!(inode.keeps_pages(version(6, 301, 400)));
+    }
+}

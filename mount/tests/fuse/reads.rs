@@ -12,6 +12,9 @@ use parking_lot::Mutex;
 
 use super::*;
 
+/// The most bytes that there is room for: not the end of a request.
+const FULL: usize = (8 << 20) - 12_345;
+
 /// A file in memory that answers as one far away does: later, and not more than 300,000 bytes at a time.
 #[derive(Clone)]
 struct Far {
@@ -92,8 +95,7 @@ impl Stream for Far {
         Reply::later(async move {
             tokio::task::yield_now().await;
             let mut bytes = self.bytes.lock();
-            // Full at 8 MiB.
-            let room = (8_usize << 20).saturating_sub(offset as usize).min(data.len());
+            let room = FULL.saturating_sub(offset as usize).min(data.len());
             if room == 0 {
                 return Err(Errno::ENOSPC);
             }
@@ -204,5 +206,5 @@ fn a_full_disk_is_told_to_the_writer() {
     let mut file = OpenOptions::new().write(true).open(shown.path("far")).unwrap();
     let err = file.write_all(&vec![1; 9 << 20]).unwrap_err();
     assert_eq!(err.raw_os_error(), Some(libc::ENOSPC));
-    assert_eq!(far.bytes.lock().len(), 8 << 20);
+    assert_eq!(far.bytes.lock().len(), FULL);
 }
