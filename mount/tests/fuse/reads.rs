@@ -15,6 +15,9 @@ use super::*;
 /// The most bytes that there is room for: not the end of a request.
 const FULL: usize = (8 << 20) - 12_345;
 
+/// The most bytes that one write takes.
+const MOST: usize = 100_000;
+
 /// A file in memory that answers as one far away does: later, and not more than 300,000 bytes at a time.
 #[derive(Clone)]
 struct Far {
@@ -95,7 +98,7 @@ impl Stream for Far {
         Reply::later(async move {
             tokio::task::yield_now().await;
             let mut bytes = self.bytes.lock();
-            let room = FULL.saturating_sub(offset as usize).min(data.len());
+            let room = FULL.saturating_sub(offset as usize).min(data.len()).min(MOST);
             if room == 0 {
                 return Err(Errno::ENOSPC);
             }
@@ -197,6 +200,17 @@ fn a_read_after_a_write_gives_what_was_written() {
     let start = 300 << 10;
     assert!(rest[start..start + (200 << 10)].iter().all(|&byte| byte == 0xee), "old bytes were read");
     assert_eq!(rest.len(), 3 << 20);
+}
+
+#[test]
+fn a_mapping_is_written_whole_though_each_write_takes_a_part() {
+    let far = Far::new(1 << 20);
+    let shown = shown(&far);
+    let script = "import mmap\n\
+        f=open('far','r+b'); m=mmap.mmap(f.fileno(),1<<20); m[0:900000]=b'w'*900000; m.flush(); m.close(); f.close()\n";
+    let python = std::process::Command::new("python3").arg("-c").arg(script).current_dir(&*shown).status().unwrap();
+    assert!(python.success());
+    assert!(far.bytes.lock()[..900_000].iter().all(|&byte| byte == b'w'), "a part is missing");
 }
 
 #[test]
