@@ -48,6 +48,7 @@ pub(crate) use fs::Fs;
 use crate::Options;
 use crate::ahead::Budget;
 use crate::attr::errno;
+use crate::foresight::Foresight;
 use crate::open::Opens;
 use crate::table::{Inode, Table};
 use crate::watch::Watch;
@@ -66,6 +67,7 @@ pub(crate) struct Bridge {
     runtime: Runtime,
     watch: Watch,
     read_ahead: Budget,
+    foresight: Foresight,
     ended: AtomicBool,
 }
 
@@ -84,7 +86,8 @@ impl Bridge {
     pub(crate) fn new(root: NodeRef, options: Options, runtime: Runtime, watch: Watch) -> Arc<Self> {
         let table = Table::new(root, options.max_inodes_held);
         let (read_ahead, ended) = (Budget::new(runtime.clone()), AtomicBool::new(false));
-        Arc::new(Self { table, opens: Opens::default(), options, runtime, watch, read_ahead, ended })
+        let foresight = Foresight::new(options.ttl, runtime.clone());
+        Arc::new(Self { table, opens: Opens::default(), options, runtime, watch, read_ahead, foresight, ended })
     }
 
     /// Answers `reply` with what `work` gives, by `send`; `caller` is the thread that waits for it.
@@ -145,6 +148,7 @@ impl Bridge {
     /// The answer of `inode`'s node to a change. A change is not asked for twice; but if the node is dead, it is not used
     /// again.
     fn changed<T>(&self, inode: &Arc<Inode>, answer: Result<T, Errno>) -> Result<T, Errno> {
+        self.foresight.changed();
         if let Err(errno) = &answer
             && is_lost(*errno)
         {

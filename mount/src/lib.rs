@@ -12,6 +12,7 @@ mod ahead;
 mod allocator;
 mod attr;
 mod bridge;
+mod foresight;
 mod kernel;
 mod open;
 mod serve;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use dashmap::DashMap;
-use p9::{Errno, Handle, NodeRef};
+use p9::{Errno, Handle, NameBuf, NodeRef};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::AbortHandle;
@@ -41,6 +41,8 @@ pub(crate) struct Open {
     pub(crate) ahead: Ahead,
     /// How many entries of a directory are asked about together.
     pub(crate) batch: AtomicUsize,
+    /// The names of a directory, as far as it was listed.
+    pub(crate) listed: Mutex<Vec<NameBuf>>,
     /// The task that waits for what a poll asked about.
     pub(crate) poll: Mutex<Option<AbortHandle>>,
 }

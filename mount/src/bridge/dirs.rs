@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use super::names::attr_of;
 use super::{Bridge, Refuse};
 use crate::attr::{entry_type, to_fuse};
+use crate::foresight::NAMES;
 use crate::open::Open;
 use crate::table::Inode;
 
@@ -99,15 +100,19 @@ impl Bridge {
         let Some(cookie) = dots(offset, |next, name| add(open.inode.id, next, FileType::Directory, name)) else {
             return Ok(());
         };
+        let mut names = Vec::new();
         let each = &mut |entry: Entry<'_>| {
             let kind = entry_type(entry.kind, entry.qid.kind);
             // A number that is not zero, which some programs take for no entry at all.
-            match add(entry.qid.path.max(1), entry.cookie, kind, entry.name.as_bytes()) {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
+            if add(entry.qid.path.max(1), entry.cookie, kind, entry.name.as_bytes()) {
+                return ControlFlow::Break(());
             }
+            names.push(entry.name.into());
+            ControlFlow::Continue(())
         };
-        dir.list(cookie, each).await
+        let answer = dir.list(cookie, each).await;
+        open.has_listed(offset, names);
+        answer
     }
 
     /// Fills `list` with the entries after `offset` and their attributes.
@@ -131,20 +136,20 @@ impl Bridge {
             cookie = last.cookie;
             look_up(&open.node, &mut batch).await;
         }
-        for found in batch {
-            if self.is_full_with(found, &open.inode, &list) {
-                return Ok(());
-            }
+        let names: Vec<_> = batch.iter().map(|found| found.name.clone()).collect();
+        let fitted = batch.into_iter().take_while(|found| !self.is_full_with(found, &open.inode, &list)).count();
+        if fitted == names.len() {
+            // There was room for more.
+            open.batch.store(LARGEST_BATCH.min(most * 2), Ordering::Relaxed);
         }
-        // There was room for more.
-        open.batch.store(LARGEST_BATCH.min(most * 2), Ordering::Relaxed);
+        open.has_listed(offset, names.into_iter().take(fitted));
         Ok(())
     }
 
     /// Adds `found` to `list` and to what the kernel knows, unless it is full.
-    fn is_full_with(&self, found: Found, dir: &Arc<Inode>, list: &Filling<ReplyDirectoryPlus>) -> bool {
-        let Found { name, qid, kind, cookie, attr, node } = found;
-        let inode = self.table.enter(dir, name.as_name(), qid, node);
+    fn is_full_with(&self, found: &Found, dir: &Arc<Inode>, list: &Filling<ReplyDirectoryPlus>) -> bool {
+        let &Found { ref name, qid, kind, cookie, attr, ref node } = found;
+        let inode = self.table.enter(dir, name.as_name(), qid, node.clone());
         // Of what cannot be asked about the type is known, and the kernel asks again before it uses the rest.
         let unknown = Attr { qid, mode: kind & libc::S_IFMT, size: inode.size(), ..Attr::default() };
         let (attr, ttl) = attr.map_or((unknown, Duration::ZERO), |attr| (attr, self.options.ttl));
@@ -155,6 +160,19 @@ impl Bridge {
             self.table.forget(inode.id, 1);
         }
         full
+    }
+}
+
+impl Open {
+    /// These names were listed after `offset`.
+    fn has_listed(&self, offset: u64, names: impl IntoIterator<Item = NameBuf>) {
+        let mut listed = self.listed.lock();
+        if offset == 0 {
+            listed.clear();
+        }
+        // One more than are remembered says that there are too many.
+        let room = NAMES + 1 - listed.len();
+        listed.extend(names.into_iter().take(room));
     }
 }
 

@@ -44,9 +44,9 @@ impl Open {
             flags |= FopenFlags::FOPEN_KEEP_CACHE;
         }
         let (reads, writes, poll) = (Position::default(), Position::default(), Mutex::default());
-        let batch = FIRST_BATCH.into();
+        let (batch, listed) = (FIRST_BATCH.into(), Mutex::default());
         let ahead = Ahead::new(first, inode.writes());
-        (Self { inode, node, handle, direct, reads, writes, ahead, batch, poll }, flags)
+        (Self { inode, node, handle, direct, reads, writes, ahead, batch, listed, poll }, flags)
     }
 }
 
@@ -70,6 +70,7 @@ impl Bridge {
         inode.learn(&attr);
         if how.truncate {
             inode.wrote(0);
+            self.foresight.changed();
         }
         let (open, flags) = Open::new(inode, node, opened.handle, how, &attr, opened.first);
         Ok((self.opens.add(open), flags))
@@ -105,6 +106,7 @@ impl Bridge {
             let written = open.handle.write(at, data.slice(done..)).await?;
             let count = written.count as usize;
             open.inode.wrote(written.offset.unwrap_or(at) + count as u64);
+            self.foresight.changed();
             done += count.min(size - done);
             // Pages are written whole, or not at all: the rest meets the reason why it was left.
             if open.direct || count == 0 {
@@ -140,6 +142,7 @@ impl Bridge {
             Handle::Bytes(_) | Handle::Dir(_) => return Err(Errno::EOPNOTSUPP),
         }
         open.inode.wrote(0);
+        self.foresight.changed();
         Ok(())
     }
 
@@ -184,6 +187,7 @@ impl Bridge {
         // Upon either of these the kernel copies by reading and writing.
         let copied = copied.map_err(|errno| if errno == Errno::ENOSYS { Errno::EOPNOTSUPP } else { errno })?;
         target.inode.wrote(to.1 + copied);
+        self.foresight.changed();
         Ok(copied as u32)
     }
 

@@ -75,7 +75,8 @@ impl Filesystem for Fs {
     fn lookup(&self, r: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (name, ttl) = (owned(name), self.0.options.ttl);
         answer!(self, r, Bounded, reply, |b| b.lookup(parent, &name), move |reply, found| {
-            reply.entry(&ttl, &found.unwrap_or_else(missing), ONLY);
+            let (attr, ttl) = found.unwrap_or_else(|| (missing(), ttl));
+            reply.entry(&ttl, &attr, ONLY);
         });
     }
 
@@ -231,7 +232,9 @@ impl Filesystem for Fs {
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        self.0.opens.remove(fh.0);
+        if let Some(open) = self.0.opens.remove(fh.0) {
+            self.0.foresight.listed(open.inode.id, std::mem::take(&mut *open.listed.lock()));
+        }
         reply.ok();
     }
 

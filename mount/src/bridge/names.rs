@@ -4,6 +4,7 @@
 //! bounded. Modes arrive with the caller's umask taken off: the kernel does it, since `FUSE_DONT_MASK` is not asked for.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use fuser::{FileAttr, INodeNo};
 use p9::{Attr, Created, Errno, How, Name, New, NodeRef, Walk, Want, What};
@@ -14,16 +15,22 @@ use crate::open::Open;
 use crate::table::Inode;
 
 impl Bridge {
-    /// The file called `name` in `parent`; `None` if there is none.
-    pub(super) async fn lookup(&self, parent: INodeNo, name: &[u8]) -> Result<Option<FileAttr>, Errno> {
+    /// The file called `name` in `parent`, and how long it may be taken to be there; `None` if there is none.
+    pub(super) async fn lookup(&self, parent: INodeNo, name: &[u8]) -> Result<Option<(FileAttr, Duration)>, Errno> {
         let (dir, name) = (self.inode(parent)?, Name::new(name)?);
+        let (node, _) = self.table.node(&dir).await?;
+        if let Some(foreseen) = self.foresight.look(dir.id, &node, name)
+            && let Some((node, attr, ttl)) = self.foresight.answer(foreseen).await
+        {
+            return Ok(Some((self.entry(&dir, name, node, &attr).1, ttl)));
+        }
         let found = ask!(self, &dir, |node| {
             let reached = node.walk(&[name], Want::ATTR).await.and_then(Walk::reached)?;
             let attr = attr_of(&reached.node, reached.attr).await?;
             Ok((reached.node, attr))
         });
         match found {
-            Ok((node, attr)) => Ok(Some(self.entry(&dir, name, node, &attr).1)),
+            Ok((node, attr)) => Ok(Some((self.entry(&dir, name, node, &attr).1, self.options.ttl))),
             Err(Errno::ENOENT) => Ok(None),
             Err(errno) => Err(errno),
         }

@@ -149,6 +149,38 @@ fn what_a_lost_server_had_is_asked_for_again() {
     assert_eq!(dials.load(Ordering::SeqCst), 2);
 }
 
+#[test]
+fn files_used_in_order_are_asked_about_together_and_before() {
+    let (folder, root) = disk();
+    let name = |n: usize| format!("f{n:03}");
+    (0..200).for_each(|n| fs::write(folder.path().join(name(n)), n.to_string()).unwrap());
+    let shown = Shown::with(root, Options { ttl: Duration::from_secs(600), ..Options::default() });
+    assert_eq!(fs::read_dir(&*shown).unwrap().count(), 200);
+    for n in 0..200 {
+        assert_eq!(fs::read_to_string(shown.path(&name(n))).unwrap(), n.to_string());
+        assert_eq!(shown.path(&name(n)).metadata().unwrap().len(), n.to_string().len() as u64);
+    }
+}
+
+#[test]
+fn what_was_asked_before_a_write_is_not_told_after_it() {
+    let (folder, root) = disk();
+    let name = |n: usize| format!("f{n:03}");
+    (0..200).for_each(|n| fs::write(folder.path().join(name(n)), b"").unwrap());
+    fs::create_dir(folder.path().join("other")).unwrap();
+    let shown = Shown::with(root, Options { ttl: Duration::from_secs(600), ..Options::default() });
+    for target in [120, 150, 180] {
+        let link = shown.path("other").join(name(target));
+        fs::hard_link(folder.path().join(name(target)), folder.path().join("other").join(name(target))).unwrap();
+        let mut file = fs::OpenOptions::new().append(true).open(link).unwrap();
+        assert_eq!(fs::read_dir(&*shown).unwrap().count(), 201);
+        // In order, so that the file is asked about under its name here, too.
+        (target - 10..target).for_each(|n| assert_eq!(shown.path(&name(n)).metadata().unwrap().len(), 0));
+        std::io::Write::write_all(&mut file, b"written").unwrap();
+        assert_eq!(shown.path(&name(target)).metadata().unwrap().len(), 7);
+    }
+}
+
 /// A directory of `0`, `1`, ... that lists no attributes, and counts what it is asked about each.
 struct Counted {
     entries: Vec<NodeRef>,
