@@ -41,6 +41,7 @@ use std::time::Duration;
 
 use p9::cancel::Cancel;
 use p9::{Errno, NodeRef};
+use parking_lot::Mutex;
 use tokio::runtime::Handle as Runtime;
 
 pub(crate) use fs::Fs;
@@ -49,7 +50,7 @@ use crate::Options;
 use crate::ahead::Budget;
 use crate::attr::errno;
 use crate::foresight::Foresight;
-use crate::open::Opens;
+use crate::open::{Open, Opens};
 use crate::table::{Inode, Table};
 use crate::watch::Watch;
 
@@ -63,6 +64,8 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) struct Bridge {
     table: Table,
     opens: Opens,
+    /// Files that were read, to be closed together.
+    closing: Mutex<Vec<Arc<Open>>>,
     options: Options,
     runtime: Runtime,
     watch: Watch,
@@ -87,7 +90,17 @@ impl Bridge {
         let table = Table::new(root, options.max_inodes_held);
         let (read_ahead, ended) = (Budget::new(runtime.clone()), AtomicBool::new(false));
         let foresight = Foresight::new(options.ttl, runtime.clone());
-        Arc::new(Self { table, opens: Opens::default(), options, runtime, watch, read_ahead, foresight, ended })
+        Arc::new(Self {
+            table,
+            opens: Opens::default(),
+            closing: Mutex::default(),
+            options,
+            runtime,
+            watch,
+            read_ahead,
+            foresight,
+            ended,
+        })
     }
 
     /// Answers `reply` with what `work` gives, by `send`; `caller` is the thread that waits for it.
@@ -132,6 +145,7 @@ impl Bridge {
     pub(crate) fn clear(&self) {
         self.end();
         self.opens.clear();
+        self.closing.lock().clear();
     }
 
     /// The inode that the kernel calls `id`.

@@ -33,6 +33,8 @@ pub(crate) struct Open {
     pub(crate) handle: Handle,
     /// Whether each read and write is what the program asked for, without pages of the kernel between.
     pub(crate) direct: bool,
+    /// Whether it was opened to change the file.
+    pub(crate) writes_too: bool,
     /// Where the next read and the next write of a stream go: a stream has no other offsets.
     pub(crate) reads: Position,
     /// See [`Open::reads`].
