@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fuser::{FileHandle, FopenFlags, INodeNo};
+use futures_util::future::join_all;
 use p9::{Attr, Errno, Handle, How, NodeRef, Time, Want};
 use parking_lot::Mutex;
 
@@ -117,14 +118,14 @@ impl Bridge {
         if done == 0 && size > 0 { Err(Errno::EIO) } else { Ok(done as u32) }
     }
 
-    /// Closes what the kernel has let go of. Nobody waits for the answer any more, so a failure is only logged. What was
-    /// only read is closed a little later, with others: for many small files that is half of the messages.
-    pub(super) fn release(self: &Arc<Self>, fh: FileHandle) {
-        let Some(open) = self.opens.remove(fh.0) else { return };
+    /// Closes what the kernel has let go of. Nobody waits for the answer any more, so a failure is only logged. A file
+    /// that was only read is closed a little later, with others: closing each would cost as much as opening it. The
+    /// closing of a stream may mean something, and begins at once.
+    pub(super) async fn release(self: &Arc<Self>, fh: FileHandle) -> Result<(), Errno> {
+        let Some(open) = self.opens.remove(fh.0) else { return Err(Errno::EBADF) };
         open.ahead.stop();
-        if open.writes_too {
-            self.runtime.spawn(async move { close(&open).await });
-            return;
+        if open.writes_too || open.direct {
+            return close(&open).await;
         }
         let mut closing = self.closing.lock();
         closing.push(open);
@@ -133,9 +134,10 @@ impl Bridge {
             self.runtime.spawn(async move {
                 tokio::time::sleep(CLOSE_TOGETHER).await;
                 let together = std::mem::take(&mut *bridge.closing.lock());
-                futures_util::future::join_all(together.iter().map(|open| close(open))).await;
+                join_all(together.iter().map(|open| close(open))).await;
             });
         }
+        Ok(())
     }
 
     pub(super) async fn sync(&self, fh: FileHandle, data_only: bool) -> Result<(), Errno> {
@@ -225,10 +227,12 @@ impl Bridge {
     }
 }
 
-async fn close(open: &Open) {
-    if let Err(errno) = open.handle.close().await {
+async fn close(open: &Open) -> Result<(), Errno> {
+    let answer = open.handle.close().await;
+    if let Err(errno) = answer {
         tracing::warn!(?errno, "closing a file failed");
     }
+    answer
 }
 
 /// How long files that were read wait for others to be closed with.

@@ -196,8 +196,9 @@ impl Filesystem for Fs {
     fn release(
         &self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, _: Option<LockOwner>, _: bool, reply: ReplyEmpty,
     ) {
-        self.0.release(fh);
-        reply.ok();
+        let bridge = self.0.clone();
+        // Caller 0: whoever closes by dying must not have the closing cancelled.
+        self.0.answer(0, Wait::Unbounded, reply, async move { bridge.release(fh).await }, |reply, ()| reply.ok());
     }
 
     fn fsync(&self, r: &Request, _: INodeNo, fh: FileHandle, data_only: bool, reply: ReplyEmpty) {
