@@ -150,7 +150,19 @@ fn what_a_lost_server_had_is_asked_for_again() {
 }
 
 #[test]
-fn files_used_in_order_are_asked_about_together_and_before() {
+fn names_used_in_order_are_asked_about_together_and_once() {
+    let (walks, together, shown) = counted(1000, 0);
+    assert_eq!(fs::read_dir(&*shown).unwrap().count(), 1000);
+    // Those at the start came with the listing.
+    let before = walks.load(Ordering::SeqCst);
+    together.store(0, Ordering::SeqCst);
+    (500..1000).for_each(|n| assert!(shown.path(&n.to_string()).exists()));
+    assert!(together.load(Ordering::SeqCst) > 8, "each was asked about by itself");
+    assert_eq!(walks.load(Ordering::SeqCst) - before, 500);
+}
+
+#[test]
+fn files_used_in_order_are_what_they_are() {
     let (folder, root) = disk();
     let name = |n: usize| format!("f{n:03}");
     (0..200).for_each(|n| fs::write(folder.path().join(name(n)), n.to_string()).unwrap());
@@ -185,6 +197,9 @@ fn what_was_asked_before_a_write_is_not_told_after_it() {
 struct Counted {
     entries: Vec<NodeRef>,
     walks: Arc<AtomicUsize>,
+    /// How many questions were under way together, at most.
+    together: Arc<AtomicUsize>,
+    under_way: AtomicUsize,
     /// The last name of all is gone when it is asked about.
     gone: usize,
 }
@@ -204,7 +219,9 @@ impl Node for Counted {
         let there = number.filter(|number| *number < self.entries.len() - self.gone);
         let Some(node) = there.map(|number| self.entries[number].clone()) else { return Errno::ENOENT.into() };
         Reply::later(async move {
+            self.together.fetch_max(self.under_way.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             tokio::task::yield_now().await;
+            self.under_way.fetch_sub(1, Ordering::SeqCst);
             let attr = node.attr_if(want.attr).await?;
             Ok(Walk::one(node, attr))
         })
@@ -236,16 +253,17 @@ impl p9::Dir for Names {
     }
 }
 
-fn counted(entries: usize, gone: usize) -> (Arc<AtomicUsize>, Shown) {
-    let walks = Arc::new(AtomicUsize::new(0));
+fn counted(entries: usize, gone: usize) -> (Arc<AtomicUsize>, Arc<AtomicUsize>, Shown) {
+    let (walks, together) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let entries = (0..entries).map(|_| synth::file(|| Ok("".into()))).collect();
     let options = Options { ttl: Duration::from_secs(600), ..Options::default() };
-    (walks.clone(), Shown::with(Arc::new(Counted { entries, walks, gone }), options))
+    let root = Counted { entries, walks: walks.clone(), together: together.clone(), under_way: 0.into(), gone };
+    (walks, together, Shown::with(Arc::new(root), options))
 }
 
 #[test]
 fn a_directory_is_listed_with_attributes_and_each_name_looked_up_once() {
-    let (walks, shown) = counted(1000, 0);
+    let (walks, _, shown) = counted(1000, 0);
     let list = std::process::Command::new("ls").arg("-l").arg(&*shown).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&list.stdout).lines().count(), 1001);
     let asked = walks.load(Ordering::SeqCst);
@@ -256,11 +274,11 @@ fn a_directory_is_listed_with_attributes_and_each_name_looked_up_once() {
 
 #[test]
 fn names_that_go_while_they_are_listed_are_left_out_and_end_nothing() {
-    let (_, shown) = counted(500, 450);
+    let (.., shown) = counted(500, 450);
     // The kernel asks for attributes at the start of a listing.
     let listed: Vec<_> = fs::read_dir(&*shown).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(listed.len() >= 50, "{}", listed.len());
-    let (_, shown) = counted(500, 500);
+    let (.., shown) = counted(500, 500);
     let list = std::process::Command::new("ls").arg(&*shown).output().unwrap();
     assert!(list.status.success(), "{list:?}");
 }
