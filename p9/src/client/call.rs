@@ -11,6 +11,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::link::{CALLS, Link, Wire};
+use super::waits::Ticket;
 use crate::frame::Frame;
 use crate::wire::{R, T};
 use crate::{Errno, cancel};
@@ -40,7 +41,7 @@ impl Answer {
 /// Messages that are under way.
 pub(super) struct Calls {
     wire: Arc<Wire>,
-    pending: Vec<(u16, oneshot::Receiver<Frame>)>,
+    pending: Vec<(Ticket, oneshot::Receiver<Frame>)>,
     /// Those before this one have their replies.
     at: usize,
 }
@@ -95,8 +96,8 @@ impl Wire {
 impl Calls {
     /// The next reply. Errors: `EINTR` if it was cancelled; `EHOSTUNREACH` if the connection ended before.
     pub(super) async fn next(&mut self) -> Result<Answer, Errno> {
-        let Some((tag, receiver)) = self.pending.get_mut(self.at) else { return Err(Errno::EPROTO) };
-        let answer = self.wire.reply(receiver, || self.wire.flush(*tag)).await;
+        let Some((request, receiver)) = self.pending.get_mut(self.at) else { return Err(Errno::EPROTO) };
+        let answer = self.wire.reply(receiver, || self.wire.flush(*request)).await;
         self.at += 1;
         answer
     }
@@ -109,8 +110,8 @@ impl Calls {
 
 impl Drop for Calls {
     fn drop(&mut self) {
-        for (tag, _) in &self.pending[self.at..] {
-            self.wire.flush(*tag);
+        for (request, _) in &self.pending[self.at..] {
+            self.wire.flush(*request);
         }
     }
 }

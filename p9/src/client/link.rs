@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use super::Counts;
 use super::counted::Traffic;
 use super::fid::Fid;
-use super::waits::Waits;
+use super::waits::{Ticket, Waits};
 use crate::Errno;
 use crate::frame::{Frame, Frames};
 use crate::wire::T;
@@ -93,11 +93,11 @@ impl Link {
 }
 
 impl Wire {
-    /// Sends `messages` together, each with the data that follows it, and gives for each its tag and where its reply
+    /// Sends `messages` together, each with the data that follows it, and gives for each its ticket and where its reply
     /// will come. Errors: `EHOSTUNREACH` once the connection has ended.
     pub(super) fn send(
         &self, messages: &[(T<'_>, Bytes)], mut permit: OwnedSemaphorePermit,
-    ) -> Result<Vec<(u16, oneshot::Receiver<Frame>)>, Errno> {
+    ) -> Result<Vec<(Ticket, oneshot::Receiver<Frame>)>, Errno> {
         let mut waits = self.open()?;
         let one = |(message, data): &(T<'_>, Bytes)| waits.call(message, data.clone(), permit.split(1));
         let sent = messages.iter().map(one).collect::<Option<_>>().ok_or(Errno::EAGAIN);
@@ -106,9 +106,9 @@ impl Wire {
         sent
     }
 
-    /// Asks the server to forget the request `old`, whose reply nobody waits for any more, or which is to end soon.
-    pub(super) fn flush(&self, old: u16) {
-        let never_sent = self.waits.lock().flush(old);
+    /// Asks the server to forget a request whose reply nobody waits for any more, or which is to end soon.
+    pub(super) fn flush(&self, request: Ticket) {
+        let never_sent = self.waits.lock().flush(request);
         // Dropped outside the lock: whoever waits for it is woken.
         drop(never_sent);
         self.filled.notify_one();

@@ -20,6 +20,13 @@ const NOBODY: u16 = !1;
 /// Where a reply goes.
 type Sender = oneshot::Sender<Frame>;
 
+/// One request: its tag, which another may have later, and what none other ever has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Ticket {
+    tag: u16,
+    number: u64,
+}
+
 /// What a connection waits for.
 #[derive(Default)]
 pub(super) struct Waits {
@@ -38,11 +45,15 @@ pub(super) struct Waits {
     flushing: usize,
     /// Messages put in the outbox so far.
     pub(super) requests: u64,
+    /// Calls begun so far.
+    calls: u64,
 }
 
 /// Who waits for the reply to a tag.
 pub(super) enum Waiting {
     Call {
+        /// That of its [`Ticket`].
+        number: u64,
         /// Taken when the reply has come.
         sender: Option<Sender>,
         /// A flush of it is under way, which then frees the tag.
@@ -72,18 +83,22 @@ impl Waits {
     /// Puts a request in the outbox; `None` when there is no tag for it.
     pub(super) fn call(
         &mut self, message: &T<'_>, data: Bytes, permit: Option<OwnedSemaphorePermit>,
-    ) -> Option<(u16, oneshot::Receiver<Frame>)> {
+    ) -> Option<(Ticket, oneshot::Receiver<Frame>)> {
         let tag = self.new_tag()?;
         let (sender, receiver) = oneshot::channel();
-        self.tags.insert(tag, Waiting::Call { sender: Some(sender), flushing: false, _permit: permit });
+        let number = self.calls;
+        self.calls += 1;
+        self.tags.insert(tag, Waiting::Call { number, sender: Some(sender), flushing: false, _permit: permit });
         self.put(tag, message, data);
-        Some((tag, receiver))
+        Some((Ticket { tag, number }, receiver))
     }
 
-    /// Flushes the request `old`. One that has not gone out yet never will: that is what is given back.
-    pub(super) fn flush(&mut self, old: u16) -> Option<Waiting> {
+    /// Flushes a request, unless its reply has come: its tag may be another's by now. One that has not gone out yet
+    /// never will: that is what is given back.
+    pub(super) fn flush(&mut self, ticket: Ticket) -> Option<Waiting> {
+        let old = ticket.tag;
         match self.tags.get_mut(&old) {
-            Some(Waiting::Call { flushing, .. }) if !*flushing => *flushing = true,
+            Some(Waiting::Call { number, flushing, .. }) if *number == ticket.number && !*flushing => *flushing = true,
             _ => return None,
         }
         if let Some(at) = self.outbox.iter().position(|message| tag_of(message) == old) {
@@ -224,4 +239,26 @@ impl Waits {
 /// The tag of a message that was encoded.
 fn tag_of(message: &Outgoing) -> u16 {
     u16::from_le_bytes([message.head[5], message.head[6]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flush_that_comes_too_late_does_not_meet_the_next_request_with_that_tag() {
+        let mut waits = Waits::default();
+        let call = |waits: &mut Waits| waits.call(&T::Getattr { fid: 1, mask: 0 }, Bytes::new(), None).unwrap();
+        let (first, _answer) = call(&mut waits);
+        waits.take_outbox();
+        assert!(waits.take(first.tag).unwrap().is_some(), "the first is answered");
+        let (second, mut answer) = call(&mut waits);
+        waits.take_outbox();
+        assert_eq!(second.tag, first.tag, "its tag is used again");
+        assert!(waits.flush(first).is_none());
+        assert!(!waits.has_to_send(), "nothing is flushed");
+        assert!(matches!(answer.try_recv(), Err(oneshot::error::TryRecvError::Empty)), "the second still waits");
+        waits.flush(second);
+        assert!(waits.has_to_send(), "which it can be itself");
+    }
 }
