@@ -279,14 +279,17 @@ async fn walk(node: &NodeRef, place: &Place, steps: Steps<'_>) -> Result<Walked,
     if steps.count() == 0 {
         return Ok(Walked { qids: Vec::new(), end: Ok((node.clone(), place)) });
     }
-    let names: Option<Vec<Name<'_>>> = steps
-        .iter()
-        .map(|step| match step {
-            Step::Into(name) => Some(name),
-            Step::Up => None,
-        })
-        .collect();
-    let Some(names) = names else { return walk_up(node.clone(), place, steps).await };
+    let (mut names, mut up) = (Vec::with_capacity(steps.count()), false);
+    for step in steps.iter() {
+        match step {
+            Step::Into(name) => names.push(name),
+            Step::Up => up = true,
+            Step::Bad(errno) => return Err(errno),
+        }
+    }
+    if up {
+        return walk_up(node.clone(), place, steps).await;
+    }
     let walked = node.walk(&names, Want::default()).await?;
     let end = walked.end.map(|reached| {
         names.iter().for_each(|name| place.enter(*name));
@@ -308,6 +311,7 @@ async fn walk_up(mut node: NodeRef, mut place: Place, steps: Steps<'_>) -> Resul
                 place.leave();
                 place.node().await
             }
+            Step::Bad(errno) => Err(errno),
         };
         match reached {
             Ok(reached) => node = reached,

@@ -140,6 +140,8 @@ pub enum Step<'a> {
     Up,
     /// To the entry of this name.
     Into(Name<'a>),
+    /// Nowhere: what stands there cannot be a name. The walk fails with this, as any walk fails.
+    Bad(Errno),
 }
 
 impl<'a> Steps<'a> {
@@ -158,6 +160,7 @@ impl<'a> Steps<'a> {
             match step {
                 Step::Up => Str(b"..").write(&mut bytes),
                 Step::Into(name) => name.write(&mut bytes),
+                Step::Bad(_) => Str(b"").write(&mut bytes),
             }
         }
         bytes
@@ -187,10 +190,12 @@ impl fmt::Debug for Steps<'_> {
 
 impl<'a> Step<'a> {
     fn read(from: &'a [u8]) -> Result<(&'a [u8], Self), Malformed> {
-        match Str::read(from)? {
-            (rest, Str(b"..")) => Ok((rest, Self::Up)),
-            (rest, Str(name)) => Ok((rest, Self::Into(Name::new(name).map_err(Malformed::Name)?))),
-        }
+        let (rest, Str(name)) = Str::read(from)?;
+        let step = match name {
+            b".." => Self::Up,
+            name => Name::new(name).map_or_else(Self::Bad, Self::Into),
+        };
+        Ok((rest, step))
     }
 }
 
