@@ -1,4 +1,4 @@
-//! What can be typed: every command of `slashn`, and `rcpu`.
+//! What can be typed: every command of `slashn`, `rcpu` and `9p`.
 //!
 //! Parsed in `main`; wrong usage ends there with status 2. Here is what was typed, not what it means: the commands
 //! find that out. Other people's scripts depend on these names, so they change only with a deprecation.
@@ -214,7 +214,7 @@ pub struct Completions {
 /// `slashn man`
 #[derive(Args, Debug)]
 pub struct Man {
-    /// A command of slashn, or `rcpu`
+    /// A command of slashn, `rcpu` or `9p`
     pub command: Option<String>,
 }
 
@@ -261,6 +261,86 @@ pub struct Rcpu {
     pub command: Vec<OsString>,
 }
 
+/// One file of one 9P server, without a mount.
+///
+/// The server is -a ADDR: unix!PATH, tcp!HOST!PORT, tls!HOST!PORT, or the name of a node that I know. Without -a, PATH
+/// begins with that name: `9p ls alpha/fs`.
+#[derive(Debug, Parser)]
+#[command(name = "9p", version, arg_required_else_help = true)]
+pub struct Nine {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// The server: unix!PATH, tcp!HOST!PORT, tls!HOST!PORT, or a node's name
+    #[arg(short = 'a', value_name = "ADDR")]
+    pub address: Option<String>,
+    /// What to attach to there
+    #[arg(short = 'A', value_name = "ANAME", default_value = "")]
+    pub aname: OsString,
+    /// Print the 9P messages on standard error
+    #[arg(short = 'D')]
+    pub dump: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub action: NineAction,
+}
+
+/// What `9p` does with a file.
+#[derive(Debug, Subcommand)]
+pub enum NineAction {
+    /// List directories
+    Ls {
+        /// With mode, links, owner, group, size and time of change
+        #[arg(short)]
+        long: bool,
+        /// A directory itself, not what is in it
+        #[arg(short)]
+        directory: bool,
+        /// Files and directories
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<OsString>,
+    },
+    /// Print a file, as long as it goes on
+    Read {
+        /// The file
+        path: OsString,
+    },
+    /// Write standard input to a file; a regular file is cut to that, or made
+    Write {
+        /// Add to the file's end instead
+        #[arg(long)]
+        append: bool,
+        /// Line by line, each in one message, as control files want it
+        #[arg(short)]
+        lines: bool,
+        /// The file
+        path: OsString,
+    },
+    /// All that is known of files
+    Stat {
+        /// The files
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<OsString>,
+    },
+    /// Remove files, and directories that are empty
+    Rm {
+        /// The files
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<OsString>,
+    },
+    /// Make directories
+    Mkdir {
+        /// The directories
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<OsString>,
+    },
+    /// Talk to a file: standard input goes in, what it says comes out, until it ends
+    Con {
+        /// The file
+        path: OsString,
+    },
+}
+
 fn fingerprint(text: &str) -> Result<String, String> {
     check_fingerprint(text).map(|()| text.to_owned())
 }
@@ -282,6 +362,7 @@ mod tests {
     fn the_command_lines_are_consistent() {
         Slashn::command().debug_assert();
         Rcpu::command().debug_assert();
+        Nine::command().debug_assert();
     }
 
     #[test]

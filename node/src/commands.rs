@@ -9,6 +9,7 @@ pub mod export;
 pub mod init;
 pub mod launcher;
 pub mod mount;
+pub mod nine;
 pub mod nodes;
 pub mod ns;
 pub mod rcpu;

@@ -43,6 +43,17 @@ pub fn report(program: &str, outcome: Result<ExitCode>) -> ExitCode {
     })
 }
 
+/// Logs the 9P messages to standard error, and nothing else of them: `-> ` is asked, `<- ` is answered.
+pub fn messages_to_stderr() {
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new("warn,p9::trace=trace"))
+        .with_writer(io::stderr)
+        .with_target(false)
+        .with_level(false)
+        .without_time()
+        .try_init();
+}
+
 /// Logs to standard error: warnings; with `-v` what happens, with `-vv` everything and the 9P messages.
 pub fn log_to_stderr(verbose: u8) {
     let level = match verbose {

@@ -261,10 +261,10 @@ pub fn binaries() -> PathBuf {
     let me = std::env::current_exe().expect("the path of this program");
     let built = |dir: &&Path| {
         let is_program = |path: PathBuf| fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o111 != 0);
-        ["slashn", "rcpu"].iter().all(|name| is_program(dir.join(name)))
+        ["slashn", "rcpu", "9p"].iter().all(|name| is_program(dir.join(name)))
     };
     let found = me.ancestors().skip(1).take(2).find(built);
-    found.expect("slashn and rcpu are not built: cargo build --workspace").to_path_buf()
+    found.expect("slashn, rcpu and 9p are not built: cargo build --workspace").to_path_buf()
 }
 
 /// What a command did, with a bound on how long it may take.

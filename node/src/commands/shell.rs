@@ -4,14 +4,14 @@ use std::process::ExitCode;
 
 use clap::{Command, CommandFactory};
 
-use crate::cli::{Completions, Man, Rcpu, Slashn};
+use crate::cli::{Completions, Man, Nine, Rcpu, Slashn};
 use crate::error::{At, Error, Result};
 use crate::output;
 
-/// Prints the completions of `slashn` and of `rcpu`.
+/// Prints the completions of `slashn`, `rcpu` and `9p`.
 pub fn completions(typed: &Completions) -> Result<ExitCode> {
     let mut text = Vec::new();
-    for (name, mut command) in [("slashn", Slashn::command()), ("rcpu", Rcpu::command())] {
+    for (name, mut command) in [("slashn", Slashn::command()), ("rcpu", Rcpu::command()), ("9p", Nine::command())] {
         clap_complete::generate(typed.shell, &mut command, name, &mut text);
     }
     output::line(String::from_utf8_lossy(&text).trim_end())?;
@@ -32,6 +32,7 @@ fn described(name: Option<&str>) -> Result<Command> {
     match name {
         None | Some("slashn") => Ok(slashn),
         Some("rcpu") => Ok(Rcpu::command()),
+        Some("9p") => Ok(Nine::command()),
         Some(name) => {
             let found = slashn.find_subcommand(name).cloned();
             found.ok_or_else(|| Error::new("man", name, "there is no such command").remedy("slashn --help"))

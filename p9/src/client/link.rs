@@ -20,7 +20,7 @@ use super::fid::Fid;
 use super::waits::{Ticket, Waits};
 use crate::Errno;
 use crate::frame::{Frame, Frames};
-use crate::wire::T;
+use crate::wire::{R, T};
 use crate::writer::write;
 
 /// Requests that may wait for replies at once, those included that are being flushed. With their flushes and with
@@ -192,6 +192,11 @@ impl Wire {
 
     /// Gives `frame` to whoever waits for it. The error is a tag that nobody used.
     fn take(&self, frame: Frame) -> Result<(), u16> {
+        if tracing::enabled!(target: "p9::trace", tracing::Level::TRACE)
+            && let Ok(Some(reply)) = R::decode(frame.code, &frame.body)
+        {
+            tracing::trace!(target: "p9::trace", "client <- {} {reply:?}", frame.tag);
+        }
         let (waiter, more) = {
             let mut waits = self.waits.lock();
             (waits.take(frame.tag)?, waits.has_to_send())
