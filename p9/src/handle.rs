@@ -5,7 +5,6 @@
 //! device, a waiting process) is a [`Stream`]. The methods of [`Handle`] hide the difference from those who do not
 //! care.
 
-use std::any::Any;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -35,14 +34,21 @@ pub struct LocalFile {
     fd: OwnedFd,
     /// Taken by each append, so that the file's own offset says where that one went.
     append: Option<Mutex<()>>,
-    _token: Option<Box<dyn Any + Send + Sync>>,
+    token: Option<Box<dyn Token>>,
+}
+
+/// What a lease authority gives to whoever opens a file for writing; dropped when the file is closed.
+pub trait Token: Send + Sync + 'static {
+    /// Whether the file may be written. Errors: `ESTALE` once its writer was forced to give up a lease under which it
+    /// held changes back: they are older than what others wrote since.
+    fn may_write(&self) -> Result<(), Errno>;
 }
 
 impl LocalFile {
     /// The file open as `fd`. `append` says that `fd` has `O_APPEND`; `token` is what the inode's lease authority
     /// gave a writer, held until the file is closed.
-    pub fn new(fd: OwnedFd, append: bool, token: Option<Box<dyn Any + Send + Sync>>) -> Arc<Self> {
-        Arc::new(Self { fd, append: append.then(Mutex::default), _token: token })
+    pub fn new(fd: OwnedFd, append: bool, token: Option<Box<dyn Token>>) -> Arc<Self> {
+        Arc::new(Self { fd, append: append.then(Mutex::default), token })
     }
 }
 

@@ -143,7 +143,8 @@ pub trait Node: Any + Send + Sync + 'static {
         Errno::EOPNOTSUPP.into()
     }
 
-    /// A lease on what `want` says, if it can be had. The server calls `on_break` once when another needs it back.
+    /// A lease on what `want` says, or on as much of it as can be had: `None` where that is nothing. Own operations never
+    /// break a lease: those of the client that this node was attached for.
     fn lease(&self, _want: LeaseKind, _on_break: OnBreak) -> Reply<'_, Option<Lease>> {
         Reply::ok(None)
     }
@@ -387,8 +388,8 @@ pub enum LockKind {
     Unlock,
 }
 
-/// What may be kept without asking while a lease lasts.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+/// What may be kept without asking while a lease lasts; each kind includes those before it.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 pub enum LeaseKind {
     /// Nothing.
     #[default]
@@ -401,14 +402,44 @@ pub enum LeaseKind {
     Write,
 }
 
-/// A lease that was granted. Dropping it gives it back.
+/// A lease that was granted. Dropping its last clone gives it back.
+///
+/// What may be kept under it is what was asked for after the lease was, and answered before it was broken: an answer
+/// to an earlier question may be older than the lease.
 #[derive(Clone)]
 pub struct Lease {
-    /// What may be kept.
+    /// What may be kept, as it was granted.
     pub kind: LeaseKind,
-    /// Gives it back when the last clone goes.
-    pub guard: Arc<dyn Any + Send + Sync>,
+    /// The grant itself.
+    pub guard: Arc<dyn Guard>,
 }
 
-/// Called once, from any thread, with what the holder may still keep. It must not block.
-pub type OnBreak = Box<dyn FnOnce(LeaseKind) + Send>;
+/// What a tree gave with a lease; dropping it gives the lease back, without waiting for anything.
+pub trait Guard: Send + Sync + 'static {
+    /// Whether what was kept may be used at this moment: a lease from another machine ends when nothing was heard from
+    /// there for a while. That it was broken is told by [`OnBreak`] alone.
+    fn holds(&self) -> bool {
+        true
+    }
+
+    /// Gives back all but `kind`. It does not wait for anything.
+    fn keep(&self, kind: LeaseKind);
+}
+
+impl Lease {
+    /// See [`Guard::holds`].
+    pub fn holds(&self) -> bool {
+        self.guard.holds()
+    }
+
+    /// Gives back all but `kind`, at once.
+    pub fn keep(&self, kind: LeaseKind) {
+        self.guard.keep(kind);
+    }
+}
+
+/// Called from any thread when another needs a lease back, with what may still be kept: from this moment on nothing else
+/// may be used any more. The holder answers by [`Lease::keep`] or by dropping the lease, after it has written back what
+/// it must, in bounded time; it may be called again, with less, and before the lease itself was handed out. It must not
+/// block.
+pub type OnBreak = Arc<dyn Fn(LeaseKind) + Send + Sync>;

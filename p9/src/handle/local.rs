@@ -42,6 +42,7 @@ impl LocalFile {
     }
 
     fn write_now(&self, offset: u64, data: &[u8]) -> Result<Written, Errno> {
+        self.may_write()?;
         // With O_APPEND the kernel ignores the offset, and moves the file's own to behind what it wrote.
         let appending = self.append.as_ref().map(|append| append.lock());
         let at = if appending.is_some() { u64::MAX } else { offset };
@@ -51,6 +52,11 @@ impl LocalFile {
             None => None,
         };
         Ok(Written { count: count as u32, offset })
+    }
+
+    /// Refuses a writer who was shut out.
+    fn may_write(&self) -> Result<(), Errno> {
+        self.token.as_ref().map_or(Ok(()), |token| token.may_write())
     }
 
     pub(super) fn sync(self: &Arc<Self>, data_only: bool) -> Reply<'_, ()> {
