@@ -106,6 +106,8 @@ impl Client {
             let frame = frames.next().await?.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
             let (msize, version) = match R::decode(frame.code, &frame.body) {
                 Ok(Some(R::Version { msize, version })) => (msize, version),
+                // What diod says to a version that it does not know, where the protocol has "unknown".
+                Ok(Some(R::Lerror { .. })) if offer == wire::VERSION_SLASHN => continue,
                 Ok(Some(R::Lerror { ecode })) => return Err(Error::Answer(Errno::from_code(ecode as i32).to_string())),
                 other => return Err(Error::Answer(format!("{other:?}"))),
             };

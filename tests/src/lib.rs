@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "it is test code: a failure here is the test's")]
 
 pub mod contract;
+pub mod diod;
 pub mod grid;
 pub mod link;
+pub mod listen;
 pub mod machine;

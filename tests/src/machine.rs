@@ -112,6 +112,11 @@ impl Machine {
 
     /// Makes and starts a node that exports the folder `files-NAME`, trusts me and is known to me. Gives its address.
     pub fn node(&mut self, name: &str) -> String {
+        self.node_with(name, &[])
+    }
+
+    /// The same, with more arguments for `slashn up`.
+    pub fn node_with(&mut self, name: &str, more: &[&str]) -> String {
         let home = self.at(name).display().to_string();
         let files = self.at(&format!("files-{name}"));
         self.run("mkdir", &[&files]);
@@ -121,7 +126,7 @@ impl Machine {
         self.nodes.push(name.to_string());
         let export = format!("files={}", files.display());
         let args = ["--home", &home, "up", "--daemon", "--listen", "127.0.0.1:0", "--export", &export];
-        let ready = self.slashn(&args).succeeds().text();
+        let ready = self.slashn(&args).args(more).succeeds().text();
         let fields: Vec<&str> = ready.split_whitespace().collect();
         let ["ready", says, address, fingerprint] = fields[..] else { panic!("not a ready line: {ready:?}") };
         assert_eq!(says, name);

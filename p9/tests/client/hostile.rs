@@ -159,6 +159,21 @@ async fn a_version_or_msize_that_was_not_offered_is_refused_with_a_reason() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_answers_our_version_with_an_error_is_offered_the_plain_one() {
+    let (near, mut far) = tokio::io::duplex(1 << 16);
+    let play = async {
+        let mut frame = [0; 64];
+        let _ = far.read(&mut frame).await;
+        far.write_all(&encoded(NO_TAG, R::Lerror { ecode: 5 })).await.unwrap();
+        let heard = far.read(&mut frame).await.unwrap();
+        assert!(frame[..heard].ends_with(b"9P2000.L"));
+        far.write_all(&encoded(NO_TAG, R::Version { msize: 8192, version: Str(b"9P2000.L") })).await.unwrap();
+    };
+    let client = tokio::join!(Client::connect(near, Options::default()), play).0.unwrap();
+    assert_eq!(client.msize(), 8192);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_server_that_says_nothing_is_given_up_at_connecting() {
     let (near, _far) = tokio::io::duplex(1 << 16);
     let connected = tokio::time::timeout(PATIENCE, Client::connect(near, Options::default())).await.unwrap();

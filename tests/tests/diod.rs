@@ -1,0 +1,79 @@
+//! diod and its tools, which no one here wrote: our client with its server, and its clients with ours.
+
+#![allow(clippy::unwrap_used, reason = "it is a test: a failure here is the test's")]
+
+use std::process::{Command, Stdio};
+
+use fileserver::{Disk, DiskOptions};
+
+use tests::contract;
+use tests::diod::Diod;
+use tests::listen::Listening;
+use tests::machine::{Done, Machine, Text};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tree_of_diod_keeps_the_contract_of_reading() {
+    let dir = tempfile::tempdir().unwrap();
+    let export = dir.path().join("export");
+    std::fs::create_dir_all(export.join("d/e")).unwrap();
+    std::fs::write(export.join("f"), "contents of f").unwrap();
+    std::fs::write(export.join("d/long"), vec![b'x'; 300_000]).unwrap();
+    std::fs::write(export.join("d/e/empty"), "").unwrap();
+    std::os::unix::fs::symlink("../f", export.join("d/link")).unwrap();
+    let diod = Diod::serve(&export, dir.path());
+    contract::reading(diod.root().await, &[]).await;
+}
+
+/// What one of diod's tools says, which ends well and complains of nothing.
+fn tool(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).stdin(Stdio::null()).succeeds();
+    assert_eq!(output.errors(), "", "{program} {args:?}");
+    output.text()
+}
+
+#[test]
+fn diods_tools_list_and_read_what_a_node_exports() {
+    let mut machine = Machine::root();
+    let socket = machine.at("plain.sock").display().to_string();
+    machine.node_with("a", &["--plain", &format!("unix!{socket}")]);
+    let files = machine.at("files-a");
+    std::fs::write(files.join("one"), "first\n").unwrap();
+    let long: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
+    std::fs::write(files.join("long"), &long).unwrap();
+    std::fs::create_dir(files.join("sub")).unwrap();
+
+    let at = ["-s", socket.as_str(), "-a", "fs/files"];
+    let listed = tool("diodls", &at);
+    let mut names: Vec<&str> = listed.lines().collect();
+    names.sort_unstable();
+    assert_eq!(names, ["long", "one", "sub"]);
+    let long_list = tool("diodls", &[&at[..], &["-l"]].concat());
+    let line = long_list.lines().find(|line| line.ends_with(" one")).unwrap_or_else(|| panic!("{long_list}"));
+    assert!(line.starts_with("-rw-r--r-- 1 root root"), "{line}");
+    assert!(line.split_whitespace().any(|field| field == "6"), "its size is in {line}");
+    assert_eq!(tool("diodcat", &[&at[..], &["one"]].concat()), "first\n");
+    let read = Command::new("diodcat").args(at).arg("long").succeeds();
+    assert!(read.stdout == long, "12 MB are read whole");
+}
+
+#[test]
+fn diodload_loads_our_server_with_many_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("ctl")).unwrap();
+    std::fs::write(dir.path().join("ctl/zero"), vec![0; 1 << 20]).unwrap();
+    std::fs::write(dir.path().join("ctl/null"), "").unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let disk = Disk::open(dir.path(), DiskOptions::new([7; 32])).unwrap();
+    let server = runtime.block_on(Listening::start(disk));
+    let address = server.address().to_string();
+    for load in [&[][..], &["--getattr"]] {
+        let args = [&["-s", &address, "--runtime", "1", "--numthreads", "16"], load].concat();
+        // It reports on stderr, its complaints too: the last line is the figure, and there is no other.
+        let output = Command::new("diodload").args(&args).stdin(Stdio::null()).succeeds();
+        let said = output.errors();
+        assert_eq!(said.lines().count(), 1, "{said}");
+        let rate = said.split_whitespace().find_map(|word| word.parse::<u64>().ok());
+        assert!(rate.is_some_and(|rate| rate > 0), "some operations were done: {said}");
+    }
+    runtime.shutdown_background();
+}
