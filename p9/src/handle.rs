@@ -5,6 +5,7 @@
 //! device, a waiting process) is a [`Stream`]. The methods of [`Handle`] hide the difference from those who do not
 //! care.
 
+use std::any::Any;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -75,7 +76,7 @@ impl Written {
 }
 
 /// An open file that answers for itself.
-pub trait Stream: Send + Sync + 'static {
+pub trait Stream: Any + Send + Sync + 'static {
     /// Whether offsets mean something: a file, not a pipe. What does not seek is never read ahead or cached.
     fn seekable(&self) -> bool {
         false
@@ -183,6 +184,42 @@ impl Handle {
             Self::Fd(file) => file.sync(data_only),
             Self::Bytes(_) | Self::Dir(_) => Reply::ok(()),
             Self::Stream(stream) => stream.sync(data_only),
+        }
+    }
+
+    /// fallocate(2).
+    pub fn allocate(&self, mode: u32, offset: u64, length: u64) -> Reply<'_, ()> {
+        match self {
+            Self::Fd(file) => file.allocate(mode, offset, length),
+            Self::Bytes(_) | Self::Dir(_) => Errno::EOPNOTSUPP.into(),
+            Self::Stream(stream) => stream.allocate(mode, offset, length),
+        }
+    }
+
+    /// Copies `length` bytes from `offset` to `to_offset` in `to`, where both are; gives how many. Errors:
+    /// `EOPNOTSUPP` and `EXDEV` where reading and writing must do.
+    pub fn copy<'a>(&'a self, offset: u64, to: &'a Self, to_offset: u64, length: u64) -> Reply<'a, u64> {
+        match (self, to) {
+            (Self::Stream(stream), to) => stream.copy(offset, to, to_offset, length),
+            (Self::Fd(file), Self::Fd(to)) => file.copy(offset, to, to_offset, length),
+            _ => Errno::EOPNOTSUPP.into(),
+        }
+    }
+
+    /// The next data or hole from `offset`: lseek(2). Errors: `EOPNOTSUPP` where it cannot be told.
+    pub fn seek(&self, offset: u64, hole: bool) -> Reply<'_, u64> {
+        match self {
+            Self::Fd(file) => file.seek(offset, hole),
+            Self::Bytes(_) | Self::Dir(_) => Errno::EOPNOTSUPP.into(),
+            Self::Stream(stream) => stream.seek(offset, hole),
+        }
+    }
+
+    /// Waits until one of `events` (poll(2) bits) is so, and gives those that are.
+    pub fn poll(&self, events: u32) -> Reply<'_, u32> {
+        match self {
+            Self::Fd(_) | Self::Bytes(_) | Self::Dir(_) => Reply::ok(events),
+            Self::Stream(stream) => stream.poll(events),
         }
     }
 

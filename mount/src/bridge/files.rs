@@ -146,14 +146,7 @@ impl Bridge {
 
     pub(super) async fn allocate(&self, fh: FileHandle, offset: u64, length: u64, mode: i32) -> Result<(), Errno> {
         let open = self.opens.get(fh.0)?;
-        match &open.handle {
-            Handle::Stream(stream) => stream.allocate(mode as u32, offset, length).await?,
-            Handle::Fd(file) => {
-                let (file, mode) = (file.clone(), rustix::fs::FallocateFlags::from_bits_retain(mode as u32));
-                p9::cancel::blocking(move || Ok(rustix::fs::fallocate(&*file, mode, offset, length)?)).await?;
-            }
-            Handle::Bytes(_) | Handle::Dir(_) => return Err(Errno::EOPNOTSUPP),
-        }
+        open.handle.allocate(mode as u32, offset, length).await?;
         open.inode.wrote(0);
         self.foresight.changed();
         Ok(())
@@ -185,18 +178,7 @@ impl Bridge {
         let (source, target) = (self.opens.get(from.0.0)?, self.opens.get(to.0.0)?);
         // The answer has 32 bits; a program goes on with the rest.
         let length = length.min(1 << 30);
-        let copied = match (&source.handle, &target.handle) {
-            (Handle::Stream(stream), handle) => stream.copy(from.1, handle, to.1, length).await,
-            (Handle::Fd(source), Handle::Fd(target)) => {
-                let (source, target, mut at, mut to) = (source.clone(), target.clone(), from.1, to.1);
-                let copy = move || {
-                    let (at, to) = (Some(&mut at), Some(&mut to));
-                    Ok(rustix::fs::copy_file_range(&*source, at, &*target, to, length as usize)? as u64)
-                };
-                p9::cancel::blocking(copy).await
-            }
-            _ => Err(Errno::EOPNOTSUPP),
-        };
+        let copied = source.handle.copy(from.1, &target.handle, to.1, length).await;
         // Upon either of these the kernel copies by reading and writing.
         let copied = copied.map_err(|errno| if errno == Errno::ENOSYS { Errno::EOPNOTSUPP } else { errno })?;
         target.inode.wrote(to.1 + copied);

@@ -7,7 +7,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rustix::fs::{fdatasync, fsync};
+use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, fdatasync, fsync, seek};
 use rustix::io::{Errno as Os, ReadWriteFlags, preadv2, pwritev2, retry_on_intr};
 
 use super::{LocalFile, Written};
@@ -70,6 +70,32 @@ impl LocalFile {
             Ok(())
         }))
     }
+
+    pub(super) fn allocate(self: &Arc<Self>, mode: u32, offset: u64, length: u64) -> Reply<'_, ()> {
+        let (file, mode) = (self.clone(), FallocateFlags::from_bits_retain(mode));
+        Reply::later(blocking(move || {
+            file.may_write()?;
+            Ok(fallocate(&file.fd, mode, offset, length)?)
+        }))
+    }
+
+    pub(super) fn copy(self: &Arc<Self>, offset: u64, to: &Arc<Self>, to_offset: u64, length: u64) -> Reply<'_, u64> {
+        let (file, to) = (self.clone(), to.clone());
+        Reply::later(blocking(move || {
+            to.may_write()?;
+            let (mut at, mut to_at, length) = (offset, to_offset, usize::try_from(length).unwrap_or(usize::MAX));
+            Ok(copy_file_range(&file.fd, Some(&mut at), &to.fd, Some(&mut to_at), length)? as u64)
+        }))
+    }
+
+    pub(super) fn seek(self: &Arc<Self>, offset: u64, hole: bool) -> Reply<'_, u64> {
+        let (file, from) = (self.clone(), if hole { SeekFrom::Hole(offset) } else { SeekFrom::Data(offset) });
+        Reply::later(blocking(move || {
+            // It moves the file's own offset, which says where an append went.
+            let _appending = file.append.as_ref().map(|append| append.lock());
+            Ok(seek(&file.fd, from)?)
+        }))
+    }
 }
 
 #[cfg(test)]
@@ -105,5 +131,21 @@ mod tests {
         assert_eq!(file.read(1, 100).await.unwrap(), "ello");
         assert_eq!(file.read(5, 100).await.unwrap(), "");
         assert_eq!(file.read(1 << 40, 100).await.unwrap(), "");
+    }
+
+    #[tokio::test]
+    async fn a_file_is_allocated_copied_and_searched_for_holes() {
+        let dir = tempfile::tempdir().unwrap();
+        let make =
+            |name: &str| open(OpenOptions::new().read(true).write(true).create(true), &dir.path().join(name), false);
+        let (from, to) = (make("from"), make("to"));
+        from.write(1 << 20, Bytes::from_static(b"far")).await.unwrap();
+        assert_eq!(from.copy(1 << 20, &to, 2, 3).await.unwrap(), 3);
+        assert_eq!(to.read(0, 10).await.unwrap(), "\0\0far");
+        assert_eq!(from.seek(0, true).await.unwrap(), 0, "it begins with a hole");
+        assert!(from.seek(0, false).await.unwrap() > 0, "the data is further on");
+        from.allocate(0, 0, 2 << 20).await.unwrap();
+        assert!(from.read((2 << 20) - 1, 10).await.unwrap().len() == 1, "it is as long as what was allocated");
+        assert_eq!(from.copy(0, &Handle::Bytes(Bytes::new()), 0, 1).await.err(), Some(Errno::EOPNOTSUPP));
     }
 }
