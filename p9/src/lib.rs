@@ -18,6 +18,7 @@ pub mod client;
 pub mod dial;
 pub mod file;
 pub mod handle;
+pub mod layer;
 pub mod server;
 pub mod synth;
 pub mod transport;

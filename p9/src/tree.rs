@@ -12,7 +12,7 @@
 //!   finished: no write lands after the drop has returned control to whoever answers the flush.
 //! - **Closing**: [`Handle::close`] can fail and be awaited; dropping is the fallback.
 //! - **Layers**: a wrapper that gets a foreign node in [`Node::rename`] or [`Node::link`] recognises its own by
-//!   downcasting (`let node: &dyn Any = &**node`) and answers `EXDEV` for any other.
+//!   downcasting (`let node: &dyn Any = &**node`) and answers `EXDEV` for any other. [`crate::layer`] does it.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -50,17 +50,7 @@ pub trait Node: Any + Send + Sync + 'static {
 
     /// Walks `names` (perhaps none) and opens what is there, in one round trip through every layer.
     fn open_at<'a>(&'a self, names: &'a [Name<'a>], how: How, want: Want) -> Reply<'a, Opened> {
-        Reply::later(async move {
-            if names.is_empty() {
-                let (handle, attr) = (self.open(how).await?, self.attr_if(want.attr).await?);
-                return Ok(Opened { node: None, attr, handle, first: None, lease: None });
-            }
-            let reached = self.walk(names, Want::default()).await?.reached()?;
-            let handle = reached.node.open(how).await?;
-            // After the open, so that a truncation shows.
-            let attr = if want.attr { Some(reached.node.attr().await?) } else { None };
-            Ok(Opened { node: Some(reached.node), attr, handle, first: None, lease: reached.lease })
-        })
+        open_in_steps(self, names, how, want)
     }
 
     /// The file's attributes, if `wanted`.
@@ -159,6 +149,24 @@ pub trait Node: Any + Send + Sync + 'static {
     fn local(&self) -> Option<std::os::fd::OwnedFd> {
         None
     }
+}
+
+/// Opens what `names` lead to from `node` by its own walk and open, one after the other: what [`Node::open_at`] does
+/// unless a tree knows better.
+pub fn open_in_steps<'a, N: Node + ?Sized>(
+    node: &'a N, names: &'a [Name<'a>], how: How, want: Want,
+) -> Reply<'a, Opened> {
+    Reply::later(async move {
+        if names.is_empty() {
+            let (handle, attr) = (node.open(how).await?, node.attr_if(want.attr).await?);
+            return Ok(Opened { node: None, attr, handle, first: None, lease: None });
+        }
+        let reached = node.walk(names, Want::default()).await?.reached()?;
+        let handle = reached.node.open(how).await?;
+        // After the open, so that a truncation shows.
+        let attr = if want.attr { Some(reached.node.attr().await?) } else { None };
+        Ok(Opened { node: Some(reached.node), attr, handle, first: None, lease: reached.lease })
+    })
 }
 
 /// What a walk is asked to bring along: each may save a round trip, none may fail the walk.

@@ -186,7 +186,7 @@ impl Ram {
             What::File(how) => Some(made.opened(how)?),
             _ => None,
         };
-        Ok(Created { node: Arc::new(made), attr: None, handle })
+        Ok(Created { attr: Some(made.attributes()), node: Arc::new(made), handle })
     }
 
     fn walked(&self, names: &[Name<'_>], want: Want) -> Result<Walk, Errno> {
@@ -378,13 +378,16 @@ impl Pipe {
 
 impl Dir for Open {
     fn list<'a>(&'a self, cookie: u64, each: &'a mut DirSink<'a>) -> Reply<'a, ()> {
-        let mut all: Vec<(u64, NameBuf, Qid)> = match self.0.entries() {
-            Ok(entries) => entries.named.iter().map(|(name, (at, ram))| (*at, name.clone(), ram.qid())).collect(),
+        let mut all: Vec<(u64, NameBuf, Attr)> = match self.0.entries() {
+            Ok(entries) => {
+                entries.named.iter().map(|(name, (at, ram))| (*at, name.clone(), ram.attributes())).collect()
+            }
             Err(errno) => return errno.into(),
         };
         all.sort_by_key(|(at, ..)| *at);
-        for (at, name, qid) in all.iter().filter(|(at, ..)| *at > cookie) {
-            let entry = Entry { cookie: *at, qid: *qid, kind: qid.kind.mode_bits(), attr: None, name: name.as_name() };
+        for (at, name, attr) in all.iter().filter(|(at, ..)| *at > cookie) {
+            let (qid, kind) = (attr.qid, attr.qid.kind.mode_bits());
+            let entry = Entry { cookie: *at, qid, kind, attr: Some(attr), name: name.as_name() };
             if let ControlFlow::Break(()) = each(entry) {
                 break;
             }
