@@ -184,6 +184,14 @@ fn openable(qid: Qid, spot: &Spot, how: How) -> Result<(), Errno> {
     }
 }
 
+/// A device of this machine would be reached through a name of its own, by whoever may open that here.
+fn is_no_device(what: What<'_>) -> Result<(), Errno> {
+    match what {
+        What::Device { kind: libc::S_IFCHR | libc::S_IFBLK, .. } => Err(Errno::EPERM),
+        _ => Ok(()),
+    }
+}
+
 /// The bits by which a file acts as its owner: not for a directory, where set-group-id means inheritance.
 fn is_plain(kind: FileKind, mode: u32) -> Result<(), Errno> {
     let refused = if kind == FileKind::Dir { libc::S_ISUID } else { libc::S_ISUID | libc::S_ISGID };
@@ -239,7 +247,7 @@ impl Node for RuledNode {
             _ if !spot.is_there() => Err(Errno::EACCES),
             // A link in place of a directory that leads to a rule would lead around it.
             Access::ReadWrite if !spot.shows_all() && kind != FileKind::Dir => Err(Errno::EACCES),
-            Access::ReadWrite => is_plain(kind, what.mode),
+            Access::ReadWrite => is_plain(kind, what.mode).and_then(|()| is_no_device(what.what)),
             _ => Err(Errno::EROFS),
         });
         if let Err(errno) = allowed {

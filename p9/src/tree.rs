@@ -348,7 +348,8 @@ pub struct New<'a> {
     pub what: What<'a>,
     /// Its permission bits (07777), the caller's umask taken off already; of no meaning to a link.
     pub mode: u32,
-    /// Its owner and group, where the tree may give files away; otherwise who attached.
+    /// Its owner and group, where the tree may give files away; otherwise, and for one that is `u32::MAX`, who attached
+    /// and what the directory says.
     pub owner: Option<(u32, u32)>,
 }
 

@@ -11,6 +11,7 @@ use crate::{Name, Qid};
 mod convert;
 mod field;
 
+pub(crate) use convert::STATS_ALL;
 pub use field::{Data, Field, Malformed, Qids, Step, Steps, Str};
 
 /// The version that the Linux kernel, diod and every `.L` peer speak.
@@ -88,6 +89,8 @@ messages! {
          12 Lopen { fid: u32, flags: u32 }
          14 Lcreate { fid: u32, name: Name<'a>, flags: u32, mode: u32, gid: u32 }
          16 Symlink { fid: u32, name: Name<'a>, target: Str<'a>, gid: u32 }
+         18 Mknod { dfid: u32, name: Name<'a>, mode: u32, major: u32, minor: u32, gid: u32 }
+         20 Rename { fid: u32, dfid: u32, name: Name<'a> }
          22 Readlink { fid: u32 }
          24 Getattr { fid: u32, mask: u64 }
          26 Setattr { fid: u32, valid: u32, mode: u32, uid: u32, gid: u32, size: u64,
@@ -99,12 +102,14 @@ messages! {
          74 Renameat { olddirfid: u32, oldname: Name<'a>, newdirfid: u32, newname: Name<'a> }
          76 Unlinkat { dirfid: u32, name: Name<'a>, flags: u32 }
         100 Version { msize: u32, version: Str<'a> }
+        102 Auth { afid: u32, uname: Str<'a>, aname: Str<'a>, n_uname: u32 }
         104 Attach { fid: u32, afid: u32, uname: Str<'a>, aname: Str<'a>, n_uname: u32 }
         108 Flush { oldtag: u16 }
         110 Walk { fid: u32, newfid: u32, steps: Steps<'a> }
         116 Read { fid: u32, offset: u64, count: u32 }
         118 Write { fid: u32, offset: u64, data: Data<'a> }
         120 Clunk { fid: u32 }
+        122 Remove { fid: u32 }
     }
 }
 
@@ -117,6 +122,8 @@ messages! {
          13 Lopen { qid: Qid, iounit: u32 }
          15 Lcreate { qid: Qid, iounit: u32 }
          17 Symlink { qid: Qid }
+         19 Mknod { qid: Qid }
+         21 Rename {}
          23 Readlink { target: Str<'a> }
          25 Getattr { valid: u64, qid: Qid, mode: u32, uid: u32, gid: u32, nlink: u64, rdev: u64, size: u64,
                       blksize: u64, blocks: u64, atime_sec: u64, atime_nsec: u64, mtime_sec: u64, mtime_nsec: u64,
@@ -135,6 +142,7 @@ messages! {
         117 Read { data: Data<'a> }
         119 Write { count: u32 }
         121 Clunk {}
+        123 Remove {}
     }
 }
 

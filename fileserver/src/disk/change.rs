@@ -24,7 +24,7 @@ enum Kind {
     File(How),
     Dir,
     Link(Vec<u8>),
-    Device { kind: u32 },
+    Device { kind: u32, rdev: u64 },
 }
 
 impl From<New<'_>> for Making {
@@ -33,7 +33,7 @@ impl From<New<'_>> for Making {
             What::File(how) => Kind::File(how),
             What::Dir => Kind::Dir,
             What::Link(target) => Kind::Link(target.to_vec()),
-            What::Device { kind, .. } => Kind::Device { kind },
+            What::Device { kind, rdev } => Kind::Device { kind, rdev },
         };
         Self { what, mode: new.mode & 0o7777, owner: new.owner }
     }
@@ -54,16 +54,20 @@ impl DiskNode {
             Kind::File(how) => return self.create_file(&mut reach, name, *how, new),
             Kind::Dir => rustix::fs::mkdirat(&reach, name.as_bytes(), Mode::from_raw_mode(new.mode))?,
             Kind::Link(target) => rustix::fs::symlinkat(target.as_slice(), &reach, name.as_bytes())?,
-            Kind::Device { kind } => {
-                let (FileType::Fifo | FileType::Socket) = FileType::from_raw_mode(*kind) else {
-                    return Err(Errno::EPERM);
-                };
+            Kind::Device { kind, rdev } => {
                 let (kind, mode) = (FileType::from_raw_mode(*kind), Mode::from_raw_mode(new.mode));
-                rustix::fs::mknodat(&reach, name.as_bytes(), kind, mode, 0)?;
+                match kind {
+                    FileType::Fifo | FileType::Socket => rustix::fs::mknodat(&reach, name.as_bytes(), kind, mode, 0)?,
+                    // A privilege: the kernel says whose.
+                    FileType::CharacterDevice | FileType::BlockDevice => {
+                        rustix::fs::mknodat(&reach, name.as_bytes(), kind, mode, *rdev)?;
+                    }
+                    _ => return Err(Errno::EINVAL),
+                }
             }
         }
         let Step::File(inode, attr) = self.inode.step(&mut reach, name, false)? else { return Err(Errno::EBUSY) };
-        let attr = settle(&inode, &reach, attr, new)?;
+        let attr = self.settle(&inode, &reach, attr, new)?;
         Ok(Made { inode, attr, open: None })
     }
 
@@ -78,7 +82,7 @@ impl DiskNode {
                         return Err(Errno::EBUSY);
                     };
                     let inode = disk.seen(&self.inode, name, mount, &attr, None);
-                    let attr = settle(&inode, &fd, attr, new)?;
+                    let attr = self.settle(&inode, &fd, attr, new)?;
                     return Ok(Made { inode, attr, open: Some((fd, how)) });
                 }
                 Err(Errno::EEXIST) if !how.excl => {}
@@ -102,6 +106,38 @@ impl DiskNode {
             return Ok(Made { inode, attr, open: Some((fd, how)) });
         }
         Err(Errno::EBUSY)
+    }
+
+    /// Gives what was made in this directory its owner, and the mode that was asked for, of which this process's own
+    /// umask may have taken away.
+    fn settle(&self, inode: &Inode, fd: impl AsFd, attr: Attr, new: &Making) -> Result<Attr, Errno> {
+        let given = self.give(&fd, attr, new)?;
+        // What a default ACL took away, which also may be these bits, stays away.
+        let missing = new.mode & !attr.mode & 0o777;
+        let by_umask = missing != 0 && missing == new.mode & inode.disk.umask;
+        let changed = inode.format != libc::S_IFLNK && (given || by_umask);
+        if changed {
+            rustix::fs::chmod(sys::proc_path(&fd), Mode::from_raw_mode((attr.mode | missing) & 0o7777))?;
+        }
+        if given || changed { Ok(sys::attr(&sys::statx(fd.as_fd(), true)?, attr.qid.path)) } else { Ok(attr) }
+    }
+
+    /// Gives a new file to whom it is for; whether that changed anything. Who may not give files away keeps them, and
+    /// where the directory passes its group on, that is the file's.
+    fn give(&self, fd: impl AsFd, attr: Attr, new: &Making) -> Result<bool, Errno> {
+        let Some((uid, gid)) = new.owner else { return Ok(false) };
+        let uid = (uid != u32::MAX && uid != attr.uid).then(|| Uid::from_raw(uid));
+        let mut gid = (gid != u32::MAX && gid != attr.gid).then(|| Gid::from_raw(gid));
+        if gid.is_some() && self.attr_now(false)?.mode & libc::S_ISGID != 0 {
+            gid = None;
+        }
+        if uid.is_none() && gid.is_none() {
+            return Ok(false);
+        }
+        match rustix::fs::chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH) {
+            Err(rustix::io::Errno::PERM) => Ok(false),
+            given => Ok(given.map(|()| true)?),
+        }
     }
 
     pub(super) fn remove_now(&self, name: Name<'_>, dir: bool) -> Result<(), Errno> {
@@ -183,31 +219,6 @@ impl Inode {
             Seen::Hidden(_) => None,
         }
     }
-}
-
-/// Gives a new file its owner and the mode that was asked for, of which this process's own umask may have taken away.
-fn settle(inode: &Inode, fd: impl AsFd, attr: Attr, new: &Making) -> Result<Attr, Errno> {
-    let mut changed = false;
-    if let Some((uid, gid)) = new.owner.filter(|owner| *owner != (attr.uid, attr.gid)) {
-        let given =
-            rustix::fs::chownat(&fd, c"", Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::EMPTY_PATH);
-        // Who may not give files away keeps them.
-        if !matches!(given, Err(rustix::io::Errno::PERM)) {
-            given?;
-            changed = true;
-        }
-    }
-    // What a default ACL took away, which also may be these bits, stays away.
-    let missing = new.mode & !attr.mode & 0o777;
-    let by_umask = missing != 0 && missing == new.mode & inode.disk.umask;
-    if inode.format != libc::S_IFLNK && (changed || by_umask) {
-        rustix::fs::chmod(sys::proc_path(&fd), Mode::from_raw_mode((attr.mode | missing) & 0o7777))?;
-        changed = true;
-    }
-    if !changed {
-        return Ok(attr);
-    }
-    Ok(sys::attr(&sys::statx(fd.as_fd(), true)?, attr.qid.path))
 }
 
 fn stamp(time: Option<SetTime>) -> Timespec {

@@ -65,7 +65,7 @@ impl DiskNode {
         }
     }
 
-    fn attr_now(&self, cached: bool) -> Result<Attr, Errno> {
+    pub(super) fn attr_now(&self, cached: bool) -> Result<Attr, Errno> {
         if cached && self.inode.mount.remote {
             return Err(Errno::EAGAIN);
         }

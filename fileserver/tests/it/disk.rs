@@ -270,7 +270,15 @@ async fn what_would_wait_or_is_no_file_is_not_opened() {
     }
     assert_eq!(root.create(name("fifo"), file(0o644)).await.err(), Some(Errno::ENXIO));
     let device = New { what: What::Device { kind: libc::S_IFCHR, rdev: 0x103 }, mode: 0o644, owner: None };
-    assert_eq!(root.create(name("null"), device).await.err(), Some(Errno::EPERM));
+    // Made by who may; opened by nobody.
+    match root.create(name("null"), device).await {
+        Ok(made) => assert_eq!(made.node.open(How::READ).await.err(), Some(Errno::EACCES)),
+        Err(errno) => assert_eq!(errno, Errno::EPERM),
+    }
+    let rules = fileserver::Rules::new(fileserver::Access::ReadWrite);
+    let ruled = fileserver::Ruled::new(Disk::open(dir.path(), DiskOptions::new([7; 32])).unwrap(), rules);
+    let ruled = ruled.attach(&Who::owner(), b"").await.unwrap();
+    assert_eq!(ruled.create(name("other"), device).await.err(), Some(Errno::EPERM), "through rules not at all");
 }
 
 #[tokio::test]

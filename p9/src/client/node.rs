@@ -13,7 +13,7 @@ use super::data_of;
 use super::fid::Fid;
 use super::open::{RemoteDir, RemoteFile};
 use super::walk::Walked;
-use crate::wire::{IO_HEADER, R, Steps, T};
+use crate::wire::{IO_HEADER, NO_UID, R, STATS_ALL, Steps, T};
 use crate::{
     Attr, Created, Errno, FileKind, Handle, How, Name, New, Node, NodeRef, Opened, Qid, Reply, SetAttr, StatFs, Walk,
     Want, What,
@@ -48,14 +48,14 @@ impl Remote {
         let (to, again) = (self.fid.link.fid()?, self.fid.link.fid()?);
         let (fid, walked, brings) = (to.number(), !names.is_empty(), want.data > 0 && how.read);
         let clone = Steps::encode(&[]);
-        let mut more = vec![plain(T::Lopen { fid, flags: how.to_flags() })];
+        let mut more = vec![plain(T::Lopen { fid, flags: how.to_wire(false) })];
         if walked {
             more.push(plain(T::Walk { fid, newfid: again.number(), steps: Steps::of(&clone, 0) }));
         } else {
             again.never_made();
         }
         if want.attr {
-            more.push(plain(T::Getattr { fid, mask: !0 }));
+            more.push(plain(T::Getattr { fid, mask: STATS_ALL }));
         }
         if brings {
             let count = want.data.min(self.fid.link.msize - IO_HEADER);
@@ -92,9 +92,9 @@ impl Remote {
         let to = self.fid.link.fid()?;
         let fid = to.number();
         self.walk_and(&[], &to, &[]).await?;
-        let opened = self.fid.link.call(T::Lopen { fid, flags: how.to_flags() }).await?;
+        let opened = self.fid.link.call(T::Lopen { fid, flags: how.to_wire(false) }).await?;
         let qid = opened.message()?.qid().ok_or(Errno::EPROTO)?;
-        let getattr = plain(T::Getattr { fid, mask: !0 });
+        let getattr = plain(T::Getattr { fid, mask: STATS_ALL });
         let attr = if want.attr { Some(take_attr(&mut self.fid.link.calls(&[getattr]).await?).await?) } else { None };
         Ok(Opened { node: None, attr, handle: handle(to, qid), first: None, lease: None })
     }
@@ -110,11 +110,11 @@ impl Remote {
         let link = &self.fid.link;
         let (open, node) = (link.fid()?, link.fid()?);
         let (fid, other) = (open.number(), node.number());
-        let flags = how.to_flags() | libc::O_CREAT as u32;
+        let flags = how.to_wire(true);
         let clone = Steps::encode(&[]);
         let create = plain(T::Lcreate { fid, name, flags, mode, gid });
         let again = plain(T::Walk { fid, newfid: other, steps: Steps::of(&clone, 0) });
-        let getattr = plain(T::Getattr { fid: other, mask: !0 });
+        let getattr = plain(T::Getattr { fid: other, mask: STATS_ALL });
         let more = if link.ordered { vec![create, again, getattr] } else { vec![create] };
         let mut calls = self.walk_and(&[], &open, &more).await?.calls.ok_or(Errno::EPROTO)?;
         let answer = calls.next().await?;
@@ -142,7 +142,11 @@ impl Remote {
         let message = match what {
             What::Dir => T::Mkdir { dfid: fid, name, mode, gid },
             What::Link(target) => T::Symlink { fid, name, target: crate::wire::Str(target), gid },
-            What::File(_) | What::Device { .. } => return Err(Errno::EOPNOTSUPP),
+            What::Device { kind, rdev } => {
+                let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
+                T::Mknod { dfid: fid, name, mode: kind | mode, major, minor, gid }
+            }
+            What::File(_) => return Err(Errno::EINVAL),
         };
         self.fid.link.call(message).await?.message()?;
         let reached = self.walk_now(&[name], Want::ATTR).await?.reached()?;
@@ -152,7 +156,7 @@ impl Remote {
     async fn set_now(&self, change: SetAttr) -> Result<Attr, Errno> {
         let (fid, link) = (self.fid.number(), &self.fid.link);
         let set = plain(T::of_set_attr(fid, &change));
-        let get = plain(T::Getattr { fid, mask: !0 });
+        let get = plain(T::Getattr { fid, mask: STATS_ALL });
         if link.ordered {
             let mut calls = link.calls(&[set, get]).await?;
             calls.next().await?.message()?;
@@ -205,7 +209,7 @@ impl Node for Remote {
     }
 
     fn attr(&self) -> Reply<'_, Attr> {
-        let get = T::Getattr { fid: self.fid.number(), mask: !0 };
+        let get = T::Getattr { fid: self.fid.number(), mask: STATS_ALL };
         Reply::later(async move { self.fid.link.call(get).await?.message()?.to_attr().ok_or(Errno::EPROTO) })
     }
 
@@ -214,7 +218,7 @@ impl Node for Remote {
     }
 
     fn create<'a>(&'a self, name: Name<'a>, what: New<'a>) -> Reply<'a, Created> {
-        let gid = what.owner.map_or(!0, |(_, gid)| gid);
+        let gid = what.owner.map_or(NO_UID, |(_, gid)| gid);
         match what.what {
             What::File(how) => Reply::later(self.create_file(name, how, what.mode, gid)),
             other => Reply::later(self.create_other(name, other, what.mode, gid)),

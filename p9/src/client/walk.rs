@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::call::Calls;
 use super::fid::Fid;
 use super::node::{Message, Remote, plain, take_attr};
-use crate::wire::{R, Step, Steps, T};
+use crate::wire::{R, STATS_ALL, Step, Steps, T};
 use crate::{Errno, FileKind, Name, Qid, Reached, Walk, Want};
 
 /// The steps of a walk, encoded in as many pieces as the protocol wants; one empty piece for a clone.
@@ -117,7 +117,7 @@ impl Remote {
 
     pub(super) async fn walk_now(&self, names: &[Name<'_>], want: Want) -> Result<Walk, Errno> {
         let to = self.fid.link.fid()?;
-        let getattr = plain(T::Getattr { fid: to.number(), mask: !0 });
+        let getattr = plain(T::Getattr { fid: to.number(), mask: STATS_ALL });
         let more = if want.attr { std::slice::from_ref(&getattr) } else { &[] };
         let Walked { qids, mut stopped, calls } = self.walk_and(names, &to, more).await?;
         let mut attr = None;

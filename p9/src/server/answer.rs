@@ -4,25 +4,22 @@
 //! or one arm where it is one call.
 
 use bytes::Bytes;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::claim::{Claim, Held};
 use super::connection::Context;
-use super::fids::{File, Link, Place, Shared, State};
-use crate::wire::{Data, Dirent, HEADER, NO_FID, Qids, R, Step, Steps, Str, T};
-use crate::{Entry, Errno, Handle, How, Name, New, NodeRef, Qid, Want, What};
-use std::ops::ControlFlow;
-use std::sync::Arc;
+use super::fids::{File, Place, Shared, State};
+use crate::wire::{Data, HEADER, NO_FID, Qids, R, Str, T};
+use crate::{Errno, Handle, How, Qid, What};
 
-/// `AT_REMOVEDIR`, in the flags of `Tunlinkat`.
-const REMOVE_DIR: u32 = 0x200;
+mod names;
+mod read;
+mod walk;
+
+use read::{read, read_dir};
+use walk::walk;
+
 /// Bytes of an `Rread` or `Rreaddir` before its data.
 const READ_HEADER: usize = HEADER + 4;
-
-/// The most that one read of what does not seek is given.
-const STREAM_READ: u32 = 128 << 10;
-/// Reads below this count as part of their request.
-const UNCOUNTED: u32 = 16 << 10;
 
 /// A reply that is not sent yet.
 pub(super) struct Answer {
@@ -109,12 +106,17 @@ pub(super) async fn answer(context: &Context, message: &T<'_>, claim: Claim, bod
             let one = one.come().await;
             Held::Both(one, other.come().await)
         }
+        Claim::AloneAnd(one, other) => {
+            let one = one.come().await;
+            Held::AloneAnd(one, other.come().await)
+        }
         Claim::Make(..) => return Err(Errno::EINVAL),
     };
     match held {
         Held::Shared(state) => on_file(context, message, state.file()?, body).await,
         Held::Alone(mut state) => on_fid(message, &mut state).await,
-        Held::Both(one, other) => on_two(message, one.file()?, other.file()?).await,
+        Held::Both(one, other) => names::on_two(message, one.file()?, other.file()?).await,
+        Held::AloneAnd(mut one, other) => names::rename(message, one.file_mut()?, other.file()?).await,
     }
 }
 
@@ -122,7 +124,6 @@ pub(super) async fn answer(context: &Context, message: &T<'_>, claim: Claim, bod
 async fn on_file(context: &Context, message: &T<'_>, file: &File, body: &Bytes) -> Result<Answer, Errno> {
     let node = &file.node;
     let room = context.msize - READ_HEADER as u32;
-    let new = |what, mode: u32| New { what, mode: mode & 0o7777, owner: None };
     let open = || file.open.as_ref().ok_or(Errno::EBADF);
     Ok(match *message {
         T::Read { offset, count, .. } => Fields::Read(read(context, open()?, offset, count.min(room)).await?).into(),
@@ -134,47 +135,16 @@ async fn on_file(context: &Context, message: &T<'_>, file: &File, body: &Bytes) 
             let Handle::Dir(dir) = open()? else { return Err(Errno::ENOTDIR) };
             Fields::Dir(read_dir(&**dir, offset, count.min(room) as usize).await?).into()
         }
-        T::Getattr { .. } => R::of_attr(&node.attr().await?).into(),
+        T::Getattr { mask, .. } => R::of_attr(&node.attr().await?, mask).into(),
         T::Statfs { .. } => R::of_stat_fs(&node.stat_fs().await?).into(),
         T::Readlink { .. } => Fields::Link(node.read_link().await?).into(),
-        T::Mkdir { name, mode, .. } => {
-            R::Mkdir { qid: node.create(name, new(What::Dir, mode)).await?.node.qid() }.into()
-        }
-        T::Symlink { name, target, .. } => {
-            R::Symlink { qid: node.create(name, new(What::Link(target.0), 0o777)).await?.node.qid() }.into()
-        }
+        T::Mkdir { .. } | T::Symlink { .. } | T::Mknod { .. } => names::make(node, message).await?.into(),
         T::Unlinkat { name, flags, .. } => {
-            node.remove(name, flags & REMOVE_DIR != 0).await?;
+            node.remove(name, flags & names::REMOVE_DIR != 0).await?;
             R::Unlinkat {}.into()
         }
         _ => return Err(Errno::EINVAL),
     })
-}
-
-/// Reads, within what the replies of the connection may take until they are sent.
-async fn read(context: &Context, open: &Handle, offset: u64, count: u32) -> Result<Bytes, Errno> {
-    if !open.seekable() {
-        // It may wait for ever, and must not take room from others meanwhile; a short read is no end.
-        return open.read(offset, count.min(STREAM_READ)).await;
-    }
-    if count < UNCOUNTED {
-        return open.read(offset, count).await;
-    }
-    let room = context.reading.clone().acquire_many_owned(count).await.map_err(|_| Errno::EIO)?;
-    let data = open.read(offset, count).await?;
-    Ok(if data.len() < UNCOUNTED as usize { data } else { Bytes::from_owner(Counted { data, _room: room }) })
-}
-
-/// The data of a read, and its part of what replies may take.
-struct Counted {
-    data: Bytes,
-    _room: OwnedSemaphorePermit,
-}
-
-impl AsRef<[u8]> for Counted {
-    fn as_ref(&self) -> &[u8] {
-        &self.data
-    }
 }
 
 /// Messages that change the fid, or wait for what came before on it.
@@ -188,19 +158,21 @@ async fn on_fid(message: &T<'_>, state: &mut State) -> Result<Answer, Errno> {
         }
         return Ok(R::Clunk {}.into());
     }
+    if let T::Remove { .. } = message {
+        return names::remove(std::mem::take(state)).await;
+    }
     let file = state.file_mut()?;
     Ok(match *message {
         // Open, it would change under its readers.
         T::Lopen { .. } | T::Lcreate { .. } | T::Walk { .. } if file.open.is_some() => return Err(Errno::EBADF),
         T::Lopen { flags, .. } => {
-            let open = file.node.open(How::from_flags(flags)?).await?;
+            let open = file.node.open(How::from_wire(flags)?).await?;
             let qid = opened_qid(file.node.qid(), &open);
             file.open = Some(open);
             R::Lopen { qid, iounit: 0 }.into()
         }
-        T::Lcreate { name, flags, mode, .. } => {
-            let new = New { what: What::File(How::from_flags(flags)?), mode: mode & 0o7777, owner: None };
-            let made = file.node.create(name, new).await?;
+        T::Lcreate { name, flags, mode, gid, .. } => {
+            let made = file.node.create(name, names::new(What::File(How::from_wire(flags)?), mode, gid)).await?;
             let open = made.handle.ok_or(Errno::EIO)?;
             let qid = opened_qid(made.node.qid(), &open);
             (file.open, file.node) = (Some(open), made.node);
@@ -238,130 +210,4 @@ async fn on_fid(message: &T<'_>, state: &mut State) -> Result<Answer, Errno> {
 fn opened_qid(qid: Qid, open: &Handle) -> Qid {
     let kept = !matches!(open, Handle::Bytes(_)) && open.seekable();
     Qid { version: if kept { qid.version.max(1) } else { 0 }, ..qid }
-}
-
-/// Messages about two files.
-async fn on_two(message: &T<'_>, one: &File, other: &File) -> Result<Answer, Errno> {
-    match *message {
-        T::Link { name, .. } => {
-            one.node.link(&other.node, name).await?;
-            Ok(R::Link {}.into())
-        }
-        T::Renameat { oldname, newname, .. } => {
-            one.node.rename(oldname, &other.node, newname, 0).await?;
-            Ok(R::Renameat {}.into())
-        }
-        _ => Err(Errno::EINVAL),
-    }
-}
-
-/// Where a walk got.
-struct Walked {
-    qids: Vec<Qid>,
-    end: Result<(NodeRef, Place), Errno>,
-}
-
-impl Walked {
-    fn answer(self, made: &mut State) -> Answer {
-        let stopped = match self.end {
-            Ok((node, place)) => {
-                *made = State::File(Box::new(File { node, place, open: None }));
-                None
-            }
-            Err(errno) => Some(errno),
-        };
-        Answer { reply: Fields::Walk(self.qids), stopped }
-    }
-}
-
-async fn walk(node: &NodeRef, place: &Place, steps: Steps<'_>) -> Result<Walked, Errno> {
-    let mut place = place.clone();
-    if steps.count() == 0 {
-        return Ok(Walked { qids: Vec::new(), end: Ok((node.clone(), place)) });
-    }
-    let (mut names, mut up) = (Vec::with_capacity(steps.count()), false);
-    for step in steps.iter() {
-        match step {
-            Step::Into(name) => names.push(name),
-            Step::Up => up = true,
-            Step::Bad(errno) => return Err(errno),
-        }
-    }
-    if up {
-        return walk_up(node.clone(), place, steps).await;
-    }
-    let walked = node.walk(&names, Want::default()).await?;
-    let end = walked.end.map(|reached| {
-        names.iter().for_each(|name| place.enter(*name));
-        (reached.node, place)
-    });
-    Ok(Walked { qids: walked.qids, end })
-}
-
-/// A walk with `..` in it: step by step, since a tree knows of no parent. At the attached root `..` stays there.
-async fn walk_up(mut node: NodeRef, mut place: Place, steps: Steps<'_>) -> Result<Walked, Errno> {
-    let mut qids = Vec::with_capacity(steps.count());
-    for step in steps.iter() {
-        let reached = match step {
-            Step::Into(name) => {
-                place.enter(name);
-                node.walk(&[name], Want::default()).await.and_then(crate::Walk::reached).map(|reached| reached.node)
-            }
-            Step::Up => {
-                place.leave();
-                place.node().await
-            }
-            Step::Bad(errno) => Err(errno),
-        };
-        match reached {
-            Ok(reached) => node = reached,
-            Err(errno) if qids.is_empty() => return Err(errno),
-            Err(errno) => return Ok(Walked { qids, end: Err(errno) }),
-        }
-        qids.push(node.qid());
-    }
-    Ok(Walked { qids, end: Ok((node, place)) })
-}
-
-impl Place {
-    fn enter(&mut self, name: Name<'_>) {
-        self.path = Some(Arc::new(Link { name: name.into(), before: self.path.take() }));
-    }
-
-    fn leave(&mut self) {
-        self.path = self.path.take().and_then(|last| last.before.clone());
-    }
-
-    /// What is there now.
-    async fn node(&self) -> Result<NodeRef, Errno> {
-        let mut links = Vec::new();
-        let mut at = self.path.as_deref();
-        while let Some(link) = at {
-            links.push(link);
-            at = link.before.as_deref();
-        }
-        if links.is_empty() {
-            return Ok(self.root.clone());
-        }
-        let names: Vec<Name<'_>> = links.iter().rev().map(|link| link.name.as_name()).collect();
-        Ok(self.root.walk(&names, Want::default()).await?.reached()?.node)
-    }
-}
-
-/// Entries from `cookie` on, as many as fit into `room` bytes. `.` and `..` are not among them: a client knows both.
-async fn read_dir(dir: &dyn crate::Dir, cookie: u64, room: usize) -> Result<Vec<u8>, Errno> {
-    let (mut out, mut too_long) = (Vec::new(), false);
-    let mut take = |entry: Entry<'_>| {
-        let name = entry.name.as_bytes();
-        if out.len() + Dirent::size(name.len()) > room {
-            too_long = out.is_empty();
-            return ControlFlow::Break(());
-        }
-        let kind = ((entry.kind & libc::S_IFMT) >> 12) as u8;
-        Dirent { qid: entry.qid, offset: entry.cookie, kind, name: Str(name) }.write(&mut out);
-        ControlFlow::Continue(())
-    };
-    dir.list(cookie, &mut take).await?;
-    // An empty answer would mean the end.
-    if too_long { Err(Errno::EINVAL) } else { Ok(out) }
 }

@@ -16,6 +16,8 @@ pub(super) enum Claim {
     Alone(Alone),
     /// Two fids, each shared with others.
     Both(Shared, Shared),
+    /// One fid alone, and another shared with others.
+    AloneAnd(Alone, Shared),
     /// A fid that it makes, from another or from nothing.
     Make(Option<Result<Shared, Errno>>, Made),
 }
@@ -25,6 +27,7 @@ pub(super) enum Held {
     Shared(OwnedRwLockReadGuard<State>),
     Alone(OwnedRwLockWriteGuard<State>),
     Both(OwnedRwLockReadGuard<State>, OwnedRwLockReadGuard<State>),
+    AloneAnd(OwnedRwLockWriteGuard<State>, OwnedRwLockReadGuard<State>),
 }
 
 impl Claim {
@@ -36,7 +39,7 @@ impl Claim {
                 Self::Make(Some(fids.shared(fid).await), made)
             }
             T::Attach { fid, .. } => Self::Make(None, fids.make(fid, most)?),
-            T::Clunk { fid } => Self::Alone(fids.clunk(fid).await?),
+            T::Clunk { fid } | T::Remove { fid } => Self::Alone(fids.clunk(fid).await?),
             T::Walk { fid, .. }
             | T::Lopen { fid, .. }
             | T::Lcreate { fid, .. }
@@ -45,15 +48,22 @@ impl Claim {
             T::Link { dfid: one, fid: other, .. } | T::Renameat { olddirfid: one, newdirfid: other, .. } => {
                 Self::Both(fids.shared(one).await?, fids.shared(other).await?)
             }
+            // Into itself: it would wait for itself, too.
+            T::Rename { fid, dfid, .. } if fid == dfid => return Err(Errno::EINVAL),
+            T::Rename { fid, dfid, .. } => Self::AloneAnd(fids.alone(fid).await?, fids.shared(dfid).await?),
             T::Statfs { fid }
             | T::Symlink { fid, .. }
             | T::Readlink { fid }
             | T::Getattr { fid, .. }
             | T::Readdir { fid, .. }
             | T::Mkdir { dfid: fid, .. }
+            | T::Mknod { dfid: fid, .. }
             | T::Unlinkat { dirfid: fid, .. }
             | T::Read { fid, .. }
             | T::Write { fid, .. } => Self::Shared(fids.shared(fid).await?),
+            // Who the peer is was proven before. That nobody need authenticate in 9P is what diod answers, too, and what
+            // its clients go on upon.
+            T::Auth { .. } => return Err(Errno::ENOENT),
             // The reader answers these itself.
             T::Version { .. } | T::Flush { .. } => return Err(Errno::EINVAL),
         })

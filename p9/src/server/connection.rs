@@ -76,7 +76,7 @@ impl Connection {
                 _ if !self.versioned => return Err(Error::NoVersion(code)),
                 Ok(Some(T::Flush { oldtag })) => self.requests.flush(tag, oldtag).await?,
                 Ok(Some(message)) => self.request(&message, code, tag, body.clone(), tasks).await?,
-                Ok(None) => self.refuse(tag, unknown(code)).await?,
+                Ok(None) => self.refuse(tag, Errno::EOPNOTSUPP).await?,
                 Err(Malformed::Name(errno)) => self.refuse(tag, errno).await?,
                 Err(why) => return Err(Error::Malformed { code, why }),
             }
@@ -204,11 +204,4 @@ impl Request {
         };
         requests.end(tag, head, data).await;
     }
-}
-
-/// What a message that is not known is answered. To `Tauth` it is that nobody need authenticate in 9P: diod answers and
-/// expects `ENOENT`, where any other error makes a client go away.
-fn unknown(code: u8) -> Errno {
-    const AUTH: u8 = 102;
-    if code == AUTH { Errno::ENOENT } else { Errno::EOPNOTSUPP }
 }

@@ -4,12 +4,16 @@
 //! `include/net/9p/9p.h` (`P9_STATS_*`, `P9_ATTR_*`).
 
 use super::{R, T};
-use crate::{Attr, Qid, SetAttr, SetTime, StatFs, Time};
+use crate::{Attr, Errno, How, Qid, SetAttr, SetTime, StatFs, Time};
 
 /// `P9_STATS_BASIC`: everything that stat(2) has.
 const STATS_BASIC: u64 = 0x7ff;
 /// `P9_STATS_BTIME`.
 const STATS_BTIME: u64 = 0x800;
+/// `P9_STATS_DATA_VERSION`.
+const STATS_DATA_VERSION: u64 = 0x2000;
+/// `P9_STATS_ALL`.
+pub(crate) const STATS_ALL: u64 = 0x3fff;
 
 const MODE: u32 = 0x1;
 const UID: u32 = 0x2;
@@ -20,12 +24,77 @@ const MTIME: u32 = 0x20;
 const ATIME_SET: u32 = 0x80;
 const MTIME_SET: u32 = 0x100;
 
+/// The flags of `Tlopen` and `Tlcreate` (`P9_DOTL_*`): those of open(2) on most machines that run Linux, but not on all.
+mod dotl {
+    pub(super) const WRONLY: u32 = 0o1;
+    pub(super) const RDWR: u32 = 0o2;
+    pub(super) const ACCESS: u32 = 0o3;
+    pub(super) const CREATE: u32 = 0o100;
+    pub(super) const EXCL: u32 = 0o200;
+    pub(super) const TRUNC: u32 = 0o1000;
+    pub(super) const APPEND: u32 = 0o2000;
+    pub(super) const NONBLOCK: u32 = 0o4000;
+    pub(super) const DSYNC: u32 = 0o1_0000;
+    pub(super) const DIRECTORY: u32 = 0o20_0000;
+    pub(super) const SYNC: u32 = 0o400_0000;
+    /// `__O_TMPFILE`: not of the protocol, but of open(2).
+    pub(super) const TMPFILE: u32 = 0o2000_0000;
+}
+
+impl How {
+    /// What the flags of a `Tlopen` or `Tlcreate` mean; flags without a meaning here are dropped. Errors: `EINVAL` for
+    /// the access mode 3; `EOPNOTSUPP` for a file without a name.
+    pub fn from_wire(flags: u32) -> Result<Self, Errno> {
+        let has = |bit: u32| flags & bit != 0;
+        if has(dotl::TMPFILE) {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let (read, write) = match flags & dotl::ACCESS {
+            0 => (true, false),
+            dotl::WRONLY => (false, true),
+            dotl::RDWR => (true, true),
+            _ => return Err(Errno::EINVAL),
+        };
+        Ok(Self {
+            read,
+            write,
+            exec: false,
+            truncate: has(dotl::TRUNC),
+            append: has(dotl::APPEND),
+            excl: has(dotl::EXCL),
+            sync: has(dotl::SYNC | dotl::DSYNC),
+            nonblock: has(dotl::NONBLOCK),
+            directory: has(dotl::DIRECTORY),
+        })
+    }
+
+    /// The flags of a `Tlopen` that mean this; with `create`, of a `Tlcreate`.
+    pub fn to_wire(self, create: bool) -> u32 {
+        let flag = |on: bool, bit: u32| if on { bit } else { 0 };
+        let access = match (self.read, self.write) {
+            (true, true) => dotl::RDWR,
+            (false, true) => dotl::WRONLY,
+            _ => 0,
+        };
+        access
+            | flag(create, dotl::CREATE)
+            | flag(self.truncate, dotl::TRUNC)
+            | flag(self.append, dotl::APPEND)
+            | flag(self.excl, dotl::EXCL)
+            | flag(self.sync, dotl::SYNC | dotl::DSYNC)
+            | flag(self.nonblock, dotl::NONBLOCK)
+            | flag(self.directory, dotl::DIRECTORY)
+    }
+}
+
 impl R<'_> {
-    /// `Rgetattr` with all of `attr`.
-    pub fn of_attr(attr: &Attr) -> Self {
-        let has_btime = attr.btime != Time::default();
+    /// `Rgetattr` with all of `attr`, of which that is valid which `mask` asks for and the tree knows.
+    pub fn of_attr(attr: &Attr, mask: u64) -> Self {
+        let known = |bit: u64, is: bool| if is { bit } else { 0 };
+        let btime = known(STATS_BTIME, attr.btime != Time::default());
+        let version = known(STATS_DATA_VERSION, attr.qid.version != 0);
         Self::Getattr {
-            valid: if has_btime { STATS_BASIC | STATS_BTIME } else { STATS_BASIC },
+            valid: mask & (STATS_BASIC | btime | version),
             qid: attr.qid,
             mode: attr.mode,
             uid: attr.uid,
@@ -83,6 +152,7 @@ impl R<'_> {
             | Self::Lopen { qid, .. }
             | Self::Lcreate { qid, .. }
             | Self::Mkdir { qid }
+            | Self::Mknod { qid }
             | Self::Symlink { qid } => Some(qid),
             _ => None,
         }
@@ -169,7 +239,7 @@ mod tests {
             btime,
             ..Attr::default()
         };
-        assert_eq!(R::of_attr(&attr).to_attr(), Some(attr));
+        assert_eq!(R::of_attr(&attr, STATS_ALL).to_attr(), Some(attr));
         let change = SetAttr {
             size: Some(0),
             atime: Some(SetTime::Now),
@@ -177,6 +247,8 @@ mod tests {
             ..SetAttr::default()
         };
         assert_eq!(T::of_set_attr(1, &change).to_set_attr(), Some(change));
+        let how = How { write: true, read: false, append: true, sync: true, ..How::READ };
+        assert_eq!(How::from_wire(how.to_wire(true)), Ok(how));
         let stat = StatFs { kind: 1, blocks: 2, namelen: 255, ..StatFs::default() };
         assert_eq!(R::of_stat_fs(&stat).to_stat_fs(), Some(stat));
     }

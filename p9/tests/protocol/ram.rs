@@ -37,6 +37,8 @@ enum Body {
     Pipe(Pipe),
     Stubborn(Pipe),
     BadClose,
+    /// A device, FIFO or socket: never opened.
+    Special,
 }
 
 #[derive(Default)]
@@ -153,6 +155,7 @@ impl Ram {
             Body::Dir(_) if how.changes() => Err(Errno::EISDIR),
             Body::Dir(_) => Ok(Handle::Dir(Arc::new(Open(self.clone(), how)))),
             Body::Link(_) => Err(Errno::ELOOP),
+            Body::Special => Err(Errno::ENXIO),
             _ if how.directory => Err(Errno::ENOTDIR),
             Body::File(text) => {
                 if how.truncate {
@@ -174,9 +177,16 @@ impl Ram {
                     What::File(_) => Body::File(Mutex::default()),
                     What::Dir => Body::Dir(Mutex::default()),
                     What::Link(target) => Body::Link(Bytes::copy_from_slice(target)),
-                    What::Device { .. } => return Err(Errno::EPERM),
+                    What::Device { .. } => Body::Special,
                 };
                 let made = Self::make(&self.0.next, body, new.mode);
+                {
+                    let mut attr = made.0.attr.lock();
+                    if let What::Device { kind, rdev } = new.what {
+                        (attr.mode, attr.rdev) = (kind | new.mode, rdev);
+                    }
+                    attr.gid = new.owner.map_or(attr.gid, |(_, gid)| gid);
+                }
                 self.entries()?.put(name.into(), made.clone());
                 made
             }

@@ -74,14 +74,17 @@ conversations! {
     a_dialect_that_is_not_known_is_spoken_as_its_base
     a_directory_is_read_in_parts
     a_file_is_made_written_and_read
+    a_file_is_moved_and_removed_by_its_fid
     a_flush_ends_what_waits
     a_message_that_is_not_known_is_answered
     a_version_begins_everything_anew
     a_walk_goes_by_names_and_up
     attaching_at_a_path_gives_that_file
     attributes_are_changed
+    devices_fifos_and_sockets_are_made
     links_have_targets_and_names
     names_are_made_moved_and_removed
+    nobody_authenticates_in_9p
     what_closing_met_is_told
 }
 

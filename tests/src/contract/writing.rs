@@ -4,9 +4,9 @@
 use bytes::Bytes;
 use p9::{Errno, FileKind, How, New, NodeRef, SetAttr, SetTime, Time, What};
 
-use super::{list, name, read, walk};
+use super::{list, name, posix, read, walk};
 
-const FILE: New<'static> = New { what: What::File(EXCL), mode: 0o644, owner: None };
+pub(super) const FILE: New<'static> = New { what: What::File(EXCL), mode: 0o644, owner: None };
 const EXCL: How = How { excl: true, ..How::RDWR };
 const DIR: New<'static> = New { what: What::Dir, mode: 0o755, owner: None };
 
@@ -16,10 +16,11 @@ pub async fn writing(dir: NodeRef) {
     sizes_and_times(&dir).await;
     directories(&dir).await;
     names(&dir).await;
+    posix::posix(&dir).await;
     assert!(list(&dir, 100).await.unwrap().is_empty(), "all that was made is gone");
 }
 
-async fn put(dir: &NodeRef, at: &str, text: &'static str) {
+pub(super) async fn put(dir: &NodeRef, at: &str, text: &'static str) {
     let made = dir.create(name(at), FILE).await.unwrap_or_else(|err| panic!("creating {at}: {err}"));
     let handle = made.handle.expect("a file that is created is open");
     let written = handle.write(0, Bytes::from_static(text.as_bytes())).await.unwrap();

@@ -1,0 +1,59 @@
+//! Reading files and directories, within what a frame and a connection have room for.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::server::connection::Context;
+use crate::wire::{Dirent, Str};
+use crate::{Entry, Errno, Handle};
+
+/// The most that one read of what does not seek is given.
+const STREAM_READ: u32 = 128 << 10;
+/// Reads below this count as part of their request.
+const UNCOUNTED: u32 = 16 << 10;
+
+/// Reads, within what the replies of the connection may take until they are sent.
+pub(super) async fn read(context: &Context, open: &Handle, offset: u64, count: u32) -> Result<Bytes, Errno> {
+    if !open.seekable() {
+        // It may wait for ever, and must not take room from others meanwhile; a short read is no end.
+        return open.read(offset, count.min(STREAM_READ)).await;
+    }
+    if count < UNCOUNTED {
+        return open.read(offset, count).await;
+    }
+    let room = context.reading.clone().acquire_many_owned(count).await.map_err(|_| Errno::EIO)?;
+    let data = open.read(offset, count).await?;
+    Ok(if data.len() < UNCOUNTED as usize { data } else { Bytes::from_owner(Counted { data, _room: room }) })
+}
+
+/// The data of a read, and its part of what replies may take.
+struct Counted {
+    data: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+/// Entries from `cookie` on, as many as fit into `room` bytes. `.` and `..` are not among them: a client knows both.
+pub(super) async fn read_dir(dir: &dyn crate::Dir, cookie: u64, room: usize) -> Result<Vec<u8>, Errno> {
+    let (mut out, mut too_long) = (Vec::new(), false);
+    let mut take = |entry: Entry<'_>| {
+        let name = entry.name.as_bytes();
+        if out.len() + Dirent::size(name.len()) > room {
+            too_long = out.is_empty();
+            return ControlFlow::Break(());
+        }
+        let kind = ((entry.kind & libc::S_IFMT) >> 12) as u8;
+        Dirent { qid: entry.qid, offset: entry.cookie, kind, name: Str(name) }.write(&mut out);
+        ControlFlow::Continue(())
+    };
+    dir.list(cookie, &mut take).await?;
+    // An empty answer would mean the end.
+    if too_long { Err(Errno::EINVAL) } else { Ok(out) }
+}
