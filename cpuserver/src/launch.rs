@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! daemon      serves the FUSE root; stays in the host's namespaces, so that it never touches its own mount
-//! launcher    `slashn launcher`: one thread; forks for each job, reaps, dies with the daemon (its socket ends)
+//! watcher     `slashn launcher`: one thread; outlives the launcher, and kills what has lost its mounter
+//! launcher    its child: forks for each job, reaps, dies with the daemon (its socket ends)
 //!   mounter   unshares, opens /dev/fuse, mounts, clones init, hands the descriptors to the daemon, outlives init
 //!     init    pid 1 of the job: kernel mounts, pivot, forks the program, reaps, reports, forwards signals
 //!       program

@@ -1,6 +1,7 @@
 //! The processes of a job that has no pid namespace, found by descent.
 //!
-//! Used by the mounter, which is a subreaper then: what loses its parent, and at last its init, becomes its child.
+//! Used by the mounter, which is a subreaper then: what loses its parent, and at last its init, becomes its child; and by
+//! the launcher's watcher, which gets what loses even its mounter.
 //! Invariant: only children of this process are ever signalled, and a child's pid is its own until it is waited for.
 
 use std::fs::File;
@@ -36,6 +37,13 @@ impl Children {
                 Ok(None) => {}
                 Err(_) => return, // no child is left
             }
+        }
+    }
+
+    /// Kills every child but `one`.
+    pub(super) fn kill_but(&self, one: i32) {
+        for child in self.now().into_iter().filter(|child| *child != one) {
+            let _ = sys::kill(child, libc::SIGKILL);
         }
     }
 

@@ -110,7 +110,7 @@ pub enum Error {
         what: String,
     },
     /// The launcher ended, and with it every job.
-    #[error("launcher: it has ended")]
+    #[error("launcher: it has ended, and every command of this node")]
     LauncherGone,
 }
 
@@ -125,12 +125,20 @@ impl Error {
     }
 
     /// What an administrator or the user can do about it.
-    pub fn remedy(&self) -> Option<&str> {
+    pub fn remedy(&self) -> Option<String> {
         match self {
-            Self::UserNamespace { remedy, .. } => Some(remedy),
-            Self::Fuse { reason: Os(libc::EACCES | libc::EPERM) } => Some("chmod 666 /dev/fuse"),
-            Self::Fuse { reason: Os(libc::ENOENT | libc::ENODEV) } => Some("modprobe fuse"),
-            Self::LauncherGone => Some("restart the node"),
+            Self::NotFound { program } if program.contains('/') => Some(format!("ls -l {program}")),
+            Self::NotFound { program } => Some(format!("command -v {program}")),
+            Self::NotExecutable { program, reason } if reason.contains("no execute bit") => {
+                Some(format!("chmod +x {program}"))
+            }
+            Self::NotExecutable { program, .. } => Some(format!("file {program}")),
+            Self::Interpreter { missing, .. } => Some(format!("install {missing} where the command's files are from")),
+            Self::Cwd { .. } => Some("rcpu -C DIR, or --expose PATH; rcpu -v says what the node can reach".into()),
+            Self::UserNamespace { remedy, .. } => Some(remedy.clone()),
+            Self::Fuse { reason: Os(libc::EACCES | libc::EPERM) } => Some("chmod 666 /dev/fuse, on the node".into()),
+            Self::Fuse { reason: Os(libc::ENOENT | libc::ENODEV) } => Some("modprobe fuse, on the node".into()),
+            Self::LauncherGone => Some("run it again: another is started for it".into()),
             _ => None,
         }
     }

@@ -3,15 +3,16 @@
 //! Made once by the node's `main`, before or after the runtime; cloned into whatever starts jobs. Invariant: the
 //! launcher process holds nothing of the daemon but its end of one socket, and ends when that does.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
@@ -21,12 +22,19 @@ use super::{Error, Job, JobSpec};
 /// How long the launcher may take over a step that asks nobody else.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A running launcher process; it ends when the last clone is dropped, and every job with it.
+/// The launcher process; it ends when the last clone is dropped, and every job with it. One that ended before is
+/// followed by another, at the next job.
 #[derive(Clone, Debug)]
-pub struct Launcher {
-    socket: Arc<OwnedFd>,
+pub struct Launcher(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    program: PathBuf,
+    args: Vec<OsString>,
+    /// Our end of the latest launcher's socket.
+    socket: Mutex<Arc<OwnedFd>>,
     /// The kernel refused a job a /proc of its own: no use to ask again.
-    shared_pids: Arc<AtomicBool>,
+    shared_pids: AtomicBool,
 }
 
 impl Launcher {
@@ -38,32 +46,50 @@ impl Launcher {
     /// Starts `program` with `args`, which must call [`super::main`]. It gets an empty environment, its socket as
     /// standard input, and this process's standard error.
     pub fn start_with<A: AsRef<OsStr>>(program: &Path, args: &[A]) -> Result<Self, Error> {
-        use std::os::unix::process::CommandExt;
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-            .map_err(Error::setup("launcher: socket"))?;
-        rustix::io::ioctl_fionbio(&ours, true).map_err(Error::setup("launcher: socket"))?;
-        let mut command = Command::new(program);
-        command.arg0("slashn").args(args).env_clear().current_dir("/").stdin(Stdio::from(theirs)).stdout(Stdio::null());
-        // A process of ours that nobody waits for: it ends with us, or as soon as we close the socket.
-        let mut child = command.spawn().map_err(Error::setup("launcher: start"))?;
-        std::thread::Builder::new()
-            .name("launcher-wait".into())
-            .spawn(move || child.wait())
-            .map_err(Error::setup("launcher: thread"))?;
-        Ok(Self { socket: Arc::new(ours), shared_pids: Arc::default() })
+        let args: Vec<OsString> = args.iter().map(|arg| arg.as_ref().to_owned()).collect();
+        let (socket, child) = spawn(program, &args)?;
+        let (socket, shared_pids) = (Mutex::new(Arc::new(socket)), AtomicBool::new(false));
+        let launcher = Self(Arc::new(Shared { program: program.to_owned(), args, socket, shared_pids }));
+        launcher.attend(child)?;
+        Ok(launcher)
+    }
+
+    /// Waits for `child` on a thread of its own, and logs an end that nobody asked for.
+    fn attend(&self, mut child: Child) -> Result<(), Error> {
+        let shared = Arc::downgrade(&self.0);
+        let wait = move || {
+            let ended = child.wait();
+            if shared.strong_count() > 0 {
+                let status = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
+                tracing::error!(status, "the launcher ended, and all its commands; the next command starts another");
+            }
+        };
+        let started = std::thread::Builder::new().name("launcher-wait".into()).spawn(wait);
+        started.map(drop).map_err(Error::setup("launcher: thread"))
+    }
+
+    /// Starts another launcher, unless somebody did since `dead` was the latest; gives its socket.
+    fn restart(&self, dead: &Arc<OwnedFd>) -> Result<Arc<OwnedFd>, Error> {
+        let mut latest = self.0.socket.lock();
+        if Arc::ptr_eq(&latest, dead) {
+            let (socket, child) = spawn(&self.0.program, &self.0.args)?;
+            *latest = Arc::new(socket);
+            self.attend(child)?;
+        }
+        Ok(latest.clone())
     }
 
     /// Starts the job that `spec` tells of. `stdio` is its standard input, output and error.
     ///
     /// It is on its way when this returns: it needs its root served ([`Job::take_fuse`]) to get any further.
     pub async fn start_job(&self, spec: &JobSpec, stdio: [OwnedFd; 3]) -> Result<Job, Error> {
-        if spec.own_pids && self.shared_pids.load(Ordering::Relaxed) {
+        if spec.own_pids && self.0.shared_pids.load(Ordering::Relaxed) {
             return self.start_once(&JobSpec { own_pids: false, ..spec.clone() }, &stdio).await;
         }
         match self.start_once(spec, &stdio).await {
             Err(Error::OwnProc { reason }) => {
                 tracing::warn!(%reason, "no pid namespaces for jobs: the kernel refuses a new /proc");
-                self.shared_pids.store(true, Ordering::Relaxed);
+                self.0.shared_pids.store(true, Ordering::Relaxed);
                 self.start_once(&JobSpec { own_pids: false, ..spec.clone() }, &stdio).await
             }
             started => started,
@@ -86,16 +112,34 @@ impl Launcher {
     /// Hands the launcher `job` (its spec and its socket), which are closed here, and its streams.
     async fn ask(&self, job: [OwnedFd; 2], [stdin, stdout, stderr]: &[OwnedFd; 3]) -> Result<(), Error> {
         let fds = [job[0].as_fd(), job[1].as_fd(), stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        let mut socket = self.0.socket.lock().clone();
+        let mut restarted = false;
         // It reads at once unless the machine is very busy, hence no readiness but a short wait.
-        while let Err(error) = message::send(&*self.socket, &Start, &fds) {
+        while let Err(error) = message::send(&*socket, &Start, &fds) {
             match error.kind() {
                 io::ErrorKind::WouldBlock => tokio::time::sleep(Duration::from_millis(2)).await,
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset if !restarted => {
+                    socket = self.restart(&socket)?;
+                    restarted = true;
+                }
                 io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => return Err(Error::LauncherGone),
                 _ => return Err(Error::setup("launcher: request")(error)),
             }
         }
         Ok(())
     }
+}
+
+/// Starts a launcher: our end of its socket, and the process, which ends soon after that does.
+fn spawn(program: &Path, args: &[OsString]) -> Result<(OwnedFd, Child), Error> {
+    use std::os::unix::process::CommandExt;
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .map_err(Error::setup("launcher: socket"))?;
+    rustix::io::ioctl_fionbio(&ours, true).map_err(Error::setup("launcher: socket"))?;
+    let mut command = Command::new(program);
+    command.arg0("slashn").args(args).env_clear().current_dir("/").stdin(Stdio::from(theirs)).stdout(Stdio::null());
+    let child = command.spawn().map_err(Error::setup("launcher: start"))?;
+    Ok((ours, child))
 }
 
 /// Refuses what execve(2) cannot take.

@@ -18,6 +18,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("sigkill_reaches_every_process", sigkill_reaches_every_process),
     ("a_killed_init_takes_the_job_along", a_killed_init_takes_the_job_along),
     ("a_killed_launcher_takes_its_jobs_along", a_killed_launcher_takes_its_jobs_along),
+    ("a_killed_mounter_takes_its_job_along", a_killed_mounter_takes_its_job_along),
+    ("a_killed_watcher_is_missed_by_nobody", a_killed_watcher_is_missed_by_nobody),
     ("a_dropped_launcher_takes_its_jobs_along", a_dropped_launcher_takes_its_jobs_along),
     ("a_job_whose_root_nobody_serves_can_be_killed", a_job_whose_root_nobody_serves_can_be_killed),
     ("a_job_whose_root_goes_away_ends", a_job_whose_root_goes_away_ends),
@@ -117,22 +119,48 @@ fn a_killed_init_takes_the_job_along() {
 
 fn a_killed_launcher_takes_its_jobs_along() {
     within(async |launcher| {
-        let a = running(&launcher, &script(&format!("{DAEMON} sleep 1000"))).await;
-        let b = running(&launcher, &script(&format!("{DAEMON} sleep 1000"))).await;
-        kill(parent(parent(a.job.init())));
-        for started in [a, b] {
-            assert_eq!(started.over().await.exit, Err(Error::LauncherGone));
+        for make in [script, shared] {
+            let a = running(&launcher, &make(&format!("{DAEMON} sleep 1000"))).await;
+            let b = running(&launcher, &make(&format!("{DAEMON} sleep 1000"))).await;
+            kill(parent(parent(a.job.init())));
+            for started in [a, b] {
+                assert_eq!(started.over().await.exit, Err(Error::LauncherGone));
+            }
+            let next = start(&launcher, &make("exit 5")).await.unwrap().over().await;
+            assert_eq!(next.exit, Ok(Exit::Code(5)), "another launcher was started");
         }
-        assert_eq!(start(&launcher, &script("true")).await.err(), Some(Error::LauncherGone));
+    });
+}
+
+fn a_killed_mounter_takes_its_job_along() {
+    within(async |launcher| {
+        for make in [script, shared] {
+            let other = running(&launcher, &make("read line; exit 5")).await;
+            let started = running(&launcher, &make(&format!("{DAEMON} sleep 1000"))).await;
+            kill(parent(started.job.init()));
+            assert_eq!(started.over().await.exit, Err(Error::LauncherGone));
+            assert_eq!(other.over().await.exit, Ok(Exit::Code(5)), "the other job goes on");
+        }
+    });
+}
+
+fn a_killed_watcher_is_missed_by_nobody() {
+    within(async |launcher| {
+        let started = running(&launcher, &script("read line; exit 5")).await;
+        kill(parent(parent(parent(started.job.init()))));
+        let next = start(&launcher, &script("exit 6")).await.unwrap().over().await;
+        assert_eq!((started.over().await.exit, next.exit), (Ok(Exit::Code(5)), Ok(Exit::Code(6))));
     });
 }
 
 fn a_dropped_launcher_takes_its_jobs_along() {
-    within(async |launcher| {
-        let started = running(&launcher, &script(&format!("{DAEMON} sleep 1000"))).await;
-        drop(launcher);
-        assert_eq!(started.over().await.exit, Err(Error::LauncherGone));
-    });
+    for make in [script, shared] {
+        within(async |launcher| {
+            let started = running(&launcher, &make(&format!("{DAEMON} sleep 1000"))).await;
+            drop(launcher);
+            assert_eq!(started.over().await.exit, Err(Error::LauncherGone));
+        });
+    }
 }
 
 fn a_job_whose_root_nobody_serves_can_be_killed() {
