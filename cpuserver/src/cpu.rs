@@ -12,8 +12,10 @@ use std::time::Duration;
 use dashmap::DashMap;
 use fileserver::{Disk, DiskOptions};
 use p9::{Errno, NodeRef, TreeRef, Who};
+use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
+use crate::job;
 use crate::launch::Launcher;
 use crate::owner::Owner;
 use crate::session::{self, CloneFile, Session};
@@ -58,6 +60,18 @@ impl Default for CpuLimits {
     }
 }
 
+/// A command that runs.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Running {
+    /// The session that it runs in.
+    pub session: u64,
+    /// The first process of the job, as this machine numbers it. All others descend from it, or from its parent if the
+    /// job has no pid namespace.
+    pub init: i32,
+    /// The job's namespace, as the text that rebuilds it.
+    pub ns: String,
+}
+
 /// The CPU service of one node.
 pub struct Cpu {
     pub(crate) options: CpuOptions,
@@ -92,6 +106,18 @@ impl Cpu {
         let running = |phase| matches!(phase, session::Phase::Starting | session::Phase::Running { .. });
         let sessions: Vec<_> = self.sessions.iter().map(|entry| entry.0.clone()).collect();
         (sessions.len(), sessions.iter().filter(|session| running(session.phase())).count())
+    }
+
+    /// The commands that run now.
+    pub fn jobs(&self) -> Vec<Running> {
+        let sessions: Vec<_> = self.sessions.iter().map(|entry| entry.0.clone()).collect();
+        let running = |session: Arc<Session>| match session.phase() {
+            session::Phase::Running { pid } => {
+                Some(Running { session: session.id, init: pid, ns: job::text(&session.spec()) })
+            }
+            _ => None,
+        };
+        sessions.into_iter().filter_map(running).collect()
     }
 
     /// Ends every session of `who`, for a key that may not come in any more.

@@ -20,6 +20,7 @@ use crate::launch::{self, Exit, Job, JobSpec, Usage};
 use crate::owned::Owners;
 use crate::session::{Ended, Failure, Phase, Session, Spec};
 
+pub(crate) use namespace::text;
 pub(crate) use terminal::Terminal;
 
 /// How long the parts of a job that is over may take to go.
@@ -188,7 +189,7 @@ fn never_started(error: launch::Error) -> Failure {
         launch::Error::Interpreter { .. } => Errno::ENOEXEC,
         _ => Errno::EIO,
     };
-    let remedy = error.remedy().map(|remedy| format!(" (try: {remedy})")).unwrap_or_default();
+    let remedy = error.remedy().map(|remedy| format!("; try: {remedy}")).unwrap_or_default();
     failure(error.exit_code(), errno, &format!("{error}{remedy}"))
 }
 

@@ -19,4 +19,4 @@ pub mod client;
 pub mod launch;
 pub mod serve_back;
 
-pub use cpu::{Cpu, CpuLimits, CpuOptions};
+pub use cpu::{Cpu, CpuLimits, CpuOptions, Running};

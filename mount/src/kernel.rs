@@ -1,7 +1,7 @@
 //! Mounting and unmounting: the system calls for root, `fusermount3` for everybody else.
 //!
 //! Called when a mount begins and ends, from any thread that may block; never from one that serves the mount. Mounts are
-//! found in /proc/self/mountinfo, which tells of them without touching them.
+//! found in /proc/thread-self/mountinfo, which tells of them without touching them.
 
 mod fusermount;
 mod table;
@@ -102,6 +102,12 @@ pub(crate) fn abort(minor: u32) {
     }
 }
 
+/// Whether a mount of ours is at `at`, alive or not; as the process `pid` sees it, if one is given.
+pub fn is_mounted(at: &Path, pid: Option<u32>) -> bool {
+    let there = pid.map_or_else(|| mounted(at), |pid| table::seen_by(&pid.to_string(), at));
+    there.is_some_and(|there| there.kind == TYPE)
+}
+
 /// Whether a mount of ours is at `at` whose daemon is gone: everything there answers `ENOTCONN`.
 pub fn stale(at: &Path) -> bool {
     if mounted(at).is_none_or(|there| there.kind != TYPE) {
@@ -113,7 +119,8 @@ pub fn stale(at: &Path) -> bool {
     let asked = std::thread::Builder::new().name("mount-probe".into()).spawn(move || {
         _ = tell.send(std::fs::metadata(path).err().and_then(|err| err.raw_os_error()));
     });
-    asked.is_ok() && told.recv_timeout(PROBE_LIMIT) == Ok(Some(libc::ENOTCONN))
+    // The second is what a question meets that was under way as the daemon died.
+    asked.is_ok() && matches!(told.recv_timeout(PROBE_LIMIT), Ok(Some(libc::ENOTCONN | libc::ECONNABORTED)))
 }
 
 /// A live daemon on this machine answers sooner.

@@ -22,7 +22,7 @@ mod watch;
 use std::time::Duration;
 
 pub use allocator::tune_allocator;
-pub use kernel::{Error, clean, stale, unmount};
+pub use kernel::{Error, clean, is_mounted, stale, unmount};
 pub use serve::{Mount, mount, serve};
 
 /// How a tree is shown.

@@ -1,8 +1,8 @@
 //! A grid of real binaries: homes in a temporary folder, nodes on loopback, a mount, all of one user.
 //!
-//! [`Machine::root`] runs everything as root, [`Machine::ordinary`] as a user without any privilege, in a mount
-//! namespace where /dev/fuse is open to all, as it is on users' distributions. Dropping a machine takes it down and
-//! fails the test if a mount, a process or a file is left.
+//! [`Machine::root`] runs everything as root, [`Machine::ordinary`] as a user without any privilege, to whom /dev/fuse
+//! is open, as it is on users' distributions. Either is in a mount namespace of its own, so that a test which is killed
+//! leaves no mount behind. Dropping a machine takes it down and fails the test if a mount, a process or a file is left.
 
 use std::fs;
 use std::io::Read;
@@ -23,33 +23,41 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Machine {
     top: Option<TempDir>,
     uid: u32,
-    /// Holds the mount namespace in which an ordinary user may open /dev/fuse.
+    /// Holds the mount namespace.
     namespace: Option<Child>,
     nodes: Vec<String>,
     /// Homes besides mine from which commands are run.
     homes: Vec<String>,
     mounts: Vec<PathBuf>,
+    /// Small disks.
+    disks: Vec<PathBuf>,
 }
 
 impl Machine {
     /// A machine used by root.
     pub fn root() -> Self {
         assert!(rustix::process::geteuid().is_root(), "this test mounts and makes namespaces: run it as root");
-        Self::new(0)
+        Self::new(0, true)
+    }
+
+    /// A machine used by root in the mount namespace of this process: for benchmarks, whose commands start with nothing
+    /// in between.
+    pub fn bare() -> Self {
+        Self::new(0, false)
     }
 
     /// A machine used by an ordinary user.
     pub fn ordinary() -> Self {
         assert!(rustix::process::geteuid().is_root(), "this test becomes an ordinary user: run it as root");
-        Self::new(ORDINARY)
+        Self::new(ORDINARY, true)
     }
 
-    fn new(uid: u32) -> Self {
+    fn new(uid: u32, apart: bool) -> Self {
         let top = tempfile::Builder::new().prefix("slashn-test.").tempdir().expect("a temporary folder");
         std::os::unix::fs::chown(top.path(), Some(uid), Some(uid)).expect("chown");
-        let namespace = (uid != 0).then(|| open_fuse_to_all(top.path()));
-        let machine =
-            Self { top: Some(top), uid, namespace, nodes: Vec::new(), homes: vec!["me".into()], mounts: Vec::new() };
+        let namespace = apart.then(|| namespace(top.path(), uid != 0));
+        let (nodes, homes, mounts, disks) = (Vec::new(), vec!["me".into()], Vec::new(), Vec::new());
+        let machine = Self { top: Some(top), uid, namespace, nodes, homes, mounts, disks };
         for folder in ["home", "work"] {
             machine.run("mkdir", &[machine.at(folder)]);
         }
@@ -72,7 +80,9 @@ impl Machine {
                 command.args(["--target", &holder.id().to_string(), "--mount"]);
                 command.args(work.as_ref().map(|work| format!("--wd={}", work.display())));
                 let id = self.uid.to_string();
-                command.args(["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups"]);
+                if self.uid != 0 {
+                    command.args(["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups"]);
+                }
                 command.arg(program.as_ref());
                 command
             }
@@ -119,11 +129,11 @@ impl Machine {
     pub fn node_with(&mut self, name: &str, more: &[&str]) -> String {
         let home = self.at(name).display().to_string();
         let files = self.at(&format!("files-{name}"));
-        self.run("mkdir", &[&files]);
+        self.run("mkdir", &[Path::new("-p"), &files]);
         self.slashn(&["--home", &home, "init", "--name", name]).succeeds();
         let key = fs::read_to_string(self.at("me/id_ed25519.pub")).expect("my public key");
         self.slashn(&["--home", &home, "allow", key.trim()]).succeeds();
-        self.nodes.push(name.to_string());
+        self.takes_down(name);
         let export = format!("files={}", files.display());
         let args = ["--home", &home, "up", "--daemon", "--listen", "127.0.0.1:0", "--export", &export];
         let ready = self.slashn(&args).args(more).succeeds().text();
@@ -134,11 +144,16 @@ impl Machine {
         address.to_string()
     }
 
+    /// Takes down what runs from the home `name`, too, in the end.
+    pub fn takes_down(&mut self, name: &str) {
+        self.nodes.push(name.to_string());
+    }
+
     /// Makes the home of somebody else, who knows the nodes that I know. Gives its path.
     pub fn somebody(&mut self, name: &str) -> String {
         let home = self.at(name).display().to_string();
         self.slashn(&["--home", &home, "init", "--name", name]).succeeds();
-        fs::copy(self.at("me/known_nodes"), self.at(name).join("known_nodes")).expect("the nodes that I know");
+        self.run("cp", &[self.at("me/known_nodes"), self.at(name).join("known_nodes")]);
         self.homes.push(name.to_string());
         home
     }
@@ -150,6 +165,25 @@ impl Machine {
         self.slashn(&["mount", &at.display().to_string()]).succeeds();
         self.mounts.push(at.clone());
         at
+    }
+
+    /// Mounts an empty disk of `size` bytes, where at most `files` more can be made, at the folder `name`. Gives the place.
+    pub fn small_disk(&mut self, name: &str, size: u64, files: u64) -> PathBuf {
+        let (at, id) = (self.at(name), self.uid);
+        self.run("mkdir", &["-p", at.to_str().expect("a readable path")]);
+        let options = format!("size={size},nr_inodes={},mode=700,uid={id},gid={id}", files + 1);
+        let mount = ["mount", "-t", "tmpfs", "-o", &options, "small"];
+        self.as_root(&mount).arg(&at).succeeds();
+        self.disks.push(at.clone());
+        at
+    }
+
+    /// A command as root in the machine's mount namespace.
+    fn as_root(&self, command: &[&str]) -> Command {
+        let holder = self.namespace.as_ref().expect("the machine has a mount namespace of its own");
+        let mut nsenter = Command::new("nsenter");
+        nsenter.args(["--target", &holder.id().to_string(), "--mount"]).args(command);
+        nsenter
     }
 
     /// A file in the folder `work`.
@@ -195,6 +229,9 @@ impl Machine {
             std::thread::sleep(Duration::from_millis(20));
         }
         let mut left = self.processes();
+        for at in std::mem::take(&mut self.disks) {
+            let _ = self.as_root(&["umount", "--lazy"]).arg(at).output();
+        }
         let holder = self.namespace.as_ref().map_or(std::process::id(), Child::id);
         let mounts = fs::read_to_string(format!("/proc/{holder}/mountinfo")).unwrap_or_default();
         let top = format!(" {}", self.at("").display());
@@ -231,34 +268,46 @@ impl Drop for Machine {
     }
 }
 
-/// A process that holds a mount namespace in which /dev/fuse is open to all.
-fn open_fuse_to_all(top: &Path) -> Child {
-    let node = top.join("fuse");
+/// A process that holds a mount namespace, one in which /dev/fuse is open to all if it is to be. It ends with this
+/// process, however that ends: its standard input does.
+fn namespace(top: &Path, open_fuse: bool) -> Child {
+    let made = top.join("namespace");
     // What stands in /mnt is on a file system of its own, and gone with the namespace. fusermount3 wants a user's name.
-    let script = format!(
+    let arrange = format!(
         "mount -t tmpfs -o mode=755,dev fuse /mnt && mknod -m 666 /mnt/fuse c 10 229 && cp /etc/passwd /mnt/passwd && \
          echo 'ordinary:x:{ORDINARY}:{ORDINARY}::/:/bin/sh' >>/mnt/passwd && mount --bind /mnt/fuse /dev/fuse && \
-         mount --bind /mnt/passwd /etc/passwd && umount -l /mnt && : >{0} && exec sleep infinity",
-        node.display()
+         mount --bind /mnt/passwd /etc/passwd && umount -l /mnt && "
     );
+    let arrange = if open_fuse { arrange } else { String::new() };
+    let script = format!("{arrange} : >{} && exec cat", made.display());
     let mut holder = Command::new("unshare")
         .args(["--mount", "--propagation", "private", "sh", "-c", &script])
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .expect("unshare");
     let until = Instant::now() + PATIENCE;
-    while !node.exists() {
+    while !made.exists() {
         if let Some(status) = holder.try_wait().expect("wait") {
             let mut text = String::new();
             let _ = holder.stderr.take().map(|mut stderr| stderr.read_to_string(&mut text));
-            panic!("no mount namespace with an open /dev/fuse: {status}: {text}");
+            panic!("no mount namespace: {status}: {text}");
         }
-        assert!(Instant::now() < until, "no mount namespace with an open /dev/fuse");
+        assert!(Instant::now() < until, "no mount namespace");
         std::thread::sleep(Duration::from_millis(5));
     }
-    let _ = fs::remove_file(&node);
+    let _ = fs::remove_file(&made);
     holder
+}
+
+/// Runs each test as both kinds of user: each is a function that gets the [`Machine`].
+#[macro_export]
+macro_rules! as_both {
+    ($($(#[$doc:meta])* $name:ident)*) => {
+        mod as_root { $(#[test] fn $name() { super::$name($crate::machine::Machine::root()) })* }
+        mod as_an_ordinary_user { $(#[test] fn $name() { super::$name($crate::machine::Machine::ordinary()) })* }
+    };
 }
 
 /// Where this build's binaries are: beside this program, or above it, where tests are.
@@ -315,6 +364,8 @@ pub trait Text {
     fn text(&self) -> String;
     /// Its stderr.
     fn errors(&self) -> String;
+    /// Fails the test unless its stderr is one line that names each of `parts` and a remedy, and its stdout is empty.
+    fn complains(&self, parts: &[&str]);
 }
 
 impl Text for Output {
@@ -324,5 +375,15 @@ impl Text for Output {
 
     fn errors(&self) -> String {
         String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+
+    #[track_caller]
+    fn complains(&self, parts: &[&str]) {
+        let error = self.errors();
+        assert_eq!(self.text(), "", "{error}");
+        assert!(error.ends_with('\n') && error.lines().count() == 1, "not one line: {error}");
+        for part in parts.iter().chain(&["; try: "]) {
+            assert!(error.contains(part), "{part:?} is not in: {error}");
+        }
     }
 }

@@ -6,20 +6,13 @@ use std::fs;
 use std::io::Write;
 use std::process::Stdio;
 
+use tests::as_both;
 use tests::machine::{Done, Machine, Text};
 
 fn grid(mut machine: Machine) -> Machine {
     machine.node("alpha");
     machine.node("beta");
     machine
-}
-
-/// Runs the test as both kinds of user.
-macro_rules! as_both {
-    ($($(#[$doc:meta])* $name:ident)*) => {
-        mod as_root { $(#[test] fn $name() { super::$name(tests::machine::Machine::root()) })* }
-        mod as_an_ordinary_user { $(#[test] fn $name() { super::$name(tests::machine::Machine::ordinary()) })* }
-    };
 }
 
 as_both! {
@@ -29,7 +22,6 @@ as_both! {
     a_pipeline_a_status_a_signal_and_stderr_come_back_exactly
     a_session_is_driven_by_cat_and_echo
     what_the_caller_owns_looks_owned_by_the_job
-    a_command_that_cannot_start_says_why
 }
 
 fn files_of_two_nodes_are_read_and_written_through_the_mount(machine: Machine) {
@@ -120,19 +112,4 @@ fn what_the_caller_owns_looks_owned_by_the_job(machine: Machine) {
     machine.rcpu(&["beta", "git", "-C", "r", "status", "--porcelain"]).succeeds();
     machine.rcpu(&["beta", "tar", "cf", "t.tar", "mine"]).succeeds();
     machine.rcpu(&["beta", "tar", "xf", "t.tar"]).succeeds();
-}
-
-fn a_command_that_cannot_start_says_why(machine: Machine) {
-    let machine = grid(machine);
-    let error = machine.rcpu(&["beta", "no-such-command"]).exits(127).errors();
-    assert!(error.contains("no-such-command") && error.lines().count() == 1, "{error}");
-    machine.write("data", "not a program\n");
-    let error = machine.rcpu(&["beta", "./data"]).exits(126).errors();
-    assert!(error.contains("./data") && error.lines().count() == 1, "{error}");
-    let script = machine.write("script", "#!/no/such/interpreter\n");
-    fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let error = machine.rcpu(&["beta", "./script"]).done().errors();
-    assert!(error.contains("/no/such/interpreter"), "{error}");
-    let error = machine.rcpu(&["gamma", "true"]).exits(255).errors();
-    assert!(error.contains("gamma") && error.lines().count() <= 2, "{error}");
 }

@@ -29,10 +29,20 @@ pub(crate) struct Root {
     pub(crate) tmp: Option<Tmp>,
 }
 
+/// The namespace that `spec` asks for, with its variables replaced: as what it was given if that cannot be read.
+pub(crate) fn text(spec: &Spec) -> String {
+    let whole = |lines: Vec<Line>| lines.iter().map(|line| format!("{line}\n")).collect();
+    lines(spec).map_or_else(|_| spec.ns.clone(), whole)
+}
+
+fn lines(spec: &Spec) -> Result<Vec<Line>, Failure> {
+    let text = if spec.ns.is_empty() { NODE } else { &spec.ns };
+    ns::text::parse(text, &|name| variable(&spec.env, name)).map_err(|err| fail("namespace", &err))
+}
+
 /// Makes the root that `spec` asks for.
 pub(crate) async fn root(cpu: &Cpu, session: &Session, spec: &Spec, owners: Owners) -> Result<Root, Failure> {
-    let text = if spec.ns.is_empty() { NODE } else { &spec.ns };
-    let lines = ns::text::parse(text, &|name| variable(&spec.env, name)).map_err(|err| fail("namespace", &err))?;
+    let lines = lines(spec)?;
     let mounts = lines.iter().filter_map(kernel_mount).collect();
     let lines: Vec<Line> = lines.into_iter().filter(|line| host(line).is_none()).collect();
 
@@ -57,7 +67,10 @@ async fn private_tmp(cpu: &Cpu) -> Result<Tmp, Failure> {
     let parent = cpu.options.tmp.clone();
     let shown = parent.display().to_string();
     let made = p9::cancel::blocking(move || Tmp::create(&parent)).await;
-    made.map_err(|errno| fail(&format!("a private /tmp in {shown}"), &errno))
+    made.map_err(|errno| {
+        let remedy = format!("df -h {shown}; df -i {shown}, on {}", cpu.options.node_name);
+        fail(&format!("a private /tmp in {shown}"), &format!("{errno}; try: {remedy}"))
+    })
 }
 
 /// The trees that a namespace file may name.

@@ -1,4 +1,4 @@
-//! What is mounted where: /proc/self/mountinfo, see proc_pid_mountinfo(5).
+//! What is mounted where, as a thread or a process sees it: proc_pid_mountinfo(5).
 //!
 //! Called when a mount begins and ends. Reading the table asks no file system anything, so a dead or hung mount does no
 //! harm here.
@@ -17,9 +17,14 @@ pub(crate) struct Mounted {
     pub(crate) minor: u32,
 }
 
-/// What is mounted at `at`, on top.
+/// What is mounted at `at`, on top, in this thread's mount namespace.
 pub(crate) fn mounted(at: &Path) -> Option<Mounted> {
-    find(&std::fs::read("/proc/self/mountinfo").ok()?, at)
+    seen_by("thread-self", at)
+}
+
+/// The same as `process` (a name in /proc) sees it.
+pub(crate) fn seen_by(process: &str, at: &Path) -> Option<Mounted> {
+    find(&std::fs::read(format!("/proc/{process}/mountinfo")).ok()?, at)
 }
 
 fn find(table: &[u8], at: &Path) -> Option<Mounted> {

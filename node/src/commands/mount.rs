@@ -88,11 +88,9 @@ fn place(context: &Context, dir: Option<&Path>) -> Result<PathBuf> {
         error.remedy(format!("mkdir -p {}", at.display()))
     })?;
     if !found.is_dir() {
-        return Err(Error::new("mount", at.display(), "is not a directory"));
+        return Err(Error::new("mount", at.display(), "is not a directory").remedy("slashn mount DIR"));
     }
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let is_at = |line: &str| line.split(' ').nth(4).is_some_and(|place| Path::new(place) == at);
-    if mounts.lines().any(|line| is_at(line) && line.contains(" fuse.slashn ")) {
+    if mount::is_mounted(&at, None) {
         let remedy = format!("slashn unmount {}", at.display());
         return Err(Error::new("mount", at.display(), "a grid is mounted there already").remedy(remedy));
     }

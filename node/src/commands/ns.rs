@@ -1,33 +1,97 @@
-//! `slashn ns`: a mount's namespace, as the text that rebuilds it.
+//! `slashn ns`: the namespace of a mount or of a process, as the text that rebuilds it.
+//!
+//! A process has one of three: that of the command which it is part of, here on this node; that of the mount which it
+//! works in; or this machine's own, of which there is nothing to print.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use cpuserver::Running;
+
 use crate::cli::Ns;
-use crate::commands::{mount, runtime};
+use crate::commands::{mount, runtime, status};
 use crate::error::{At, Error, Result};
+use crate::home::Home;
 use crate::{Context, control, output};
 
 /// Runs the command.
 pub fn run(context: &Context, typed: &Ns) -> Result<ExitCode> {
     let home = context.open_home()?;
     let of = typed.of.as_deref().map(Path::new);
-    if let Some(of) = of
-        && of.to_str().is_some_and(|text| text.parse::<u32>().is_ok())
-        && !of.exists()
-    {
-        let reason = "namespaces of processes are not told apart yet; those of mounts are";
-        return Err(Error::new("ns", format_args!("process {}", of.display()), reason).remedy("slashn ns DIR"));
-    }
-    let at = mount::default_place(context, of)?;
-    let socket = mount::socket(&home, &at)?;
-    let text = runtime()?.block_on(async {
-        let Some(root) = control::connect(&socket).await? else {
-            let error = Error::new("ns", at.display(), "no grid of mine is mounted there");
-            return Err(error.remedy(format!("slashn mount {}", at.display())));
-        };
-        control::read(&root, "ns").await.at("ns", at.display())
-    })?;
-    output::line(String::from_utf8_lossy(&text).trim_end())?;
+    let process = of.filter(|of| !of.exists()).and_then(|of| of.to_str()?.parse().ok());
+    let text = match process {
+        Some(pid) => runtime()?.block_on(of_process(&home, pid))?,
+        None => runtime()?.block_on(of_mount(&home, &mount::default_place(context, of)?))?,
+    };
+    output::line(text.trim_end())?;
     Ok(ExitCode::SUCCESS)
+}
+
+async fn of_mount(home: &Home, at: &Path) -> Result<String> {
+    let Some(root) = control::connect(&mount::socket(home, at)?).await? else {
+        let error = Error::new("ns", at.display(), "no grid of mine is mounted there");
+        return Err(error.remedy(format!("slashn mount {}", at.display())));
+    };
+    let text = control::read(&root, "ns").await.at("ns", at.display())?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+async fn of_process(home: &Home, pid: u32) -> Result<String> {
+    let missing = || Error::new("ns", format_args!("process {pid}"), "there is none").remedy("slashn ns DIR");
+    let family = family(pid).ok_or_else(missing)?;
+    for job in jobs(home).await? {
+        let init = u32::try_from(job.init).unwrap_or_default();
+        // Where there is no pid namespace, those who lost their parent have init's for one.
+        let heads = [Some(init), parent(init)];
+        if family.iter().any(|member| heads.contains(&Some(*member))) {
+            return Ok(job.ns);
+        }
+    }
+    match mount_around(home, pid).await? {
+        Some(at) => of_mount(home, &at).await,
+        None => {
+            let reason = "it is in no command of this node and works in no mount: what it sees is this machine's own";
+            Err(Error::new("ns", format_args!("process {pid}"), reason).remedy("slashn ns DIR"))
+        }
+    }
+}
+
+/// What runs on this home's node; nothing if that is not up.
+async fn jobs(home: &Home) -> Result<Vec<Running>> {
+    let socket = home.run()?.join("node");
+    let Some(root) = control::connect(&socket).await? else { return Ok(Vec::new()) };
+    let text = control::read(&root, "jobs").await.at("ns", socket.display())?;
+    serde_json::from_slice(&text).at("ns", socket.display())
+}
+
+/// The mount of mine in which `pid` works: the innermost, as `pid` itself has it.
+async fn mount_around(home: &Home, pid: u32) -> Result<Option<PathBuf>> {
+    let unseen = |error| {
+        let error = Error::new("ns", format_args!("process {pid}"), format_args!("cannot be looked at: {error}"));
+        error.remedy(format!("slashn ns {pid}, as its user"))
+    };
+    let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).map_err(unseen)?;
+    let mut around: Vec<PathBuf> = Vec::new();
+    for socket in status::mount_sockets(&home.run()?)? {
+        around.extend(status::said(&socket, "dir").await?.into_iter().map(PathBuf::from));
+    }
+    around.retain(|at| cwd.starts_with(at) && ::mount::is_mounted(at, Some(pid)));
+    Ok(around.into_iter().max_by_key(|at| at.as_os_str().len()))
+}
+
+/// `pid` and those it descends from, the nearest first; nothing if there is no such process.
+fn family(pid: u32) -> Option<Vec<u32>> {
+    let mut family = vec![pid];
+    let mut next = parent(pid)?;
+    while next != 0 && !family.contains(&next) {
+        family.push(next);
+        next = parent(next).unwrap_or_default();
+    }
+    Some(family)
+}
+
+/// The parent of `pid`.
+fn parent(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
 }

@@ -47,7 +47,7 @@ pub fn run(context: &Context) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn mount_sockets(run: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn mount_sockets(run: &Path) -> Result<Vec<PathBuf>> {
     let mut sockets = Vec::new();
     for entry in std::fs::read_dir(run).at("read", run.display())? {
         let path = entry.at("read", run.display())?.path();
@@ -61,7 +61,7 @@ fn mount_sockets(run: &Path) -> Result<Vec<PathBuf>> {
 
 /// The lines of the file `file` of what answers at `socket`; none if nothing does, and then what a killed process left
 /// there is removed.
-async fn said(socket: &Path, file: &str) -> Result<Vec<String>> {
+pub(super) async fn said(socket: &Path, file: &str) -> Result<Vec<String>> {
     let Some(root) = control::connect(socket).await? else {
         let _ = std::fs::remove_file(socket);
         return Ok(Vec::new());

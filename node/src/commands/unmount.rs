@@ -1,6 +1,5 @@
 //! `slashn unmount`: the mount goes, whatever its nodes do.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -30,20 +29,14 @@ pub fn run(context: &Context, typed: &Unmount) -> Result<ExitCode> {
         Ok::<_, Error>(true)
     })?;
     runtime.shutdown_background();
-    let there = is_mounted(&at);
+    let there = ::mount::is_mounted(&at, None);
     if !there && !told {
-        return Err(Error::new("unmount", at.display(), "no grid is mounted there"));
+        let error = Error::new("unmount", at.display(), "no grid is mounted there");
+        return Err(error.remedy("slashn status, which says where one is"));
     }
     if there {
         ::mount::unmount(&at).at("unmount", at.display())?;
     }
     let _ = std::fs::remove_file(&socket);
     Ok(ExitCode::SUCCESS)
-}
-
-/// Whether a grid is mounted at `at`, alive or not.
-fn is_mounted(at: &Path) -> bool {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let is_at = |line: &str| line.split(' ').nth(4).is_some_and(|place| Path::new(place) == at);
-    mounts.lines().any(|line| is_at(line) && line.contains(" fuse.slashn "))
 }

@@ -140,8 +140,7 @@ fn ready_line(name: &str, addresses: &[SocketAddr], fingerprint: &str) -> String
 
 async fn bind(listen: &str) -> Result<TcpListener> {
     TcpListener::bind(listen).await.map_err(|err| {
-        let reason = err.to_string();
-        let error = Error::new("listen", listen, reason.split(" (os error").next().unwrap_or(&reason));
+        let error = Error::new("listen", listen, &err);
         match err.kind() {
             std::io::ErrorKind::AddrInUse => error.remedy("slashn up --listen ADDR:0, which picks a free port"),
             _ => error,
@@ -197,9 +196,11 @@ fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
     UnixListener::bind(path)
 }
 
-/// The files by which a running node is asked and told: `status`, and `ctl` (which knows `down`).
+/// The files by which a running node is asked and told: `status`, `jobs` (what runs, as JSON), and `ctl` (which knows
+/// `down`).
 fn control(ready: &str, node: &Arc<Node>, cpu: &Arc<Cpu>, stop: &Arc<Notify>) -> TreeRef {
     let (ready, node, cpu, stop) = (ready.to_string(), node.clone(), cpu.clone(), stop.clone());
+    let running = cpu.clone();
     synth::tree(synth::dir([
         (
             "status",
@@ -210,6 +211,7 @@ fn control(ready: &str, node: &Arc<Node>, cpu: &Arc<Cpu>, stop: &Arc<Notify>) ->
                 Ok(text.into())
             }),
         ),
+        ("jobs", synth::file(move || Ok(serde_json::to_vec(&running.jobs()).map_err(|_| p9::Errno::EIO)?.into()))),
         (
             "ctl",
             synth::ctl(move |command| match &command[..] {

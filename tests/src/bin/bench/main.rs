@@ -102,7 +102,7 @@ fn median_ms(times: usize, mut work: impl FnMut()) -> f64 {
 
 /// Root's machine with the nodes of `names`.
 fn machine(names: &[&str]) -> Machine {
-    let mut machine = Machine::root();
+    let mut machine = Machine::bare();
     for name in names {
         machine.node(name);
     }

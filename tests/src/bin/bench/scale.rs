@@ -10,7 +10,7 @@ use crate::Row;
 const CONNECTIONS: usize = 200;
 
 pub(crate) fn run() -> Vec<Row> {
-    let mut machine = Machine::root();
+    let mut machine = Machine::bare();
     machine.node("alpha");
     let idle = resident_kib(&machine);
     let home = ::node::home::Home::open(&machine.at("me")).expect("my home");
