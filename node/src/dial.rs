@@ -69,7 +69,7 @@ impl Dialer {
         let tcp = transport::tcp(&node.address).await.map_err(|err| {
             let reason = match err.kind() {
                 io::ErrorKind::ConnectionRefused => "nothing listens there".to_string(),
-                _ => said(&err),
+                _ => err.to_string(),
             };
             let thing = format!("{} at {}", node.name, node.address);
             Error::new("connect", thing, reason).remedy(format!("slashn up, on {}", node.name))
@@ -87,7 +87,10 @@ impl Dialer {
                     format!("slashn remove {0}; slashn add {0} {1}, if it was set up anew", node.name, node.address);
                 Err(Error::new("connect", &node.name, reason).remedy(remedy))
             }
-            Err(err) => Err(self.refused(node, &err).unwrap_or_else(|| Error::new("connect", &node.name, said(&err)))),
+            Err(err) => Err(self.refused(node, &err).unwrap_or_else(|| {
+                let thing = format!("{} at {}", node.name, node.address);
+                Error::new("connect", thing, err).remedy(format!("slashn status, on {}", node.name))
+            })),
         }
     }
 
@@ -115,10 +118,4 @@ impl Dialer {
         let refused = || Error::new("connect", &node.name, "it does not let this key in").remedy(remedy);
         tls::is_refusal(err).then(refused)
     }
-}
-
-/// What `err` says, without the number that std adds.
-fn said(err: &io::Error) -> String {
-    let text = err.to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_string()
 }

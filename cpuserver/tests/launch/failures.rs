@@ -134,5 +134,5 @@ fn refused_user_namespaces_are_named() {
     let spec = JobSpec { user_ns: true, ..script("true") };
     let error = within(async |launcher| start(&launcher, &spec).await.err().unwrap());
     assert!(matches!(error, Error::UserNamespace { .. }), "{error:?}");
-    assert_eq!(error.remedy(), Some("sysctl user.max_user_namespaces=10000"));
+    assert_eq!(error.remedy().as_deref(), Some("sysctl user.max_user_namespaces=10000"));
 }

@@ -16,7 +16,8 @@ pub fn run(context: &Context) -> Result<ExitCode> {
     let path = home.run()?.join("node");
     let Some(pid) = home.holder()? else {
         let _ = std::fs::remove_file(&path);
-        return Err(Error::new("down", home.path().display(), "no node runs from this home"));
+        let remedy = format!("slashn --home {} up", home.path().display());
+        return Err(Error::new("down", home.path().display(), "no node runs from this home").remedy(remedy));
     };
     runtime()?.block_on(async {
         match control::connect(&path).await? {

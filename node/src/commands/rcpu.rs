@@ -172,6 +172,9 @@ fn explain(node: &Node, err: client::Error) -> Error {
             let remedy = format!("slashn allow, without --only, on {}", node.name);
             Error::new("run", &node.name, "this key may not run commands there").remedy(remedy).status(status)
         }
-        err => Error::new("run", &node.name, err).status(status),
+        client::Error::Lost { .. } => {
+            Error::new("run", &node.name, err).remedy(format!("slashn status, on {}", node.name)).status(status)
+        }
+        err => Error::with_remedy("run", &node.name, &err.to_string()).status(status),
     }
 }
