@@ -157,7 +157,7 @@ impl Tree for Client {
                 afid: NO_FID,
                 uname: Str(who.user.as_bytes()),
                 aname: Str(aname),
-                n_uname: who.uid.unwrap_or(NO_UID),
+                n_uname: Some(who.uid.unwrap_or(NO_UID)),
             };
             let answer = self.0.call(attach).await?;
             fid.settle();

@@ -16,6 +16,9 @@ macro_rules! errnos {
         impl Errno {
             $(#[doc = concat!("`", stringify!($name), "` of errno(3).")] pub const $name: Self = Self::new(libc::$name);)*
 
+            /// All that have a name here.
+            pub(crate) const KNOWN: &[Self] = &[$(Self::$name),*];
+
             /// The symbolic name, when it is one that this crate knows.
             pub fn symbol(self) -> Option<&'static str> {
                 match self.code() {

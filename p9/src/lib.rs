@@ -10,6 +10,7 @@
 mod errno;
 mod frame;
 mod name;
+mod names;
 mod reply;
 mod writer;
 

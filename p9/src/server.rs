@@ -23,13 +23,14 @@ use tokio::task::JoinSet;
 use tracing::Instrument;
 
 use crate::frame::Frames;
-use crate::wire::{self, Malformed, R, Str};
+use crate::wire::{self, Dialect, Malformed, R, Str};
 use crate::{Errno, TreeRef, Who, writer};
 
 mod answer;
 mod claim;
 mod connection;
 mod fids;
+mod legacy;
 mod requests;
 
 use connection::Connection;
@@ -181,14 +182,17 @@ const REPLIES: usize = 256;
 /// How long the last replies may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// The version and msize that are answered to a `Tversion`, and whether fids are poisoned.
-fn agree(msize: u32, version: &[u8], limits: &Limits) -> (u32, &'static [u8], bool) {
+/// The msize that is answered to a `Tversion`, and the dialect, if there is one that both speak: the one asked for, or
+/// the one of which it is a variant.
+fn agree(msize: u32, version: &[u8], limits: &Limits) -> (u32, Option<Dialect>) {
     let msize = msize.min(limits.msize).min(Limits::MSIZE_MAX);
-    match version {
-        wire::VERSION_SLASHN => (msize, wire::VERSION_SLASHN, true),
-        other if other.starts_with(wire::VERSION_L) => (msize, wire::VERSION_L, false),
-        _ => (msize, wire::VERSION_UNKNOWN, false),
-    }
+    let variant_of = |base: &[u8]| version.strip_prefix(base).is_some_and(|rest| matches!(rest, b"" | [b'.', ..]));
+    let dialect = Dialect::of_version(version).or_else(|| match () {
+        () if variant_of(wire::VERSION_L) => Some(Dialect::L),
+        () if variant_of(wire::VERSION_9P2000) => Some(Dialect::Legacy),
+        () => None,
+    });
+    (msize, dialect)
 }
 
 /// `Rversion`, encoded.

@@ -10,9 +10,15 @@ use crate::{Name, Qid};
 
 mod convert;
 mod field;
+pub mod legacy;
 
 pub(crate) use convert::STATS_ALL;
-pub use field::{Data, Field, Malformed, Qids, Step, Steps, Str};
+pub use field::{Counted, Data, Field, Malformed, Qids, Step, Steps, Str};
+
+use legacy::Stat;
+
+/// The version that Plan 9, 9front, Inferno and plan9port speak.
+pub const VERSION_9P2000: &[u8] = b"9P2000";
 
 /// The version that the Linux kernel, diod and every `.L` peer speak.
 pub const VERSION_L: &[u8] = b"9P2000.L";
@@ -102,14 +108,18 @@ messages! {
          74 Renameat { olddirfid: u32, oldname: Name<'a>, newdirfid: u32, newname: Name<'a> }
          76 Unlinkat { dirfid: u32, name: Name<'a>, flags: u32 }
         100 Version { msize: u32, version: Str<'a> }
-        102 Auth { afid: u32, uname: Str<'a>, aname: Str<'a>, n_uname: u32 }
-        104 Attach { fid: u32, afid: u32, uname: Str<'a>, aname: Str<'a>, n_uname: u32 }
+        102 Auth { afid: u32, uname: Str<'a>, aname: Str<'a>, n_uname: Option<u32> }
+        104 Attach { fid: u32, afid: u32, uname: Str<'a>, aname: Str<'a>, n_uname: Option<u32> }
         108 Flush { oldtag: u16 }
         110 Walk { fid: u32, newfid: u32, steps: Steps<'a> }
+        112 Open { fid: u32, mode: u8 }
+        114 Create { fid: u32, name: Name<'a>, perm: u32, mode: u8 }
         116 Read { fid: u32, offset: u64, count: u32 }
         118 Write { fid: u32, offset: u64, data: Data<'a> }
         120 Clunk { fid: u32 }
         122 Remove { fid: u32 }
+        124 Stat { fid: u32 }
+        126 Wstat { fid: u32, stat: Counted<Stat<'a>> }
     }
 }
 
@@ -137,12 +147,59 @@ messages! {
          77 Unlinkat {}
         101 Version { msize: u32, version: Str<'a> }
         105 Attach { qid: Qid }
+        107 Error { ename: Str<'a> }
         109 Flush {}
         111 Walk { qids: Qids<'a> }
+        113 Open { qid: Qid, iounit: u32 }
+        115 Create { qid: Qid, iounit: u32 }
         117 Read { data: Data<'a> }
         119 Write { count: u32 }
         121 Clunk {}
         123 Remove {}
+        125 Stat { stat: Counted<Stat<'a>> }
+        127 Wstat {}
+    }
+}
+
+/// What two peers have agreed to speak.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Dialect {
+    /// 9P2000.L with ordered fids.
+    #[default]
+    Slashn,
+    /// Plain 9P2000.L.
+    L,
+    /// Plain 9P2000.
+    Legacy,
+}
+
+impl Dialect {
+    /// The dialect that `version` names.
+    pub fn of_version(version: &[u8]) -> Option<Self> {
+        match version {
+            VERSION_SLASHN => Some(Self::Slashn),
+            VERSION_L => Some(Self::L),
+            VERSION_9P2000 => Some(Self::Legacy),
+            _ => None,
+        }
+    }
+
+    /// Its version.
+    pub fn version(self) -> &'static [u8] {
+        match self {
+            Self::Slashn => VERSION_SLASHN,
+            Self::L => VERSION_L,
+            Self::Legacy => VERSION_9P2000,
+        }
+    }
+
+    /// Whether it has requests of type `code`.
+    pub fn has(self, code: u8) -> bool {
+        match self {
+            Self::Legacy => (100..128).contains(&code),
+            // Open, create, stat and wstat have others in their place.
+            _ => !matches!(code, 112 | 114 | 124 | 126),
+        }
     }
 }
 
@@ -221,11 +278,12 @@ mod tests {
         for code in T::CODES.iter().chain(R::CODES).copied() {
             let mut decoded = 0;
             for _ in 0..2_000 {
-                // Numbers and short strings in any order: a message is somewhere at the front.
+                // Numbers, short strings and stats in any order: a message is somewhere at the front.
                 let mut body = Vec::new();
                 while body.len() < 200 {
-                    match random() % 4 {
-                        0 | 1 => body.extend([random() as u8 % 4, 0, 0, 0]),
+                    match random() % 5 {
+                        0..=2 => body.extend([random() as u8 % 4, 0, 0, 0]),
+                        3 => Counted(Stat { mode: random() as u32, ..Stat::untouched() }).write(&mut body),
                         _ => Str(&b"name"[..1 + random() as usize % 4]).write(&mut body),
                     }
                 }

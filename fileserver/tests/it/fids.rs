@@ -50,7 +50,7 @@ async fn a_million_fids_live_on_one_connection() {
     let serving = tokio::spawn(serve(server, disk, Arc::new(Who::owner()), Limits::default()));
     let mut peer = Peer { stream, frame: Vec::new() };
     peer.ask(&[T::Version { msize: 8192, version: Str(VERSION_L) }], |_, _| {}).await;
-    peer.ask(&[T::Attach { fid: 0, afid: NO_FID, uname: Str(b""), aname: Str(b""), n_uname: 0 }], |_, _| {}).await;
+    peer.ask(&[T::Attach { fid: 0, afid: NO_FID, uname: Str(b""), aname: Str(b""), n_uname: None }], |_, _| {}).await;
     // The first fids are walked to; the others are made of them, as a client with many open paths does.
     let called: Vec<_> = (0..FILES).map(|index| index.to_string()).collect();
     let steps: Vec<_> =

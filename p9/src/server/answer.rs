@@ -8,7 +8,8 @@ use bytes::Bytes;
 use super::claim::{Claim, Held};
 use super::connection::Context;
 use super::fids::{File, Place, Shared, State};
-use crate::wire::{Data, HEADER, NO_FID, Qids, R, Str, T};
+use super::legacy;
+use crate::wire::{Data, Dialect, HEADER, NO_FID, Qids, R, Str, T};
 use crate::{Errno, Handle, How, Qid, What};
 
 mod names;
@@ -29,8 +30,10 @@ pub(super) struct Answer {
 }
 
 /// The fields of a reply, owned.
-enum Fields {
+pub(super) enum Fields {
     Plain(R<'static>),
+    /// A whole message, but for its tag.
+    Whole(Vec<u8>),
     Walk(Vec<Qid>),
     Link(Bytes),
     Read(Bytes),
@@ -49,6 +52,15 @@ impl From<Fields> for Answer {
     }
 }
 
+impl Fields {
+    /// A reply that borrows what it says.
+    pub(super) fn whole(reply: &R<'_>) -> Self {
+        let mut bytes = Vec::new();
+        reply.encode(0, &mut bytes);
+        Self::Whole(bytes)
+    }
+}
+
 impl Answer {
     /// The reply's bytes; the data of a read apart, uncopied.
     pub(super) fn encode(self, tag: u16) -> (Vec<u8>, Bytes) {
@@ -59,6 +71,11 @@ impl Answer {
         };
         match self.reply {
             Fields::Plain(reply) => encode(reply),
+            Fields::Whole(mut whole) => {
+                tracing::trace!(target: "p9::trace", "<- {tag} {:?}", R::decode(whole[4], &whole[HEADER..]));
+                whole[5..HEADER].copy_from_slice(&tag.to_le_bytes());
+                return (whole, Bytes::new());
+            }
             Fields::Walk(qids) => encode(R::Walk { qids: Qids::of(&Qids::encode(&qids)) }),
             Fields::Link(target) => encode(R::Readlink { target: Str(&target) }),
             Fields::Dir(entries) => encode(R::Readdir { data: Data(&entries) }),
@@ -83,8 +100,8 @@ pub(super) async fn make(
         (T::Attach { aname, .. }, _) => {
             let node = context.tree.attach(&context.who, aname.0).await?;
             let qid = node.qid();
-            let place = Place { root: node.clone(), path: None };
-            *made = State::File(Box::new(File { node, place, open: None }));
+            let place = Place { root: node.clone(), path: None, follows: context.dialect == Dialect::Legacy };
+            *made = State::File(Box::new(File::new(node, place)));
             Ok(R::Attach { qid }.into())
         }
         (T::Walk { steps, .. }, Some(from)) => {
@@ -114,7 +131,7 @@ pub(super) async fn answer(context: &Context, message: &T<'_>, claim: Claim, bod
     };
     match held {
         Held::Shared(state) => on_file(context, message, state.file()?, body).await,
-        Held::Alone(mut state) => on_fid(message, &mut state).await,
+        Held::Alone(mut state) => on_fid(context, message, &mut state).await,
         Held::Both(one, other) => names::on_two(message, one.file()?, other.file()?).await,
         Held::AloneAnd(mut one, other) => names::rename(message, one.file_mut()?, other.file()?).await,
     }
@@ -126,6 +143,10 @@ async fn on_file(context: &Context, message: &T<'_>, file: &File, body: &Bytes) 
     let room = context.msize - READ_HEADER as u32;
     let open = || file.open.as_ref().ok_or(Errno::EBADF);
     Ok(match *message {
+        T::Stat { .. } => legacy::stat(file).await?,
+        T::Read { offset, count, .. } if file.extra.is_some() && matches!(file.open, Some(Handle::Dir(_))) => {
+            legacy::read_dir(file, offset, count.min(room) as usize).await?
+        }
         T::Read { offset, count, .. } => Fields::Read(read(context, open()?, offset, count.min(room)).await?).into(),
         T::Write { offset, data, .. } => {
             let written = open()?.write(offset, body.slice_ref(data.0)).await?;
@@ -148,13 +169,17 @@ async fn on_file(context: &Context, message: &T<'_>, file: &File, body: &Bytes) 
 }
 
 /// Messages that change the fid, or wait for what came before on it.
-async fn on_fid(message: &T<'_>, state: &mut State) -> Result<Answer, Errno> {
+async fn on_fid(context: &Context, message: &T<'_>, state: &mut State) -> Result<Answer, Errno> {
     if let T::Clunk { .. } = message {
         // The fid is gone either way; what closing met is still told.
         if let State::File(file) = std::mem::take(state)
             && let Some(open) = file.open
         {
-            open.close().await?;
+            let closed = open.close().await;
+            if let Some(extra) = file.extra {
+                extra.close().await?;
+            }
+            closed?;
         }
         return Ok(R::Clunk {}.into());
     }
@@ -164,7 +189,11 @@ async fn on_fid(message: &T<'_>, state: &mut State) -> Result<Answer, Errno> {
     let file = state.file_mut()?;
     Ok(match *message {
         // Open, it would change under its readers.
-        T::Lopen { .. } | T::Lcreate { .. } | T::Walk { .. } if file.open.is_some() => return Err(Errno::EBADF),
+        T::Lopen { .. } | T::Lcreate { .. } | T::Open { .. } | T::Create { .. } | T::Walk { .. }
+            if file.open.is_some() =>
+        {
+            return Err(Errno::EBADF);
+        }
         T::Lopen { flags, .. } => {
             let open = file.node.open(How::from_wire(flags)?).await?;
             let qid = opened_qid(file.node.qid(), &open);
@@ -185,10 +214,7 @@ async fn on_fid(message: &T<'_>, state: &mut State) -> Result<Answer, Errno> {
             R::Setattr {}.into()
         }
         T::Fsync { datasync, .. } => {
-            match &file.open {
-                Some(open) if !matches!(open, Handle::Dir(_)) => open.sync(datasync != 0).await?,
-                _ => file.node.sync().await?,
-            }
+            file.sync(datasync != 0).await?;
             R::Fsync {}.into()
         }
         T::Walk { steps, .. } => {
@@ -201,13 +227,14 @@ async fn on_fid(message: &T<'_>, state: &mut State) -> Result<Answer, Errno> {
             }
             answer
         }
+        T::Open { .. } | T::Create { .. } | T::Wstat { .. } => legacy::on_fid(context, message, file).await?,
         _ => return Err(Errno::EINVAL),
     })
 }
 
 /// The qid in the answer to an open. Version 0 says, as everywhere in 9P, that what is read must not be kept: the file
 /// makes its contents up as it is read, and its size says nothing.
-fn opened_qid(qid: Qid, open: &Handle) -> Qid {
+pub(super) fn opened_qid(qid: Qid, open: &Handle) -> Qid {
     let kept = !matches!(open, Handle::Bytes(_)) && open.seekable();
     Qid { version: if kept { qid.version.max(1) } else { 0 }, ..qid }
 }

@@ -43,6 +43,9 @@ impl Claim {
             T::Walk { fid, .. }
             | T::Lopen { fid, .. }
             | T::Lcreate { fid, .. }
+            | T::Open { fid, .. }
+            | T::Create { fid, .. }
+            | T::Wstat { fid, .. }
             | T::Setattr { fid, .. }
             | T::Fsync { fid, .. } => Self::Alone(fids.alone(fid).await?),
             T::Link { dfid: one, fid: other, .. } | T::Renameat { olddirfid: one, newdirfid: other, .. } => {
@@ -55,6 +58,7 @@ impl Claim {
             | T::Symlink { fid, .. }
             | T::Readlink { fid }
             | T::Getattr { fid, .. }
+            | T::Stat { fid }
             | T::Readdir { fid, .. }
             | T::Mkdir { dfid: fid, .. }
             | T::Mknod { dfid: fid, .. }

@@ -18,11 +18,12 @@ use tracing::Instrument;
 use super::answer::{self, Answer};
 use super::claim::Claim;
 use super::fids::{Fids, State};
+use super::legacy;
 use super::requests::{Permit, Requests};
 use super::{Error, Limits, agree, version_reply};
 use crate::cancel::Cancel;
 use crate::frame::{Frame, Frames};
-use crate::wire::{Malformed, NO_TAG, R, Str, T};
+use crate::wire::{self, Dialect, Malformed, NO_TAG, R, Str, T};
 use crate::{Errno, TreeRef, Who};
 
 /// What all requests of a connection share.
@@ -31,8 +32,7 @@ pub(super) struct Context {
     pub(super) who: Arc<Who>,
     pub(super) fids: Fids,
     pub(super) msize: u32,
-    /// Whether a fid whose walk failed stays, poisoned.
-    pub(super) poisons: bool,
+    pub(super) dialect: Dialect,
     /// What the data of replies may still take, in bytes.
     pub(super) reading: Arc<Semaphore>,
 }
@@ -50,7 +50,8 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn new(tree: TreeRef, who: Arc<Who>, requests: Requests, limits: Limits) -> Self {
         let reading = Arc::new(Semaphore::new(limits.bytes_in_flight.max(Limits::MSIZE_MAX as usize)));
-        let context = Context { tree, who, fids: Fids::new(), msize: limits.msize, poisons: false, reading };
+        let context =
+            Context { tree, who, fids: Fids::new(), msize: limits.msize, dialect: Dialect::default(), reading };
         Self { context: Arc::new(context), requests, limits, versioned: false, tag: NO_TAG }
     }
 
@@ -75,9 +76,11 @@ impl Connection {
                 }
                 _ if !self.versioned => return Err(Error::NoVersion(code)),
                 Ok(Some(T::Flush { oldtag })) => self.requests.flush(tag, oldtag).await?,
-                Ok(Some(message)) => self.request(&message, code, tag, body.clone(), tasks).await?,
-                Ok(None) => self.refuse(tag, Errno::EOPNOTSUPP).await?,
-                Err(Malformed::Name(errno)) => self.refuse(tag, errno).await?,
+                Ok(Some(message)) if self.context.dialect.has(code) => {
+                    self.request(&message, code, tag, body.clone(), tasks).await?
+                }
+                Ok(_) => self.refuse(code, tag, Errno::EOPNOTSUPP).await?,
+                Err(Malformed::Name(errno)) => self.refuse(code, tag, errno).await?,
                 Err(why) => return Err(Error::Malformed { code, why }),
             }
             self.tag = NO_TAG;
@@ -89,29 +92,31 @@ impl Connection {
 
     /// Agrees on a version and forgets all that was before.
     async fn version(&mut self, tag: u16, msize: u32, version: Str<'_>) -> Result<u32, Error> {
-        let (msize, version, poisons) = agree(msize, version.0, &self.limits);
+        let (msize, dialect) = agree(msize, version.0, &self.limits);
         if msize < Limits::MSIZE_MIN {
             return Err(Error::TooSmall(msize));
         }
         self.requests.clear();
         self.context.fids.clear();
         let (tree, who, reading) = (self.context.tree.clone(), self.context.who.clone(), self.context.reading.clone());
-        self.context = Arc::new(Context { tree, who, fids: Fids::new(), msize, poisons, reading });
-        self.versioned = version != crate::wire::VERSION_UNKNOWN;
+        self.context =
+            Arc::new(Context { tree, who, fids: Fids::new(), msize, dialect: dialect.unwrap_or_default(), reading });
+        self.versioned = dialect.is_some();
+        let version = dialect.map_or(wire::VERSION_UNKNOWN, Dialect::version);
         self.requests.end(tag, version_reply(tag, msize, version), Bytes::new()).await;
         Ok(msize)
     }
 
     /// Tells the peer why its connection ends.
     pub(super) async fn last_words(&self, errno: Errno) {
-        self.requests.end(self.tag, error_reply(self.tag, errno), Bytes::new()).await;
+        self.requests.end(self.tag, self.context.error_reply(0, self.tag, errno), Bytes::new()).await;
     }
 
     /// Answers a message that is not even begun.
-    async fn refuse(&self, tag: u16, errno: Errno) -> Result<(), Error> {
+    async fn refuse(&self, code: u8, tag: u16, errno: Errno) -> Result<(), Error> {
         // Begun all the same, so that the tag is found to be free.
         let _begun = self.requests.begin(tag, 0)?;
-        self.requests.end(tag, error_reply(tag, errno), Bytes::new()).await;
+        self.requests.end(tag, self.context.error_reply(code, tag, errno), Bytes::new()).await;
         Ok(())
     }
 
@@ -121,17 +126,17 @@ impl Connection {
         let begun = self.requests.begin(tag, body.len())?;
         let (cancel, permit) = match begun {
             // What frees is never refused.
-            Ok(begun) | Err((begun, _)) if matches!(message, T::Clunk { .. }) => begun,
+            Ok(begun) | Err((begun, _)) if matches!(message, T::Clunk { .. } | T::Remove { .. }) => begun,
             Ok(begun) => begun,
             Err((_, errno)) => {
-                self.requests.end(tag, error_reply(tag, errno), Bytes::new()).await;
+                self.requests.end(tag, self.context.error_reply(code, tag, errno), Bytes::new()).await;
                 return Ok(());
             }
         };
         let claim = match Claim::of(message, &self.context.fids, self.limits.fids).await {
             Ok(claim) => claim,
             Err(errno) => {
-                self.requests.end(tag, error_reply(tag, errno), Bytes::new()).await;
+                self.requests.end(tag, self.context.error_reply(code, tag, errno), Bytes::new()).await;
                 return Ok(());
             }
         };
@@ -146,11 +151,18 @@ impl Connection {
     }
 }
 
-/// `Rlerror`, encoded.
-fn error_reply(tag: u16, errno: Errno) -> Vec<u8> {
-    let mut head = Vec::new();
-    R::Lerror { ecode: errno.code() as u32 }.encode(tag, &mut head);
-    head
+impl Context {
+    /// `Rlerror`, or 9P2000's `Rerror`, to a message of type `code`.
+    fn error_reply(&self, code: u8, tag: u16, errno: Errno) -> Vec<u8> {
+        let mut head = Vec::new();
+        match self.dialect {
+            Dialect::Legacy => {
+                R::Error { ename: Str(legacy::refusal(code, errno).as_bytes()) }.encode(tag, &mut head);
+            }
+            _ => R::Lerror { ecode: errno.code() as u32 }.encode(tag, &mut head),
+        }
+        head
+    }
 }
 
 /// A tree that panics has failed this one request: it is answered, like any other.
@@ -187,7 +199,7 @@ impl Request {
                 };
                 if let Some(errno) = failed {
                     *made.state = State::Poisoned(errno);
-                    if !context.poisons {
+                    if context.dialect != Dialect::Slashn {
                         context.fids.unmake(made.number, &made.fid);
                     }
                 }
@@ -199,7 +211,7 @@ impl Request {
             Ok(answer) => answer.encode(tag),
             Err(errno) => {
                 tracing::trace!(target: "p9::trace", "<- {tag} {errno:?}");
-                (error_reply(tag, errno), Bytes::new())
+                (context.error_reply(code, tag, errno), Bytes::new())
             }
         };
         requests.end(tag, head, data).await;

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use tokio::task::coop::unconstrained;
 
+use super::legacy::Extra;
 use crate::{Errno, Handle, NameBuf, NodeRef};
 
 /// What a fid stands for.
@@ -33,6 +34,22 @@ pub(super) struct File {
     pub(super) node: NodeRef,
     pub(super) place: Place,
     pub(super) open: Option<Handle>,
+    /// What 9P2000 keeps with it while it is open.
+    pub(super) extra: Option<Box<Extra>>,
+}
+
+impl File {
+    pub(super) fn new(node: NodeRef, place: Place) -> Self {
+        Self { node, place, open: None, extra: None }
+    }
+
+    /// Returns once what was written is safe.
+    pub(super) async fn sync(&self, data_only: bool) -> Result<(), Errno> {
+        match &self.open {
+            Some(open) if !matches!(open, Handle::Dir(_)) => open.sync(data_only).await,
+            _ => self.node.sync().await,
+        }
+    }
 }
 
 /// How a file was reached: what `..` needs.
@@ -42,6 +59,8 @@ pub(super) struct Place {
     pub(super) root: NodeRef,
     /// The names from there, the last first.
     pub(super) path: Option<Arc<Link>>,
+    /// Whether links on the way are followed: 9P2000 has none.
+    pub(super) follows: bool,
 }
 
 /// One name of a path, and those before it.

@@ -57,6 +57,50 @@ macro_rules! integers {
 
 integers! { u8 le_u8 u16 le_u16 u32 le_u32 u64 le_u64 }
 
+/// A number that may be missing at the end of a message: `n_uname`, which 9P2000 does not have.
+impl<'a> Field<'a> for Option<u32> {
+    fn read(from: &'a [u8]) -> Result<(&'a [u8], Self), Malformed> {
+        if from.is_empty() {
+            return Ok((from, None));
+        }
+        let (rest, number) = u32::read(from)?;
+        Ok((rest, Some(number)))
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        if let Some(number) = self {
+            number.write(out);
+        }
+    }
+}
+
+/// What follows a two-byte size, and what comes after that.
+pub(super) fn sized(from: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
+    parsed(le_u16.flat_map(take::<u16, &[u8], ()>).parse(from))
+}
+
+/// A field with its size in two bytes before it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Counted<T>(pub T);
+
+impl<'a, T: Field<'a>> Field<'a> for Counted<T> {
+    fn read(from: &'a [u8]) -> Result<(&'a [u8], Self), Malformed> {
+        let (after, within) = sized(from)?;
+        match T::read(within)? {
+            ([], field) => Ok((after, Self(field))),
+            (rest, _) => Err(Malformed::TooLong(rest.len())),
+        }
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.put_u16_le(0);
+        self.0.write(out);
+        let size = (out.len() - start - 2) as u16;
+        out[start..start + 2].copy_from_slice(&size.to_le_bytes());
+    }
+}
+
 /// A string: a two-byte count and that many bytes.
 #[derive(Clone, Copy, Eq, PartialEq)]
 pub struct Str<'a>(pub &'a [u8]);
@@ -69,7 +113,8 @@ impl fmt::Debug for Str<'_> {
 
 impl<'a> Field<'a> for Str<'a> {
     fn read(from: &'a [u8]) -> Result<(&'a [u8], Self), Malformed> {
-        parsed(le_u16.flat_map(take::<u16, &'a [u8], ()>).map(Str).parse(from))
+        let (rest, bytes) = sized(from)?;
+        Ok((rest, Self(bytes)))
     }
 
     fn write(&self, out: &mut Vec<u8>) {

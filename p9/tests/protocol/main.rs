@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod hostile;
+mod legacy;
 mod order;
 mod peer;
 mod ram;
+mod stat;
 mod transcripts;

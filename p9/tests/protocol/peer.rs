@@ -12,8 +12,11 @@ use p9::{TreeRef, Who};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinHandle;
 
+use crate::stat;
+
 /// Each message: its type byte, its name, its fields and their types. `1` `2` `4` `8`: a number of so many bytes;
-/// `s`: a string; `n`: names; `d`: data; `q`: a qid; `Q`: qids; `e`: directory entries.
+/// `s`: a string; `n`: names; `d`: data; `q`: a qid; `Q`: qids; `e`: directory entries; `S`: a stat. 9P2000 has no
+/// `n_uname`: a line that has none means that.
 const TABLE: &[(u8, &str, &str)] = &[
     (7, "Rlerror", "ecode:4"),
     (8, "Tstatfs", "fid:4"),
@@ -64,10 +67,15 @@ const TABLE: &[(u8, &str, &str)] = &[
     (102, "Tauth", "afid:4 uname:s aname:s n_uname:4"),
     (104, "Tattach", "fid:4 afid:4 uname:s aname:s n_uname:4"),
     (105, "Rattach", "qid:q"),
+    (107, "Rerror", "ename:s"),
     (108, "Tflush", "oldtag:2"),
     (109, "Rflush", ""),
     (110, "Twalk", "fid:4 newfid:4 wnames:n"),
     (111, "Rwalk", "wqids:Q"),
+    (112, "Topen", "fid:4 mode:1"),
+    (113, "Ropen", "qid:q iounit:4"),
+    (114, "Tcreate", "fid:4 name:s perm:4 mode:1"),
+    (115, "Rcreate", "qid:q iounit:4"),
     (116, "Tread", "fid:4 offset:8 count:4"),
     (117, "Rread", "data:d"),
     (118, "Twrite", "fid:4 offset:8 data:d"),
@@ -76,6 +84,10 @@ const TABLE: &[(u8, &str, &str)] = &[
     (121, "Rclunk", ""),
     (122, "Tremove", "fid:4"),
     (123, "Rremove", ""),
+    (124, "Tstat", "fid:4"),
+    (125, "Rstat", "stat:S"),
+    (126, "Twstat", "fid:4 stat:S"),
+    (127, "Rwstat", ""),
     (250, "Tunknown", "fid:4"),
 ];
 
@@ -187,6 +199,9 @@ pub(crate) fn encode(line: &str) -> Vec<u8> {
     frame.extend_from_slice(&tag.to_le_bytes());
     for (name, kind) in typed(fields) {
         let value = values.iter().find(|(given, _)| *given == name);
+        if value.is_none() && name == "n_uname" {
+            continue;
+        }
         let (_, value) = value.unwrap_or_else(|| panic!("no {name} in: {line}"));
         frame.extend(field(kind, value));
     }
@@ -209,7 +224,7 @@ fn matches(frame: &[u8], line: &str) -> Result<(), String> {
         let (got, after) = rest.split_at(length(kind, rest));
         rest = after;
         if let Some((_, value)) = values.iter().find(|(given, _)| *given == name)
-            && got != field(kind, value)
+            && !(if kind == 'S' { stat::is(&got[2..], value) } else { got == field(kind, value) })
         {
             return Err(format!("another {name}"));
         }
@@ -243,7 +258,7 @@ fn typed(fields: &'static str) -> impl Iterator<Item = (&'static str, char)> {
 
 /// The bytes of a value: numbers as 8, 0x8, 0o8 or `~` for all ones; strings with `\s` `\n` for space and line end;
 /// lists with commas; a qid as `f5v1` (kind, path, version); a directory entry as `QID:COOKIE:TYPE:NAME`.
-fn field(kind: char, value: &str) -> Vec<u8> {
+pub(crate) fn field(kind: char, value: &str) -> Vec<u8> {
     let string = |text: &str| {
         let text = text.replace("\\s", " ").replace("\\n", "\n").replace("\\0", "\0");
         [&(text.len() as u16).to_le_bytes(), text.as_bytes()].concat()
@@ -259,6 +274,10 @@ fn field(kind: char, value: &str) -> Vec<u8> {
         'n' => counted(list.iter().flat_map(|name| string(name)).collect()),
         'Q' => counted(list.iter().flat_map(|qid| self::qid(qid)).collect()),
         'q' => qid(value),
+        'S' => {
+            let stat = stat::encode(value);
+            [&(stat.len() as u16).to_le_bytes(), &stat[..]].concat()
+        }
         'e' => {
             let entries: Vec<u8> = list.iter().flat_map(|entry| dirent(entry)).collect();
             [&(entries.len() as u32).to_le_bytes(), &entries[..]].concat()
@@ -267,7 +286,7 @@ fn field(kind: char, value: &str) -> Vec<u8> {
     }
 }
 
-fn number(text: &str) -> u64 {
+pub(crate) fn number(text: &str) -> u64 {
     let number = match text {
         "~" => Ok(u64::MAX),
         _ if text.starts_with("0x") => u64::from_str_radix(&text[2..], 16),
@@ -277,10 +296,12 @@ fn number(text: &str) -> u64 {
     number.unwrap_or_else(|_| panic!("not a number: {text}"))
 }
 
-fn qid(text: &str) -> Vec<u8> {
+pub(crate) fn qid(text: &str) -> Vec<u8> {
     let kind = match &text[..1] {
         "d" => 0x80_u8,
         "l" => 0x02,
+        "a" => 0x40,
+        "x" => 0x20,
         "f" => 0,
         _ => panic!("not a qid: {text}"),
     };
@@ -294,10 +315,10 @@ fn dirent(text: &str) -> Vec<u8> {
 }
 
 /// How many bytes a field takes at the front of `bytes`.
-fn length(kind: char, bytes: &[u8]) -> usize {
+pub(crate) fn length(kind: char, bytes: &[u8]) -> usize {
     let count = |n: usize| bytes[..n].iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
     match kind {
-        's' => 2 + count(2),
+        's' | 'S' => 2 + count(2),
         'd' | 'e' => 4 + count(4),
         'q' => 13,
         'Q' => 2 + 13 * count(2),

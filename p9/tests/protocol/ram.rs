@@ -80,7 +80,12 @@ impl Ram {
         self.add(name, Body::Stubborn(Pipe::default()), 0o666)
     }
 
-    /// A file that is well until it is closed.
+    /// A link to `target`.
+    pub(crate) fn link(&self, name: &str, target: &str) -> Self {
+        self.add(name, Body::Link(Bytes::copy_from_slice(target.as_bytes())), 0o777)
+    }
+
+    /// A file that is well until it is closed, or given another length.
     pub(crate) fn bad_close(&self, name: &str) -> Self {
         self.add(name, Body::BadClose, 0o444)
     }
@@ -213,8 +218,11 @@ impl Ram {
         Ok(Walk { qids, end: Ok(p9::Reached { node: Arc::new(at), attr, lease: None }) })
     }
 
-    fn renamed(&self, name: Name<'_>, new_dir: &NodeRef, new_name: Name<'_>) -> Result<(), Errno> {
+    fn renamed(&self, name: Name<'_>, new_dir: &NodeRef, new_name: Name<'_>, flags: u32) -> Result<(), Errno> {
         let new_dir = Self::own(new_dir)?;
+        if flags == libc::RENAME_NOREPLACE && new_dir.lookup(new_name).is_ok() {
+            return Err(Errno::EEXIST);
+        }
         let moved = self.lookup(name)?;
         new_dir.entries()?.put(new_name.into(), moved);
         self.entries()?.named.remove(name.as_bytes());
@@ -267,6 +275,9 @@ impl Node for Ram {
     }
 
     fn set_attr(&self, change: SetAttr) -> Reply<'_, Attr> {
+        if change.size.is_some() && matches!(self.0.body, Body::BadClose) {
+            return Errno::EDQUOT.into();
+        }
         {
             let mut attr = self.0.attr.lock();
             let when = |set: SetTime| match set {
@@ -295,8 +306,8 @@ impl Node for Ram {
         gone.and_then(|()| self.entries().map(|mut entries| drop(entries.named.remove(name.as_bytes())))).into()
     }
 
-    fn rename<'a>(&'a self, name: Name<'a>, new_dir: &'a NodeRef, new_name: Name<'a>, _flags: u32) -> Reply<'a, ()> {
-        self.renamed(name, new_dir, new_name).into()
+    fn rename<'a>(&'a self, name: Name<'a>, new_dir: &'a NodeRef, new_name: Name<'a>, flags: u32) -> Reply<'a, ()> {
+        self.renamed(name, new_dir, new_name, flags).into()
     }
 
     fn link<'a>(&'a self, target: &'a NodeRef, name: Name<'a>) -> Reply<'a, ()> {

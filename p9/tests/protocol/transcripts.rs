@@ -14,8 +14,8 @@ use p9::wire::{R, T};
 use crate::peer::{self, Peer};
 use crate::ram::Ram;
 
-/// What every conversation is about.
-fn served() -> Ram {
+/// What a conversation is about: one in 9P2000 has links, too.
+fn served(conversation: &str) -> Ram {
     let root = Ram::root(); // 1
     root.file("motd", "hello\n"); // 2
     let sub = root.dir("sub"); // 3
@@ -23,12 +23,19 @@ fn served() -> Ram {
     sub.dir("empty"); // 5
     root.pipe("pipe"); // 6
     root.bad_close("quota"); // 7
+    if conversation.contains("9p2000") {
+        root.link("short", "sub/up"); // 8
+        sub.link("up", "../sub/./inner"); // 9
+        sub.link("back", ".."); // 10
+        sub.link("out", "../../motd"); // 11
+        sub.link("over", "/sub/empty"); // 12
+    }
     root
 }
 
 async fn hold(conversation: &str) {
     let text = fs::read_to_string(folder().join(conversation)).unwrap();
-    let mut peer = Peer::of(Arc::new(served()), Limits::default());
+    let mut peer = Peer::of(Arc::new(served(conversation)), Limits::default());
     let mut unsent = Vec::new();
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
         let (mark, message) = line.split_at(2);
@@ -70,6 +77,9 @@ macro_rules! conversations {
 }
 
 conversations! {
+    a_9p2000_client_is_answered_in_its_own_words
+    a_9p2000_client_makes_changes_and_removes_files
+    a_9p2000_walk_follows_links
     a_client_may_send_what_follows_a_walk_without_waiting
     a_dialect_that_is_not_known_is_spoken_as_its_base
     a_directory_is_read_in_parts

@@ -6,7 +6,7 @@
 use super::{Answer, File};
 use crate::server::fids::State;
 use crate::wire::{NO_UID, R, T};
-use crate::{Errno, How, New, NodeRef, What};
+use crate::{Errno, FileKind, How, New, NodeRef, What};
 
 /// `AT_REMOVEDIR`, in the flags of `Tunlinkat`.
 pub(super) const REMOVE_DIR: u32 = 0x200;
@@ -63,7 +63,7 @@ pub(super) async fn on_two(message: &T<'_>, one: &File, other: &File) -> Result<
 /// Moves the file of a fid, which then is where it was moved to.
 pub(super) async fn rename(message: &T<'_>, file: &mut File, to: &File) -> Result<Answer, Errno> {
     let T::Rename { name, .. } = *message else { return Err(Errno::EINVAL) };
-    let (dir, old) = file.place.entry(&file.node).await?;
+    let (dir, old, _) = file.place.entry(&file.node).await?;
     dir.rename(old.as_name(), &to.node, name, 0).await?;
     file.place = to.place.clone();
     file.place.enter(name);
@@ -78,10 +78,7 @@ pub(super) async fn remove(state: State) -> Result<Answer, Errno> {
         State::Coming => return Err(Errno::EBADF),
     };
     let removed = match file.place.entry(&file.node).await {
-        Ok((dir, name)) => {
-            let is_dir = file.node.qid().kind == crate::FileKind::Dir;
-            dir.remove(name.as_name(), is_dir).await
-        }
+        Ok((dir, name, kind)) => dir.remove(name.as_name(), kind == FileKind::Dir).await,
         Err(errno) => Err(errno),
     };
     let closed = match &file.open {
