@@ -28,6 +28,7 @@ mod node;
 mod open;
 mod waits;
 mod walk;
+mod xattr;
 
 use counted::{Counted, Traffic};
 use link::Link;

@@ -57,6 +57,17 @@ impl fmt::Display for Name<'_> {
     }
 }
 
+/// Checks the name of an extended attribute as the kernel does: 1 to 255 bytes, none of them NUL. Errors: `ERANGE` for
+/// another length, else `EINVAL`.
+pub fn check_xattr(name: &[u8]) -> Result<(), Errno> {
+    match name {
+        b"" => Err(Errno::ERANGE),
+        _ if name.len() > Name::MAX => Err(Errno::ERANGE),
+        _ if name.contains(&0) => Err(Errno::EINVAL),
+        _ => Ok(()),
+    }
+}
+
 /// A [`Name`] that owns its bytes.
 #[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct NameBuf(Box<[u8]>);

@@ -101,6 +101,8 @@ messages! {
          24 Getattr { fid: u32, mask: u64 }
          26 Setattr { fid: u32, valid: u32, mode: u32, uid: u32, gid: u32, size: u64,
                       atime_sec: u64, atime_nsec: u64, mtime_sec: u64, mtime_nsec: u64 }
+         30 Xattrwalk { fid: u32, newfid: u32, name: Str<'a> }
+         32 Xattrcreate { fid: u32, name: Str<'a>, size: u64, flags: u32 }
          40 Readdir { fid: u32, offset: u64, count: u32 }
          50 Fsync { fid: u32, datasync: u32 }
          70 Link { dfid: u32, fid: u32, name: Name<'a> }
@@ -139,6 +141,8 @@ messages! {
                       blksize: u64, blocks: u64, atime_sec: u64, atime_nsec: u64, mtime_sec: u64, mtime_nsec: u64,
                       ctime_sec: u64, ctime_nsec: u64, btime_sec: u64, btime_nsec: u64, generation: u64, data_version: u64 }
          27 Setattr {}
+         31 Xattrwalk { size: u64 }
+         33 Xattrcreate {}
          41 Readdir { data: Data<'a> }
          51 Fsync {}
          71 Link {}

@@ -12,6 +12,7 @@ use p9::{Entry, Errno, FileKind, Handle, How, Name, NameBuf, New, NodeRef, Qid, 
 
 mod posix;
 mod writing;
+mod xattrs;
 
 pub use writing::writing;
 

@@ -17,11 +17,15 @@ fn served(name: &[u8]) -> bool {
     name.starts_with(b"user.") || name.starts_with(b"security.")
 }
 
+/// Refuses what is no name, and what is not served.
+fn check(name: &[u8]) -> Result<(), Errno> {
+    p9::check_xattr(name)?;
+    if served(name) { Ok(()) } else { Err(Errno::EOPNOTSUPP) }
+}
+
 /// The value of `name`.
 pub(super) fn read(reach: &Reach, name: &[u8]) -> Result<Bytes, Errno> {
-    if !served(name) {
-        return Err(Errno::EOPNOTSUPP);
-    }
+    check(name)?;
     let path = proc_path(reach);
     let mut value = vec![0; 256];
     let got = match getxattr(&path, name, &mut value) {
@@ -45,9 +49,7 @@ pub(super) fn list(reach: &Reach) -> Result<Bytes, Errno> {
 
 /// Sets `name`, or removes it.
 pub(super) fn write(reach: &Reach, name: &[u8], value: Option<&[u8]>, flags: u32) -> Result<(), Errno> {
-    if !served(name) {
-        return Err(Errno::EOPNOTSUPP);
-    }
+    check(name)?;
     match value {
         Some(value) => {
             let flags = XattrFlags::from_bits(flags).ok_or(Errno::EINVAL)?;

@@ -267,6 +267,19 @@ impl Node for Remote {
         Reply::later(async move { self.fid.link.call(stat).await?.message()?.to_stat_fs().ok_or(Errno::EPROTO) })
     }
 
+    fn xattr<'a>(&'a self, name: &'a [u8]) -> Reply<'a, Bytes> {
+        // No name asks for the list.
+        if name.is_empty() { Errno::ERANGE.into() } else { Reply::later(self.read_xattr(name)) }
+    }
+
+    fn xattrs(&self) -> Reply<'_, Bytes> {
+        Reply::later(self.read_xattr(b""))
+    }
+
+    fn set_xattr<'a>(&'a self, name: &'a [u8], value: Option<Bytes>, flags: u32) -> Reply<'a, ()> {
+        Reply::later(self.write_xattr(name, value, flags))
+    }
+
     fn sync(&self) -> Reply<'_, ()> {
         Reply::later(async move {
             match self.done(T::Fsync { fid: self.fid.number(), datasync: 0 }).await {

@@ -15,6 +15,7 @@ use crate::{Errno, Handle, How, Qid, What};
 mod names;
 mod read;
 mod walk;
+mod xattr;
 
 use read::{read, read_dir};
 use walk::walk;
@@ -110,6 +111,12 @@ pub(super) async fn make(
             let walked = walk(&file.node, &file.place, steps).await?;
             Ok(walked.answer(made))
         }
+        (T::Xattrwalk { name, .. }, Some(from)) => {
+            let from = from?.come().await;
+            let (file, size) = xattr::walk(from.file()?, name.0).await?;
+            *made = State::File(Box::new(file));
+            Ok(R::Xattrwalk { size }.into())
+        }
         _ => Err(Errno::EINVAL),
     }
 }
@@ -189,7 +196,7 @@ async fn on_fid(context: &Context, message: &T<'_>, state: &mut State) -> Result
     let file = state.file_mut()?;
     Ok(match *message {
         // Open, it would change under its readers.
-        T::Lopen { .. } | T::Lcreate { .. } | T::Open { .. } | T::Create { .. } | T::Walk { .. }
+        T::Lopen { .. } | T::Lcreate { .. } | T::Open { .. } | T::Create { .. } | T::Xattrcreate { .. } | T::Walk { .. }
             if file.open.is_some() =>
         {
             return Err(Errno::EBADF);
@@ -207,6 +214,10 @@ async fn on_fid(context: &Context, message: &T<'_>, state: &mut State) -> Result
             (file.open, file.node) = (Some(open), made.node);
             file.place.enter(name);
             R::Lcreate { qid, iounit: 0 }.into()
+        }
+        T::Xattrcreate { name, size, flags, .. } => {
+            file.open = Some(xattr::create(&file.node, name.0, size, flags)?);
+            R::Xattrcreate {}.into()
         }
         T::Setattr { .. } => {
             let change = message.to_set_attr().ok_or(Errno::EINVAL)?;

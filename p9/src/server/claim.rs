@@ -38,6 +38,11 @@ impl Claim {
                 let made = fids.make(newfid, most)?;
                 Self::Make(Some(fids.shared(fid).await), made)
             }
+            T::Xattrwalk { fid, newfid, .. } if fid == newfid => return Err(Errno::EINVAL),
+            T::Xattrwalk { fid, newfid, .. } => {
+                let made = fids.make(newfid, most)?;
+                Self::Make(Some(fids.shared(fid).await), made)
+            }
             T::Attach { fid, .. } => Self::Make(None, fids.make(fid, most)?),
             T::Clunk { fid } | T::Remove { fid } => Self::Alone(fids.clunk(fid).await?),
             T::Walk { fid, .. }
@@ -46,6 +51,7 @@ impl Claim {
             | T::Open { fid, .. }
             | T::Create { fid, .. }
             | T::Wstat { fid, .. }
+            | T::Xattrcreate { fid, .. }
             | T::Setattr { fid, .. }
             | T::Fsync { fid, .. } => Self::Alone(fids.alone(fid).await?),
             T::Link { dfid: one, fid: other, .. } | T::Renameat { olddirfid: one, newdirfid: other, .. } => {

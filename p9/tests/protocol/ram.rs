@@ -25,6 +25,7 @@ pub(crate) struct Ram(Arc<Inode>);
 struct Inode {
     attr: Mutex<Attr>,
     body: Body,
+    xattrs: Mutex<BTreeMap<Vec<u8>, Bytes>>,
     /// The next qid path of this tree.
     next: Arc<AtomicU64>,
     reads: AtomicUsize,
@@ -126,7 +127,8 @@ impl Ram {
         let qid = Qid { kind, version: 0, path: next.fetch_add(1, Ordering::Relaxed) };
         let now = Time { sec: 1_000_000_000, nsec: 5 };
         let attr = Attr { uid: 1, gid: 2, atime: now, mtime: now, ctime: now, ..Attr::synthetic(qid, permissions) };
-        Self(Arc::new(Inode { attr: Mutex::new(attr), body, next: next.clone(), reads: AtomicUsize::new(0) }))
+        let (attr, xattrs, reads) = (Mutex::new(attr), Mutex::default(), AtomicUsize::new(0));
+        Self(Arc::new(Inode { attr, body, xattrs, next: next.clone(), reads }))
     }
 
     fn add(&self, name: &str, body: Body, permissions: u32) -> Self {
@@ -312,6 +314,28 @@ impl Node for Ram {
 
     fn link<'a>(&'a self, target: &'a NodeRef, name: Name<'a>) -> Reply<'a, ()> {
         Self::own(target).and_then(|target| self.entries().map(|mut e| e.put(name.into(), target.clone()))).into()
+    }
+
+    fn xattr<'a>(&'a self, name: &'a [u8]) -> Reply<'a, Bytes> {
+        self.0.xattrs.lock().get(name).cloned().ok_or(Errno::ENODATA).into()
+    }
+
+    fn xattrs(&self) -> Reply<'_, Bytes> {
+        let names: Vec<u8> = self.0.xattrs.lock().keys().flat_map(|name| [name, &b"\0"[..]].concat()).collect();
+        Reply::ok(names.into())
+    }
+
+    fn set_xattr<'a>(&'a self, name: &'a [u8], value: Option<Bytes>, flags: u32) -> Reply<'a, ()> {
+        let mut xattrs = self.0.xattrs.lock();
+        let (there, flags) = (xattrs.contains_key(name), flags as i32);
+        match value {
+            _ if there && flags & libc::XATTR_CREATE != 0 => return Errno::EEXIST.into(),
+            Some(_) if !there && flags & libc::XATTR_REPLACE != 0 => return Errno::ENODATA.into(),
+            None if !there => return Errno::ENODATA.into(),
+            Some(value) => xattrs.insert(name.to_vec(), value),
+            None => xattrs.remove(name),
+        };
+        Reply::ok(())
     }
 
     fn read_link(&self) -> Reply<'_, Bytes> {

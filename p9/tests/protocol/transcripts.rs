@@ -92,6 +92,7 @@ conversations! {
     attaching_at_a_path_gives_that_file
     attributes_are_changed
     devices_fifos_and_sockets_are_made
+    extended_attributes_are_read_and_set
     links_have_targets_and_names
     names_are_made_moved_and_removed
     nobody_authenticates_in_9p
