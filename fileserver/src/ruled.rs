@@ -1,7 +1,7 @@
 //! A tree over a tree, which shows and allows what its rules say.
 //!
 //! The caller's agent puts one around the caller's disk before it serves a node; exports put one around what a peer may
-//! only read. Its nodes are called in any task and only ever ask the tree beneath. Invariant: what the rules call absent
+//! only read. A layer, called in any task, that only ever asks the tree beneath. Invariant: what the rules call absent
 //! is never shown, nothing below [`Access::ReadWrite`] is changed, and no name that a rule depends on is moved or
 //! removed; so a path means the same for as long as the tree is served.
 //!
@@ -11,17 +11,16 @@
 //! A file gets no set-user-id or set-group-id bit and no capabilities through it: a node that may write a file here must
 //! not be able to make a program that acts as its owner.
 
-use std::any::Any;
 use std::collections::HashMap;
-use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use p9::tree::{Lease, LeaseKind, Lock, OnBreak};
+use p9::layer::Layer;
+use p9::tree::{Lease, LeaseKind, OnBreak};
 use p9::{
-    Attr, Created, Dir, DirSink, Entry, Errno, FileKind, Handle, How, Name, New, Node, NodeRef, Qid, Reply, SetAttr,
-    StatFs, Stream, Tree, TreeRef, Walk, Want, What, Who,
+    Attr, Created, Entry, Errno, FileKind, Handle, How, Name, New, NodeRef, Qid, Reply, SetAttr, Stream, Tree, TreeRef,
+    Walk, Want, What, Who,
 };
 use tokio::sync::OnceCell;
 
@@ -51,7 +50,7 @@ impl Ruled {
     pub fn node(root: NodeRef, access: Access) -> NodeRef {
         let rules = Rules::new(access);
         let spot = rules.root();
-        Arc::new(RuledNode { inner: root, spot, shared: Arc::new(Shared { rules, protected: HashMap::new() }) })
+        Place { spot, shared: Arc::new(Shared { rules, protected: HashMap::new() }) }.over(root)
     }
 }
 
@@ -87,33 +86,23 @@ impl Tree for Ruled {
         Reply::later(async move {
             let inner = self.inner.attach(who, b"").await?;
             let shared = self.shared.get_or_init(|| Shared::find(&self.rules, &inner)).await.clone();
-            let root = RuledNode { spot: self.rules.root(), inner, shared };
+            let root = Place { spot: self.rules.root(), shared }.over(inner);
             if names.is_empty() {
-                return Ok(Arc::new(root) as NodeRef);
+                return Ok(root);
             }
             Ok(root.walk(&names, Want::default()).await?.reached()?.node)
         })
     }
 }
 
-/// A file of the tree beneath, and where it is among the rules.
-struct RuledNode {
-    inner: NodeRef,
+/// Where a file of the tree beneath is among the rules.
+#[derive(Clone)]
+struct Place {
     spot: Spot,
     shared: Arc<Shared>,
 }
 
-impl RuledNode {
-    fn wrap(&self, inner: NodeRef, spot: Spot) -> NodeRef {
-        Arc::new(Self { inner, spot, shared: self.shared.clone() })
-    }
-
-    /// `node`, if it is one of this very tree.
-    fn ours<'n>(&self, node: &'n NodeRef) -> Option<&'n Self> {
-        let node: &dyn Any = &**node;
-        node.downcast_ref::<Self>().filter(|node| Arc::ptr_eq(&node.shared, &self.shared))
-    }
-
+impl Place {
     /// Refuses unless this file may be changed.
     fn writable(&self) -> Result<(), Errno> {
         if self.spot.access == Access::ReadWrite { Ok(()) } else { Err(Errno::EROFS) }
@@ -131,22 +120,13 @@ impl RuledNode {
         }
     }
 
-    /// Refuses if the entry `name` exists and is one more name of a file that is protected.
-    async fn unprotected(&self, name: Name<'_>) -> Result<(), Errno> {
-        let Ok(Walk { end: Ok(found), .. }) = self.inner.walk(&[name], Want::default()).await else { return Ok(()) };
+    /// Refuses if the entry `name` of `below` exists and is one more name of a file that is protected.
+    async fn unprotected(&self, below: &NodeRef, name: Name<'_>) -> Result<(), Errno> {
+        let Ok(Walk { end: Ok(found), .. }) = below.walk(&[name], Want::default()).await else { return Ok(()) };
         match self.shared.met(&self.spot, name, found.node.qid()).access {
             Access::ReadWrite => Ok(()),
             Access::ReadOnly => Err(Errno::EROFS),
             Access::Absent | Access::Empty => Err(Errno::EACCES),
-        }
-    }
-
-    fn open_file(&self, handle: Handle, spot: &Spot) -> Handle {
-        match handle {
-            Handle::Dir(inner) => {
-                Handle::Dir(Arc::new(RuledDir { inner, spot: spot.clone(), shared: self.shared.clone() }))
-            }
-            other => other,
         }
     }
 
@@ -198,17 +178,33 @@ fn is_plain(kind: FileKind, mode: u32) -> Result<(), Errno> {
     if mode & refused == 0 { Ok(()) } else { Err(Errno::EPERM) }
 }
 
-impl Node for RuledNode {
-    fn qid(&self) -> Qid {
-        self.inner.qid()
+impl Layer for Place {
+    // What is opened must be known first.
+    const IN_STEPS: bool = true;
+
+    fn enter(&self, names: &[Name<'_>]) -> Self {
+        let spot = names.iter().fold(self.spot.clone(), |spot, name| spot.child(*name));
+        Self { spot, shared: self.shared.clone() }
     }
 
-    fn walk<'a>(&'a self, names: &'a [Name<'a>], want: Want) -> Reply<'a, Walk> {
+    fn same_tree(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    fn attr(&self, attr: Attr) -> Attr {
+        self.shared.rules.show(attr)
+    }
+
+    fn hides(&self, entry: &Entry<'_>) -> bool {
+        !self.shared.met(&self.spot, entry.name, entry.qid).is_there()
+    }
+
+    fn walk<'a>(&'a self, below: &'a NodeRef, names: &'a [Name<'a>], want: Want) -> Reply<'a, Walk> {
         let there = self.follow(names);
         if there == 0 {
             return Errno::ENOENT.into();
         }
-        self.inner.walk(&names[..there], want).then(move |walk| {
+        below.walk(&names[..there], want).then(move |walk| {
             let Walk { mut qids, end } = walk?;
             let (spot, met) = self.met(names, &qids);
             let end = match end {
@@ -216,8 +212,8 @@ impl Node for RuledNode {
                 _ if met < qids.len() => Err(Errno::ENOENT),
                 Ok(_) if there < names.len() => Err(Errno::ENOENT),
                 Ok(mut reached) => {
-                    reached.attr = reached.attr.map(|attr| self.shared.rules.show(attr));
-                    reached.node = self.wrap(reached.node, spot);
+                    reached.attr = reached.attr.map(|attr| self.attr(attr));
+                    reached.node = Self { spot, shared: self.shared.clone() }.over(reached.node);
                     Ok(reached)
                 }
                 Err(errno) => Err(errno),
@@ -227,20 +223,14 @@ impl Node for RuledNode {
         })
     }
 
-    // As the default does it, in two steps: what is opened must be known first.
-
-    fn attr(&self) -> Reply<'_, Attr> {
-        self.inner.attr().map(|attr| self.shared.rules.show(attr))
-    }
-
-    fn open(&self, how: How) -> Reply<'_, Handle> {
-        if let Err(errno) = openable(self.qid(), &self.spot, how) {
-            return errno.into();
+    fn open<'a>(&'a self, below: &'a NodeRef, how: How) -> Reply<'a, Handle> {
+        match openable(below.qid(), &self.spot, how) {
+            Ok(()) => below.open(how).map(|handle| self.handle(handle)),
+            Err(errno) => errno.into(),
         }
-        self.inner.open(how).map(|handle| self.open_file(handle, &self.spot))
     }
 
-    fn create<'a>(&'a self, name: Name<'a>, what: New<'a>) -> Reply<'a, Created> {
+    fn create<'a>(&'a self, below: &'a NodeRef, name: Name<'a>, what: New<'a>) -> Reply<'a, Created> {
         let spot = self.spot.child(name);
         let kind = if matches!(what.what, What::Dir) { FileKind::Dir } else { FileKind::File };
         let allowed = self.writable().and_then(|()| match spot.access {
@@ -254,116 +244,66 @@ impl Node for RuledNode {
             return errno.into();
         }
         Reply::later(async move {
-            self.unprotected(name).await?;
-            let made = self.inner.create(name, what).await?;
-            let attr = made.attr.map(|attr| self.shared.rules.show(attr));
-            Ok(Created { node: self.wrap(made.node, spot), attr, handle: made.handle })
+            self.unprotected(below, name).await?;
+            Ok(self.created(name, below.create(name, what).await?))
         })
     }
 
-    fn set_attr(&self, change: SetAttr) -> Reply<'_, Attr> {
-        let allowed = self.writable().and_then(|()| is_plain(self.qid().kind, change.mode.unwrap_or(0)));
-        match allowed {
-            Ok(()) => self.inner.set_attr(change).map(|attr| self.shared.rules.show(attr)),
+    fn set_attr<'a>(&'a self, below: &'a NodeRef, change: SetAttr) -> Reply<'a, Attr> {
+        match self.writable().and_then(|()| is_plain(below.qid().kind, change.mode.unwrap_or(0))) {
+            Ok(()) => below.set_attr(change).map(|attr| self.attr(attr)),
             Err(errno) => errno.into(),
         }
     }
 
-    fn remove<'a>(&'a self, name: Name<'a>, dir: bool) -> Reply<'a, ()> {
+    fn remove<'a>(&'a self, below: &'a NodeRef, name: Name<'a>, dir: bool) -> Reply<'a, ()> {
         Reply::later(async move {
             self.movable(name)?;
-            self.unprotected(name).await?;
-            self.inner.remove(name, dir).await
+            self.unprotected(below, name).await?;
+            below.remove(name, dir).await
         })
     }
 
-    fn rename<'a>(&'a self, name: Name<'a>, new_dir: &'a NodeRef, new_name: Name<'a>, flags: u32) -> Reply<'a, ()> {
-        let Some(new_dir) = self.ours(new_dir) else { return Errno::EXDEV.into() };
+    fn rename<'a>(
+        &'a self, below: &'a NodeRef, name: Name<'a>, new_dir: &'a NodeRef, new_name: Name<'a>, flags: u32,
+    ) -> Reply<'a, ()> {
         Reply::later(async move {
-            self.movable(name).and_then(|()| new_dir.movable(new_name))?;
-            self.unprotected(name).await?;
-            new_dir.unprotected(new_name).await?;
-            self.inner.rename(name, &new_dir.inner, new_name, flags).await
+            let new_dir = self.ours(new_dir)?;
+            self.movable(name).and_then(|()| new_dir.layer.movable(new_name))?;
+            self.unprotected(below, name).await?;
+            new_dir.layer.unprotected(&new_dir.below, new_name).await?;
+            below.rename(name, &new_dir.below, new_name, flags).await
         })
     }
 
-    fn link<'a>(&'a self, target: &'a NodeRef, name: Name<'a>) -> Reply<'a, ()> {
-        let Some(target) = self.ours(target) else { return Errno::EXDEV.into() };
+    fn link<'a>(&'a self, below: &'a NodeRef, target: &'a NodeRef, name: Name<'a>) -> Reply<'a, ()> {
         // What may only be read must not get a name by which it could be written.
-        match target.writable().and_then(|()| self.movable(name)) {
-            Ok(()) => self.inner.link(&target.inner, name),
+        let allowed = |target: &Self| target.writable().and_then(|()| self.movable(name));
+        match self.ours(target).and_then(|target| allowed(&target.layer).map(|()| target)) {
+            Ok(target) => below.link(&target.below, name),
             Err(errno) => errno.into(),
         }
     }
 
-    fn read_link(&self) -> Reply<'_, Bytes> {
-        self.inner.read_link()
-    }
-
-    fn stat_fs(&self) -> Reply<'_, StatFs> {
-        self.inner.stat_fs()
-    }
-
-    fn sync(&self) -> Reply<'_, ()> {
-        self.inner.sync()
-    }
-
-    fn xattr<'a>(&'a self, name: &'a [u8]) -> Reply<'a, Bytes> {
-        self.inner.xattr(name)
-    }
-
-    fn xattrs(&self) -> Reply<'_, Bytes> {
-        self.inner.xattrs()
-    }
-
-    fn set_xattr<'a>(&'a self, name: &'a [u8], value: Option<Bytes>, flags: u32) -> Reply<'a, ()> {
+    fn set_xattr<'a>(&'a self, below: &'a NodeRef, name: &'a [u8], value: Option<Bytes>, flags: u32) -> Reply<'a, ()> {
         match self.writable() {
             Ok(()) if !name.starts_with(b"user.") => Errno::EPERM.into(),
-            Ok(()) => self.inner.set_xattr(name, value, flags),
+            Ok(()) => below.set_xattr(name, value, flags),
             Err(errno) => errno.into(),
         }
     }
 
-    fn lock(&self, lock: Lock, wait: bool) -> Reply<'_, ()> {
-        self.inner.lock(lock, wait)
-    }
-
-    fn conflicting_lock(&self, lock: Lock) -> Reply<'_, Option<Lock>> {
-        self.inner.conflicting_lock(lock)
-    }
-
-    fn lease(&self, want: LeaseKind, on_break: OnBreak) -> Reply<'_, Option<Lease>> {
+    fn lease<'a>(&'a self, below: &'a NodeRef, want: LeaseKind, on_break: OnBreak) -> Reply<'a, Option<Lease>> {
         match (self.spot.access, want) {
             (Access::Absent | Access::Empty, _) => Reply::ok(None),
             // Changes that are written back later must be allowed, too.
-            (Access::ReadOnly, LeaseKind::Write) => self.inner.lease(LeaseKind::Read, on_break),
-            _ => self.inner.lease(want, on_break),
+            (Access::ReadOnly, LeaseKind::Write) => below.lease(LeaseKind::Read, on_break),
+            _ => below.lease(want, on_break),
         }
     }
 
-    fn events(&self) -> Reply<'_, Arc<dyn Stream>> {
+    fn events<'a>(&'a self, below: &'a NodeRef) -> Reply<'a, Arc<dyn Stream>> {
         // They name entries that the rules may hide.
-        if self.spot.shows_all() && !self.spot.is_named() { self.inner.events() } else { Errno::EOPNOTSUPP.into() }
-    }
-}
-
-struct RuledDir {
-    inner: Arc<dyn Dir>,
-    spot: Spot,
-    shared: Arc<Shared>,
-}
-
-impl Dir for RuledDir {
-    fn list<'a>(&'a self, cookie: u64, each: &'a mut DirSink<'a>) -> Reply<'a, ()> {
-        Reply::later(async move {
-            let mut take = |entry: Entry<'_>| {
-                if !self.shared.met(&self.spot, entry.name, entry.qid).is_there() {
-                    return ControlFlow::Continue(());
-                }
-                let attr = entry.attr.map(|attr| self.shared.rules.show(*attr));
-                each(Entry { attr: attr.as_ref(), ..entry })
-            };
-            self.inner.list(cookie, &mut take).await
-        })
+        if self.spot.shows_all() && !self.spot.is_named() { below.events() } else { Errno::EOPNOTSUPP.into() }
     }
 }

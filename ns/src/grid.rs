@@ -6,11 +6,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use p9::layer::Layer;
 use p9::synth::{self, Listing};
 use p9::{Attr, Errno, Handle, How, Name, NameBuf, Node, NodeRef, Opened, Qid, Reply, Walk, Want};
 use parking_lot::Mutex;
 
-use crate::under::{TreeId, synthetic, wrap};
+use crate::under::{TreeId, Under, synthetic};
 
 /// The nodes that are known.
 pub trait Names: Send + Sync + 'static {
@@ -73,7 +74,7 @@ impl Remote {
     }
 
     fn show(&self, root: &NodeRef) -> NodeRef {
-        wrap(self.id, root.clone(), None)
+        Under { id: self.id, at: None }.over(root.clone())
     }
 
     /// The root to ask once more, when `root` answered `errno` because its connection turned out to be dead. Errors:

@@ -7,12 +7,13 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use p9::layer::Layer;
 use p9::{Dir, DirSink, Entry, Errno, Handle, How, Name, NameBuf, Qid, Reply};
 use parking_lot::Mutex;
 
 use crate::point::first_with;
 use crate::table::{Member, Place};
-use crate::under::TreeId;
+use crate::under::Under;
 
 /// The most cookies that one open directory remembers (64 MiB of them).
 const MAX_COOKIES: usize = 4 << 20;
@@ -21,7 +22,7 @@ const MAX_COOKIES: usize = 4 << 20;
 pub(crate) struct Listing {
     /// What is mounted below and in no tree here, or hides what is; in the order of the names.
     mounts: Vec<(NameBuf, Qid)>,
-    members: Vec<(TreeId, Arc<dyn Dir>)>,
+    members: Vec<(Under, Arc<dyn Dir>)>,
     /// Where each cookie that was handed out leads: cookie N is number N - 1. The mounts are member 0.
     cookies: Mutex<Vec<(usize, u64)>>,
 }
@@ -43,7 +44,7 @@ impl Listing {
         let (mut open, mut failed) = (Vec::new(), None);
         for member in members {
             match member.node.open(how).await {
-                Ok(Handle::Dir(dir)) => open.push((member.id, dir)),
+                Ok(Handle::Dir(dir)) => open.push((Under { id: member.id, at: None }, dir)),
                 Ok(_) => failed = Some(Errno::ENOTDIR),
                 Err(Errno::EINTR) => return Err(Errno::EINTR),
                 Err(errno) => failed = Some(errno),
@@ -105,7 +106,7 @@ impl Listing {
             (member, after) = (1, 0);
         }
         let (mut listed, mut failed) = (false, None);
-        for (at, (id, dir)) in self.members.iter().enumerate().skip(member - 1) {
+        for (at, (under, dir)) in self.members.iter().enumerate().skip(member - 1) {
             let mut full = None;
             let mut take = |entry: Entry<'_>| {
                 if self.hides(entry.name) {
@@ -115,7 +116,7 @@ impl Listing {
                     full = Some(Err(Errno::EOVERFLOW));
                     return ControlFlow::Break(());
                 };
-                match id.entry(Entry { cookie, ..entry }, each) {
+                match under.entry(Entry { cookie, ..entry }, each) {
                     ControlFlow::Continue(()) => last = cookie,
                     ControlFlow::Break(()) => full = Some(Ok(())),
                 }

@@ -7,6 +7,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use p9::layer::Layer;
 use p9::{Attr, Created, Errno, FileKind, Handle, How, Name, New, NodeRef, Opened, Qid, Reached, Walk, Want, What};
 
 use crate::list::Listing;
@@ -33,7 +34,7 @@ struct Known<'a> {
 /// The trees that have the file `node`, and what it is in them.
 pub(crate) fn members_of(node: &NodeRef) -> Vec<Member> {
     match (Under::of(node), Point::of(node)) {
-        (Some(under), _) => vec![Member::beneath(under.id, under.node.clone())],
+        (Some(under), _) => vec![Member::beneath(under.layer.id, under.below.clone())],
         (_, Some(point)) => point.members(),
         _ => Vec::new(),
     }
@@ -54,9 +55,9 @@ pub(crate) async fn first_with(members: &[Member], name: Name<'_>) -> Result<Opt
 /// The directory that the file `new_name` of `new_dir` is in, or is to be in, when it is moved there out of `from`.
 pub(crate) async fn move_target(from: &Member, new_dir: &NodeRef, new_name: Name<'_>) -> Result<NodeRef, Errno> {
     let point = match Under::of(new_dir) {
-        Some(under) => match under.point() {
+        Some(under) => match under.layer.point(&under.below) {
             Some(point) => point,
-            None if under.id == from.id => return Ok(under.node.clone()),
+            None if under.layer.id == from.id => return Ok(under.below.clone()),
             None => return Err(Errno::EXDEV),
         },
         None => Point::of(new_dir).ok_or(Errno::EXDEV)?.clone(),
@@ -102,6 +103,11 @@ impl Point {
     pub(crate) fn of(node: &NodeRef) -> Option<&Self> {
         let node: &dyn Any = &**node;
         node.downcast_ref()
+    }
+
+    /// What lies over the files that `member` has here.
+    fn over(&self, member: &Member) -> Under {
+        Under { id: member.id, at: Some(self.at.clone()) }
     }
 
     /// The place in the table; an empty one if it was unmounted since.
@@ -187,7 +193,7 @@ impl Point {
         let mut missing = Errno::ENOENT;
         for member in self.members() {
             match member.node.walk(names, want).await {
-                Ok(walk) => return Ok(member.id.walk(walk, || Some(self.at.enter(names)))),
+                Ok(walk) => return Ok(self.over(&member).walked(names, walk)),
                 Err(Errno::EINTR) => return Err(Errno::EINTR),
                 Err(Errno::ENOENT) => {}
                 // A member that is dead hides nothing that others have.
@@ -210,7 +216,7 @@ impl Point {
             // One tree and nothing mounted further down: one request.
             [only] => {
                 let opened = only.node.open_at(rest, how, want).await?;
-                Ok(only.id.opened(opened, || Some(here.at.enter(rest))))
+                Ok(here.over(only).opened(rest, opened))
             }
             _ => {
                 let Reached { node, .. } = here.beyond(rest, Want::default()).await?.reached()?;
@@ -276,7 +282,7 @@ impl Point {
             return self.open_mounted(name, what).await;
         }
         let members = self.members_in(&place);
-        let made = |member: &Member, created| member.id.created(created, Some(self.at.enter(&[name])));
+        let made = |member: &Member, created| self.over(member).created(name, created);
         let open = members.iter().position(|member| member.create);
         if let ([only], Some(_)) = (&members[..], open) {
             return Ok(made(only, only.node.create(name, what).await?));

@@ -55,12 +55,14 @@ use bytes::Bytes;
 use crate::tree::{Lease, LeaseKind, Lock, OnBreak, open_in_steps};
 use crate::{
     Attr, Created, Dir, DirSink, Entry, Errno, Handle, How, Name, New, Node, NodeRef, Opened, Qid, Reached, Reply,
-    SetAttr, StatFs, Stream, Tree, TreeRef, Walk, Want, Who,
+    SetAttr, StatFs, Stream, Walk, Want,
 };
 
 mod file;
+mod tree;
 
 pub use file::{FileLayer, LayeredFile};
+pub use tree::tree;
 
 /// What lies over one file of the tree beneath: the state of one place, such as its path among rules.
 ///
@@ -90,10 +92,9 @@ pub trait Layer: Clone + Send + Sync + 'static {
         Attr { qid: self.qid(attr.qid), ..attr }
     }
 
-    /// Gives `each` what the `entry` of this directory shows, if anything.
-    fn entry(&self, entry: Entry<'_>, each: &mut DirSink<'_>) -> ControlFlow<()> {
-        let attr = entry.attr.map(|attr| self.attr(*attr));
-        each(Entry { qid: self.qid(entry.qid), attr: attr.as_ref(), ..entry })
+    /// Whether the listing of this directory leaves `entry`, as it is beneath, out.
+    fn hides(&self, _entry: &Entry<'_>) -> bool {
+        false
     }
 
     /// The layer over the open directory `below`.
@@ -230,6 +231,15 @@ pub trait Layer: Clone + Send + Sync + 'static {
             Handle::Dir(below) => Handle::Dir(self.dir(below)),
             file => self.file(file),
         }
+    }
+
+    /// Gives `each` what the `entry` of this directory shows, if anything.
+    fn entry(&self, entry: Entry<'_>, each: &mut DirSink<'_>) -> ControlFlow<()> {
+        if self.hides(&entry) {
+            return ControlFlow::Continue(());
+        }
+        let attr = entry.attr.map(|attr| self.attr(*attr));
+        each(Entry { qid: self.qid(entry.qid), attr: attr.as_ref(), ..entry })
     }
 
     /// What a walk of `names` from here shows.
@@ -381,30 +391,5 @@ impl<L: Layer> Dir for LayeredDir<L> {
             let mut shown = |entry: Entry<'_>| self.layer.entry(entry, each);
             self.below.list(cookie, &mut shown).await
         })
-    }
-}
-
-/// The tree `below` with `layer` over its root.
-pub fn tree<L: Layer>(below: TreeRef, layer: L) -> TreeRef {
-    Arc::new(LayeredTree { layer, below })
-}
-
-struct LayeredTree<L> {
-    layer: L,
-    below: TreeRef,
-}
-
-impl<L: Layer> Tree for LayeredTree<L> {
-    fn attach<'a>(&'a self, who: &'a Who, aname: &'a [u8]) -> Reply<'a, NodeRef> {
-        let names = match Name::split(aname) {
-            Ok(names) => names,
-            Err(errno) => return errno.into(),
-        };
-        let root = self.below.attach(who, b"").map(|root| self.layer.clone().over(root));
-        if names.is_empty() {
-            return root;
-        }
-        // From the root, so that the layer sees each name.
-        Reply::later(async move { Ok(root.await?.walk(&names, Want::default()).await?.reached()?.node) })
     }
 }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use fileserver::{Disk, DiskOptions};
 use ns::{Flags, Namespace};
-use p9::{NodeRef, Reply, TreeRef, Who, synth};
+use p9::layer::{self, FileLayer, Layer, LayeredFile};
+use p9::{Handle, NodeRef, Reply, TreeRef, Who, synth};
 use tests::contract;
 use tests::grid::Grid;
 
@@ -126,5 +127,42 @@ async fn a_namespaces_root_and_unions_keep_the_contract_of_writing() {
     for tree in both(&namespace(root.path(), over.path()).await).await {
         contract::writing(contract::walk(&tree, "d").await.unwrap()).await;
         assert!(std::fs::read_dir(over.path()).unwrap().next().is_none(), "new files went to the first member");
+    }
+}
+
+/// A layer over files and their bytes that changes nothing.
+#[derive(Clone)]
+struct PassOn;
+
+impl Layer for PassOn {
+    fn file(&self, below: Handle) -> Handle {
+        LayeredFile::over(Self, below)
+    }
+}
+
+impl FileLayer for PassOn {}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_that_changes_nothing_keeps_the_contract() {
+    let (dir, over) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    sample(dir.path());
+    let trees = [disk(dir.path(), false), synthetic(), namespace(dir.path(), over.path()).await];
+    for tree in trees {
+        for root in both(&layer::tree(tree, PassOn)).await {
+            contract::reading(root, &[]).await;
+        }
+    }
+    for root in both(&layer::tree(disk(dir.path(), true), PassOn)).await {
+        contract::read_only(&root, "f").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_that_changes_nothing_keeps_the_contract_of_writing() {
+    let dir = tempfile::tempdir().unwrap();
+    // And a layer over a layer.
+    let tree = layer::tree(layer::tree(disk(dir.path(), false), PassOn), PassOn);
+    for root in both(&tree).await {
+        contract::writing(root).await;
     }
 }
