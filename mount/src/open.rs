@@ -5,7 +5,7 @@
 //! is in here.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use dashmap::DashMap;
 use p9::{Errno, Handle, NameBuf, NodeRef};
@@ -35,6 +35,8 @@ pub(crate) struct Open {
     pub(crate) direct: bool,
     /// Whether it was opened to change the file.
     pub(crate) writes_too: bool,
+    /// Whether something was written that close(2) has not asked about.
+    pub(crate) written: AtomicBool,
     /// Where the next read and the next write of a stream go: a stream has no other offsets.
     pub(crate) reads: Position,
     /// See [`Open::reads`].

@@ -97,6 +97,12 @@ pub trait Stream: Any + Send + Sync + 'static {
         Reply::ok(())
     }
 
+    /// What is known to have gone wrong with what was written so far, as each close(2) of a descriptor tells it: nothing
+    /// need be safe yet, and more may be written.
+    fn flush(&self) -> Reply<'_, ()> {
+        Reply::ok(())
+    }
+
     /// fallocate(2).
     fn allocate(&self, _mode: u32, _offset: u64, _length: u64) -> Reply<'_, ()> {
         Errno::EOPNOTSUPP.into()
@@ -220,6 +226,15 @@ impl Handle {
         match self {
             Self::Fd(_) | Self::Bytes(_) | Self::Dir(_) => Reply::ok(events),
             Self::Stream(stream) => stream.poll(events),
+        }
+    }
+
+    /// What is known to have gone wrong with what was written so far.
+    pub fn flush(&self) -> Reply<'_, ()> {
+        match self {
+            Self::Fd(file) => file.flush(),
+            Self::Bytes(_) | Self::Dir(_) => Reply::ok(()),
+            Self::Stream(stream) => stream.flush(),
         }
     }
 

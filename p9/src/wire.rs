@@ -39,6 +39,10 @@ pub const HEADER: usize = 7;
 /// Bytes of an `Rread` or `Twrite` that are not data, and a few to spare: `IOHDRSZ` in Plan 9.
 pub const IO_HEADER: u32 = 24;
 
+/// `datasync` of a `Tfsync` in our dialect that asks only what is known to have gone wrong with what was written, as close(2)
+/// does: nothing need be safe.
+pub const FSYNC_FLUSH: u32 = 2;
+
 /// Declares the messages of one direction: the enum, its codes, its decoder and its encoder.
 macro_rules! messages {
     ($(#[$doc:meta])* $vis:vis enum $Set:ident {

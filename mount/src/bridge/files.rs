@@ -5,6 +5,7 @@
 //! streams do not.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -44,11 +45,15 @@ impl Open {
         } else if inode.keeps_pages(Version::of(attr, Time::now())) {
             flags |= FopenFlags::FOPEN_KEEP_CACHE;
         }
+        if !how.changes() {
+            // There is nothing to tell when it is closed.
+            flags |= FopenFlags::FOPEN_NOFLUSH;
+        }
         let (reads, writes, poll) = (Position::default(), Position::default(), Mutex::default());
         let (batch, listed) = (FIRST_BATCH.into(), Mutex::default());
         let ahead = Ahead::new(first, inode.writes());
-        let writes_too = how.changes();
-        (Self { inode, node, handle, direct, writes_too, reads, writes, ahead, batch, listed, poll }, flags)
+        let (writes_too, written) = (how.changes(), AtomicBool::new(false));
+        (Self { inode, node, handle, direct, writes_too, written, reads, writes, ahead, batch, listed, poll }, flags)
     }
 }
 
@@ -96,6 +101,7 @@ impl Bridge {
 
     pub(super) async fn write(&self, fh: FileHandle, offset: u64, data: Bytes) -> Result<u32, Errno> {
         let open = self.opens.get(fh.0)?;
+        open.written.store(true, Ordering::Relaxed);
         if !open.handle.seekable() {
             let turn = open.writes.turn().await?;
             let written = open.handle.write(turn.at(), data).await?;
@@ -116,6 +122,13 @@ impl Bridge {
             }
         }
         if done == 0 && size > 0 { Err(Errno::EIO) } else { Ok(done as u32) }
+    }
+
+    /// Says to a close(2) what is known to have gone wrong with what was written. It may not be the last, so the file
+    /// stays open; and nobody is asked where nothing was written since the one before.
+    pub(super) async fn flush(&self, fh: FileHandle) -> Result<(), Errno> {
+        let open = self.opens.get(fh.0)?;
+        if open.written.swap(false, Ordering::Relaxed) { open.handle.flush().await } else { Ok(()) }
     }
 
     /// Closes what the kernel has let go of. Nobody waits for the answer any more, so a failure is only logged. A file

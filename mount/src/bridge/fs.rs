@@ -187,10 +187,9 @@ impl Filesystem for Fs {
         answer!(self, r, Unbounded, reply, |b| b.write(fh, offset, data), |reply, count| reply.written(count));
     }
 
-    /// There is nothing to say: each write was answered when it was done. The kernel remembers that, and saves a request
-    /// for each close(2) from now on.
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.error(fuser::Errno::ENOSYS);
+    /// Asked for files that were opened to change them, each time that a descriptor is closed.
+    fn flush(&self, r: &Request, _: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        answer!(self, r, Unbounded, reply, |b| b.flush(fh), |reply, ()| reply.ok());
     }
 
     fn release(

@@ -12,13 +12,18 @@ mod synthetic;
 mod users;
 mod waiting;
 
+use std::cell::Cell;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fileserver::{Disk, DiskOptions};
 use mount::{Mount, Options};
-use p9::NodeRef;
+use p9::client::Client;
+use p9::server::{self, Limits};
+use p9::{NodeRef, Tree, TreeRef, Who};
+use rustix::thread::UnshareFlags;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -39,7 +44,22 @@ impl Shown {
     }
 
     fn with(root: NodeRef, options: Options) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        Self::on(runtime(), root, options)
+    }
+
+    /// The root of `tree` as a client has it from a server.
+    fn far(tree: TreeRef) -> Self {
+        let runtime = runtime();
+        let root = runtime.block_on(async {
+            let (near, far) = tokio::io::duplex(1 << 20);
+            tokio::spawn(server::serve(far, tree, Arc::new(Who::owner()), Limits::default()));
+            let client = Client::connect(near, p9::client::Options::default()).await.unwrap();
+            client.attach(&Who::owner(), b"").await.unwrap()
+        });
+        Self::on(runtime, root, Options::default())
+    }
+
+    fn on(runtime: Runtime, root: NodeRef, options: Options) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = folder.path().join("mnt");
         std::fs::create_dir(&at).unwrap();
@@ -63,10 +83,23 @@ impl Deref for Shown {
 impl Drop for Shown {
     fn drop(&mut self) {
         drop(self.mount.take());
-        let left = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let left = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         let left = left.contains(&*self.at.to_string_lossy());
         assert!(!left || std::thread::panicking(), "the mount is left behind");
     }
+}
+
+/// Made in a mount namespace of this thread and of those that it starts from now on, so that a test which is killed leaves
+/// no dead mount behind. An ordinary user has to do without.
+fn runtime() -> Runtime {
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    thread_local!(static APART: Cell<bool> = const { Cell::new(false) });
+    if rustix::process::geteuid().is_root() && !APART.replace(true) {
+        // SAFETY: descriptors stay shared; only to part with those would be unsafe.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+    }
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
 /// A folder of this machine, and the tree of it.

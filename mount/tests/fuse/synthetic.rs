@@ -156,3 +156,70 @@ fn a_poll_waits_for_the_stream() {
     (&file).read_exact(&mut text).unwrap();
     assert_eq!(&text, b"rung");
 }
+
+/// Takes what is written, and knows only when it is asked that there was no room for it.
+struct Deferred(Arc<Mutex<Vec<&'static str>>>);
+
+impl Stream for Deferred {
+    fn seekable(&self) -> bool {
+        true
+    }
+
+    fn read(&self, _: u64, _: u32) -> Reply<'_, Bytes> {
+        Reply::ok(Bytes::new())
+    }
+
+    fn write(&self, _: u64, data: Bytes) -> Reply<'_, Written> {
+        self.0.lock().unwrap().push("write");
+        Reply::ok(Written::count(data.len()))
+    }
+
+    fn flush(&self) -> Reply<'_, ()> {
+        self.0.lock().unwrap().push("flush");
+        Reply::later(async {
+            tokio::task::yield_now().await;
+            Err(Errno::ENOSPC)
+        })
+    }
+
+    fn close(&self) -> Reply<'_, ()> {
+        self.0.lock().unwrap().push("close");
+        Reply::ok(())
+    }
+}
+
+/// Closes a file that was not written, one that was read, and both descriptors of one that was written.
+const CLOSES: &str = "import os
+os.close(os.open('f', os.O_WRONLY))
+fd = os.open('f', os.O_RDONLY); os.read(fd, 10); os.close(fd)
+fd = os.open('f', os.O_WRONLY); other = os.dup(fd)
+os.write(fd, b'x'); os.write(fd, b'y')
+try: os.close(fd)
+except OSError as error: print(error.errno)
+os.close(other)
+";
+
+fn close_tells(show: impl FnOnce(NodeRef) -> Shown) {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = asked.clone();
+    let file = synth::stream(0o666, move |_| Reply::ok(Arc::new(Deferred(seen.clone()))));
+    let shown = show(synth::dir([("f", file)]));
+    let output = Command::new("python3").args(["-c", CLOSES]).current_dir(&*shown).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!((&*out, &*err), (&*format!("{}\n", libc::ENOSPC), ""));
+    let closed = || asked.lock().unwrap().iter().filter(|what| **what == "close").count();
+    until("all three were closed", || closed() == 3);
+    let asked = asked.lock().unwrap().clone();
+    let asked: Vec<_> = asked.into_iter().filter(|what| *what != "close").collect();
+    assert_eq!(asked, ["write", "write", "flush"], "nobody is asked without need");
+}
+
+#[test]
+fn close_tells_what_was_not_known_before() {
+    close_tells(Shown::new);
+}
+
+#[test]
+fn close_tells_what_a_server_did_not_know_before() {
+    close_tells(|root| Shown::far(synth::tree(root)));
+}

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::fid::Fid;
 use super::node::take_data;
-use crate::wire::{Data, Dirent, IO_HEADER, R, T};
+use crate::wire::{Data, Dirent, FSYNC_FLUSH, IO_HEADER, R, T};
 use crate::{Dir, DirSink, Entry, Errno, Name, Reply, Stream, Written};
 
 /// The most messages that one read is made of.
@@ -107,6 +107,15 @@ impl Stream for RemoteFile {
     fn sync(&self, data_only: bool) -> Reply<'_, ()> {
         let sync = T::Fsync { fid: self.fid.number(), datasync: data_only.into() };
         Reply::later(async move { self.fid.link.call(sync).await?.message().map(|_| ()) })
+    }
+
+    fn flush(&self) -> Reply<'_, ()> {
+        // A plain server knows nothing between this and the whole of fsync(2), which costs too much for each close(2).
+        if !self.fid.link.ordered {
+            return Reply::ok(());
+        }
+        let flush = T::Fsync { fid: self.fid.number(), datasync: FSYNC_FLUSH };
+        Reply::later(async move { self.fid.link.call(flush).await?.message().map(|_| ()) })
     }
 
     fn close(&self) -> Reply<'_, ()> {

@@ -14,6 +14,21 @@ use super::{LocalFile, Written};
 use crate::cancel::blocking;
 use crate::{Errno, Reply};
 
+/// The types of file systems (statfs(2)) whose files are another machine's, or may be: NFS, SMB, CIFS, SMB2, AFS (two),
+/// Coda, Ceph, 9P, FUSE.
+const ELSEWHERE: [u32; 10] = [
+    0x6969,
+    0x517b,
+    0xff53_4d42,
+    0xfe53_4d42,
+    0x5346_414f,
+    0x6b41_4653,
+    0x7375_7245,
+    0x00c3_6400,
+    0x0102_1997,
+    0x6573_5546,
+];
+
 impl LocalFile {
     pub(super) fn read(self: &Arc<Self>, offset: u64, count: u32) -> Reply<'_, Bytes> {
         // No more than the file has: most are smaller than what is asked for. Some that say 0 have contents.
@@ -57,6 +72,15 @@ impl LocalFile {
     /// Refuses a writer who was shut out.
     fn may_write(&self) -> Result<(), Errno> {
         self.token.as_ref().map_or(Ok(()), |token| token.may_write())
+    }
+
+    /// What the file system of another machine keeps to itself until close(2), which does there what fdatasync(2) does. A
+    /// local one said all at each write.
+    pub(super) fn flush(self: &Arc<Self>) -> Reply<'_, ()> {
+        match rustix::fs::fstatfs(&self.fd) {
+            Ok(fs) if ELSEWHERE.contains(&(fs.f_type as u32)) => self.sync(true),
+            _ => Reply::ok(()),
+        }
     }
 
     pub(super) fn sync(self: &Arc<Self>, data_only: bool) -> Reply<'_, ()> {

@@ -33,6 +33,11 @@ pub trait FileLayer: Send + Sync + 'static {
         below.sync(data_only)
     }
 
+    /// See [`Stream::flush`].
+    fn flush<'a>(&'a self, below: &'a Handle) -> Reply<'a, ()> {
+        below.flush()
+    }
+
     /// See [`Stream::allocate`].
     fn allocate<'a>(&'a self, below: &'a Handle, mode: u32, offset: u64, length: u64) -> Reply<'a, ()> {
         below.allocate(mode, offset, length)
@@ -101,6 +106,10 @@ impl<F: FileLayer> Stream for LayeredFile<F> {
 
     fn sync(&self, data_only: bool) -> Reply<'_, ()> {
         self.layer.sync(&self.below, data_only)
+    }
+
+    fn flush(&self) -> Reply<'_, ()> {
+        self.layer.flush(&self.below)
     }
 
     fn allocate(&self, mode: u32, offset: u64, length: u64) -> Reply<'_, ()> {

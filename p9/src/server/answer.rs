@@ -9,7 +9,7 @@ use super::claim::{Claim, Held};
 use super::connection::Context;
 use super::fids::{File, Place, Shared, State};
 use super::legacy;
-use crate::wire::{Data, Dialect, HEADER, NO_FID, Qids, R, Str, T};
+use crate::wire::{Data, Dialect, FSYNC_FLUSH, HEADER, NO_FID, Qids, R, Str, T};
 use crate::{Errno, Handle, How, Qid, What};
 
 mod names;
@@ -225,7 +225,10 @@ async fn on_fid(context: &Context, message: &T<'_>, state: &mut State) -> Result
             R::Setattr {}.into()
         }
         T::Fsync { datasync, .. } => {
-            file.sync(datasync != 0).await?;
+            match &file.open {
+                Some(open) if datasync == FSYNC_FLUSH && context.dialect == Dialect::Slashn => open.flush().await?,
+                _ => file.sync(datasync != 0).await?,
+            }
             R::Fsync {}.into()
         }
         T::Walk { steps, .. } => {

@@ -122,6 +122,9 @@ impl Stream for Seen {
     fn sync(&self, _: bool) -> Reply<'_, ()> {
         self.saw("sync")
     }
+    fn flush(&self) -> Reply<'_, ()> {
+        self.saw("flush")
+    }
     fn allocate(&self, _: u32, _: u64, _: u64) -> Reply<'_, ()> {
         self.saw("allocate")
     }
@@ -197,13 +200,14 @@ async fn every_method_of_an_open_file_is_passed_on() {
         file.read(0, 1).await.err(),
         file.write(0, Bytes::new()).await.err(),
         file.sync(true).await.err(),
+        file.flush().await.err(),
         file.allocate(0, 0, 1).await.err(),
         file.copy(0, &file, 0, 1).await.err(),
         file.seek(0, true).await.err(),
         file.poll(1).await.err(),
         file.close().await.err(),
     ];
-    assert_eq!(answers, [Some(MARK); 8]);
+    assert_eq!(answers, [Some(MARK); 9]);
     assert_eq!(*seen.0.lock(), methods(include_str!("../../src/handle.rs"), "\npub trait Stream:"));
     let foreign = Handle::Stream(Arc::new(seen));
     assert_eq!(file.copy(0, &foreign, 0, 1).await.err(), Some(Errno::EXDEV));

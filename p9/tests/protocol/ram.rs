@@ -399,6 +399,10 @@ impl Stream for Open {
         }
     }
 
+    fn flush(&self) -> Reply<'_, ()> {
+        self.close()
+    }
+
     fn close(&self) -> Reply<'_, ()> {
         if matches!(self.0.0.body, Body::BadClose) { Errno::EDQUOT.into() } else { Reply::ok(()) }
     }

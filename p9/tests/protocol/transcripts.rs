@@ -97,6 +97,7 @@ conversations! {
     names_are_made_moved_and_removed
     nobody_authenticates_in_9p
     what_closing_met_is_told
+    what_closing_will_meet_is_told
 }
 
 /// A message exists only if a conversation shows it.
