@@ -2,7 +2,7 @@
 //!
 //! Made by whoever dialled. Clones share the connection; nodes and open files keep it alive. Where the server agreed on
 //! our dialect, what belongs together goes out at once: an open is Twalk, Tlopen, Tgetattr and Tread in one round trip.
-//! To a plain `.L` server the same is said one message after another.
+//! To a plain `.L` server the same is said one message after another, and to one that speaks only 9P2000 in its words.
 //!
 //! Dropping a pending call, or cancelling the operation that it is part of, sends Tflush; a cancellation waits for the
 //! server's word. Every wait is bounded by the server's liveness: it may take for ever to answer a read, but a server
@@ -17,12 +17,13 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use crate::frame::Frames;
 use crate::server::{self, Limits};
-use crate::wire::{self, NO_FID, NO_TAG, NO_UID, R, Str, T};
+use crate::wire::{self, Dialect, NO_FID, NO_TAG, NO_UID, R, Str, T};
 use crate::{Errno, NodeRef, Reply, Tree, Who};
 
 mod call;
 mod counted;
 mod fid;
+mod legacy;
 mod link;
 mod node;
 mod open;
@@ -31,6 +32,7 @@ mod walk;
 mod xattr;
 
 use counted::{Counted, Traffic};
+use legacy::Legacy;
 use link::Link;
 use node::Remote;
 
@@ -42,11 +44,13 @@ pub struct Options {
     /// How long nothing may come from a server that owes an answer before it is asked for a sign of life, and again
     /// before it is given up.
     pub liveness: Duration,
+    /// The richest dialect to offer. Poorer ones are offered when the server does not know it.
+    pub dialect: Dialect,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { msize: (1 << 20) + wire::IO_HEADER, liveness: Duration::from_secs(15) }
+        Self { msize: (1 << 20) + wire::IO_HEADER, liveness: Duration::from_secs(15), dialect: Dialect::Slashn }
     }
 }
 
@@ -60,7 +64,7 @@ pub enum Error {
     #[error("{0}")]
     Frame(#[from] server::Error),
     /// The server speaks no version that is spoken here.
-    #[error("the server speaks {0:?}, not 9P2000.L")]
+    #[error("the server speaks {0:?}, not 9P2000")]
     Version(String),
     /// The server's answer to Tversion makes no sense.
     #[error("the server answered Tversion with {0}")]
@@ -99,30 +103,31 @@ impl Client {
             ..Limits::default()
         };
         let mut frames = Frames::new(reader, limits);
-        for offer in [wire::VERSION_SLASHN, wire::VERSION_L] {
+        for offer in Dialect::ALL.into_iter().filter(|dialect| *dialect >= options.dialect) {
             let mut message = Vec::new();
-            T::Version { msize: options.msize, version: Str(offer) }.encode(NO_TAG, &mut message);
+            T::Version { msize: options.msize, version: Str(offer.version()) }.encode(NO_TAG, &mut message);
             writer.write_all(&message).await?;
             writer.flush().await?;
             let frame = frames.next().await?.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
             let (msize, version) = match R::decode(frame.code, &frame.body) {
                 Ok(Some(R::Version { msize, version })) => (msize, version),
                 // What diod says to a version that it does not know, where the protocol has "unknown".
-                Ok(Some(R::Lerror { .. })) if offer == wire::VERSION_SLASHN => continue,
+                Ok(Some(R::Lerror { .. } | R::Error { .. })) if offer != Dialect::Legacy => continue,
                 Ok(Some(R::Lerror { ecode })) => return Err(Error::Answer(Errno::from_code(ecode as i32).to_string())),
                 other => return Err(Error::Answer(format!("{other:?}"))),
             };
             if msize > options.msize || msize < Limits::MSIZE_MIN {
                 return Err(Error::Answer(format!("an msize of {msize} to an offer of {}", options.msize)));
             }
-            match version.0 {
-                wire::VERSION_UNKNOWN if offer == wire::VERSION_SLASHN => {}
-                agreed @ (wire::VERSION_SLASHN | wire::VERSION_L) => {
+            match Dialect::of_version(version.0) {
+                // 9P2000 is what the protocol wants of a server that does not know a variant: it may know another.
+                Some(Dialect::Legacy) if offer == Dialect::Slashn => {}
+                Some(agreed) if agreed >= offer => {
                     frames.agree(msize);
-                    let ordered = agreed == wire::VERSION_SLASHN;
-                    return Ok(Self(Link::start(frames, writer, traffic, (msize, ordered), options.liveness)));
+                    return Ok(Self(Link::start(frames, writer, traffic, (msize, agreed), options.liveness)));
                 }
-                other => return Err(Error::Version(String::from_utf8_lossy(other).into_owned())),
+                None if version.0 == wire::VERSION_UNKNOWN => {}
+                _ => return Err(Error::Version(String::from_utf8_lossy(version.0).into_owned())),
             }
         }
         Err(Error::Version("unknown".into()))
@@ -143,6 +148,11 @@ impl Client {
         self.0.counts()
     }
 
+    /// The agreed dialect.
+    pub fn dialect(&self) -> Dialect {
+        self.0.dialect
+    }
+
     /// The agreed frame size in bytes.
     pub fn msize(&self) -> u32 {
         self.0.msize
@@ -152,18 +162,18 @@ impl Client {
 impl Tree for Client {
     fn attach<'a>(&'a self, who: &'a Who, aname: &'a [u8]) -> Reply<'a, NodeRef> {
         Reply::later(async move {
-            let fid = self.0.fid()?;
+            let (fid, legacy) = (self.0.fid()?, self.0.dialect == Dialect::Legacy);
             let attach = T::Attach {
                 fid: fid.number(),
                 afid: NO_FID,
                 uname: Str(who.user.as_bytes()),
                 aname: Str(aname),
-                n_uname: Some(who.uid.unwrap_or(NO_UID)),
+                n_uname: if legacy { None } else { Some(who.uid.unwrap_or(NO_UID)) },
             };
             let answer = self.0.call(attach).await?;
             fid.settle();
             let qid = answer.message()?.qid().ok_or(Errno::EPROTO)?;
-            Ok(Remote::node(fid, qid))
+            Ok(if legacy { Legacy::node(fid, qid) } else { Remote::node(fid, qid) })
         })
     }
 }

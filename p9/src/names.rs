@@ -14,6 +14,9 @@ const TRUSTED: Duration = Duration::from_secs(1);
 /// Names longer than this are not worth their place in every entry of a directory.
 const LONGEST: usize = 255;
 
+/// Whoever is called something that nobody here has: nobody, as in a user namespace.
+pub(crate) const NOBODY: u32 = 65534;
+
 static USERS: Names = Names { path: "/etc/passwd", known: Mutex::new(None) };
 static GROUPS: Names = Names { path: "/etc/group", known: Mutex::new(None) };
 
@@ -25,6 +28,11 @@ pub(crate) fn user(uid: u32) -> String {
 /// The name of the group `gid`.
 pub(crate) fn group(gid: u32) -> String {
     GROUPS.name(gid)
+}
+
+/// The number of the user called `name`; nobody's, if it is nobody here.
+pub(crate) fn user_number(name: &[u8]) -> u32 {
+    USERS.number(name).unwrap_or(NOBODY)
 }
 
 /// The number of the group called `name`, if there is one or it is a number itself.
@@ -103,6 +111,10 @@ mod tests {
     #[test]
     fn who_has_no_name_here_is_a_number() {
         assert_eq!((user(0), user(4_000_000_000)), ("root".to_string(), "4000000000".to_string()));
+        assert_eq!(
+            (user_number(b"root"), user_number(b"4000000000"), user_number(b"glenda?")),
+            (0, 4_000_000_000, NOBODY)
+        );
         assert_eq!((group_number(b"glenda?"), group_number(b"17")), (None, Some(17)));
     }
 }

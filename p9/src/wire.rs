@@ -169,8 +169,8 @@ messages! {
     }
 }
 
-/// What two peers have agreed to speak.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+/// What two peers have agreed to speak, the richest first.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Dialect {
     /// 9P2000.L with ordered fids.
     #[default]
@@ -182,6 +182,9 @@ pub enum Dialect {
 }
 
 impl Dialect {
+    /// All of them, the richest first.
+    pub const ALL: [Self; 3] = [Self::Slashn, Self::L, Self::Legacy];
+
     /// The dialect that `version` names.
     pub fn of_version(version: &[u8]) -> Option<Self> {
         match version {

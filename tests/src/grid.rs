@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use p9::client::{self, Client};
 use p9::server::{self, Limits};
+use p9::wire::Dialect;
 use p9::{Errno, NodeRef, Tree, TreeRef, Who};
 
 /// Named trees and the links to them.
@@ -17,6 +18,7 @@ pub struct Grid {
     trees: HashMap<String, TreeRef>,
     delays: HashMap<String, Duration>,
     limits: Limits,
+    dialect: Dialect,
 }
 
 impl Grid {
@@ -43,6 +45,12 @@ impl Grid {
         self
     }
 
+    /// Has clients offer this dialect and those that are poorer.
+    pub fn dialect(mut self, dialect: Dialect) -> Self {
+        self.dialect = dialect;
+        self
+    }
+
     /// A client of `name`, over a connection of its own.
     pub async fn client(&self, name: &str) -> Result<Client, client::Error> {
         let delay = self.delays.get(name).copied().unwrap_or_default();
@@ -56,7 +64,8 @@ impl Grid {
                 tracing::debug!("the connection ended: {err}");
             }
         });
-        Client::connect(near, client::Options::default()).await
+        let options = client::Options { dialect: self.dialect, ..client::Options::default() };
+        Client::connect(near, options).await
     }
 
     /// The root of `name` through a connection of its own.

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use fileserver::{Disk, DiskOptions};
 use ns::{Flags, Namespace};
 use p9::layer::{self, FileLayer, Layer, LayeredFile};
+use p9::wire::Dialect;
 use p9::{Handle, NodeRef, Reply, TreeRef, Who, synth};
 use tests::contract;
 use tests::grid::Grid;
@@ -81,6 +82,22 @@ async fn a_synthetic_tree_keeps_the_contract() {
         contract::reading(root.clone(), &[]).await;
         contract::read_only(&root, "f").await;
     }
+}
+
+async fn over_9p2000(tree: &TreeRef) -> NodeRef {
+    Grid::new().serve("a", tree.clone()).dialect(Dialect::Legacy).root("a").await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_tree_keeps_over_9p2000_what_that_can_say() {
+    let dir = tempfile::tempdir().unwrap();
+    contract::writing_over_9p2000(over_9p2000(&disk(dir.path(), false)).await).await;
+    sample(dir.path());
+    contract::reading(over_9p2000(&disk(dir.path(), false)).await, &[]).await;
+    contract::read_only(&over_9p2000(&disk(dir.path(), true)).await, "f").await;
+    contract::reading(over_9p2000(&synthetic()).await, &[]).await;
+    let over = tempfile::tempdir().unwrap();
+    contract::reading(over_9p2000(&namespace(dir.path(), over.path()).await).await, &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

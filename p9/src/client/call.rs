@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::link::{CALLS, Link, Wire};
 use super::waits::Ticket;
 use crate::frame::Frame;
-use crate::wire::{R, T};
+use crate::wire::{R, T, legacy};
 use crate::{Errno, cancel};
 
 /// How long a server may take to answer a flush before the caller goes on without it.
@@ -27,6 +27,7 @@ impl Answer {
     pub(super) fn message(&self) -> Result<R<'_>, Errno> {
         match R::decode(self.0.code, &self.0.body) {
             Ok(Some(R::Lerror { ecode })) => Err(Errno::from_code(ecode as i32)),
+            Ok(Some(R::Error { ename })) => Err(legacy::errno_of(ename.0)),
             Ok(Some(message)) => Ok(message),
             _ => Err(Errno::EPROTO),
         }

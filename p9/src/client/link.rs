@@ -20,6 +20,7 @@ use super::fid::Fid;
 use super::waits::{Ticket, Waits};
 use crate::Errno;
 use crate::frame::{Frame, Frames};
+use crate::wire::Dialect;
 use crate::wire::{R, T};
 use crate::writer::write;
 
@@ -33,6 +34,7 @@ pub(super) struct Link {
     pub(super) msize: u32,
     /// Whether the server orders what is done to a fid, so that messages may be sent before the answer to those before.
     pub(super) ordered: bool,
+    pub(super) dialect: Dialect,
     _tasks: Mutex<JoinSet<()>>,
 }
 
@@ -52,7 +54,7 @@ pub(super) struct Wire {
 
 impl Link {
     pub(super) fn start<R, W>(
-        frames: Frames<R>, writer: W, traffic: Arc<Traffic>, (msize, ordered): (u32, bool), liveness: Duration,
+        frames: Frames<R>, writer: W, traffic: Arc<Traffic>, (msize, dialect): (u32, Dialect), liveness: Duration,
     ) -> Arc<Self>
     where
         R: AsyncRead + Send + Unpin + 'static,
@@ -72,7 +74,7 @@ impl Link {
         tasks.spawn(wire.clone().write(writer));
         tasks.spawn(wire.clone().read(frames));
         tasks.spawn(wire.clone().watch(liveness));
-        Arc::new(Self { wire, msize, ordered, _tasks: Mutex::new(tasks) })
+        Arc::new(Self { wire, msize, ordered: dialect == Dialect::Slashn, dialect, _tasks: Mutex::new(tasks) })
     }
 
     /// A fid number that is not in use, clunked when the last clone is dropped.

@@ -196,7 +196,12 @@ async fn on_fid(context: &Context, message: &T<'_>, state: &mut State) -> Result
     let file = state.file_mut()?;
     Ok(match *message {
         // Open, it would change under its readers.
-        T::Lopen { .. } | T::Lcreate { .. } | T::Open { .. } | T::Create { .. } | T::Xattrcreate { .. } | T::Walk { .. }
+        T::Lopen { .. }
+        | T::Lcreate { .. }
+        | T::Open { .. }
+        | T::Create { .. }
+        | T::Xattrcreate { .. }
+        | T::Walk { .. }
             if file.open.is_some() =>
         {
             return Err(Errno::EBADF);

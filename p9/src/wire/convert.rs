@@ -151,6 +151,8 @@ impl R<'_> {
             Self::Attach { qid }
             | Self::Lopen { qid, .. }
             | Self::Lcreate { qid, .. }
+            | Self::Open { qid, .. }
+            | Self::Create { qid, .. }
             | Self::Mkdir { qid }
             | Self::Mknod { qid }
             | Self::Symlink { qid } => Some(qid),

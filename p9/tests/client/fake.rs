@@ -44,7 +44,12 @@ impl Fake {
         (client.unwrap(), fake)
     }
 
-    /// The same, and the root.
+    /// The server's end of `stream`, on which nothing has been agreed on yet.
+    pub(crate) fn of(stream: DuplexStream) -> Self {
+        Self { stream, _root: None }
+    }
+
+    /// A client that is connected as [`Fake::connect`] does, and the root.
     pub(crate) async fn attached(ordered: bool) -> (NodeRef, Self) {
         let (client, mut fake) = Self::connect(ordered, 1 << 16).await;
         let attach = async {

@@ -6,6 +6,7 @@
 mod cancelled;
 mod fake;
 mod hostile;
+mod legacy;
 mod served;
 
 #[path = "../protocol/ram.rs"]

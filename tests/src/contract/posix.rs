@@ -14,7 +14,7 @@ pub(super) async fn posix(dir: &NodeRef) {
     groups(dir).await;
 }
 
-async fn any_name(dir: &NodeRef) {
+pub(super) async fn any_name(dir: &NodeRef) {
     let longest = vec![b'n'; Name::MAX];
     let odd: [&[u8]; 8] = [b"\x01", b"\xff\xfe", b"\n", b" ", b"...", b"\\", b"*?[", &longest];
     let mut made: Vec<NameBuf> = odd.iter().map(|odd| NameBuf::new(*odd).unwrap()).collect();

@@ -8,12 +8,12 @@ use super::{list, name, posix, read, walk, xattrs};
 
 pub(super) const FILE: New<'static> = New { what: What::File(EXCL), mode: 0o644, owner: None };
 const EXCL: How = How { excl: true, ..How::RDWR };
-const DIR: New<'static> = New { what: What::Dir, mode: 0o755, owner: None };
+pub(super) const DIR: New<'static> = New { what: What::Dir, mode: 0o755, owner: None };
 
 /// Checks every change that can be made in `dir`, which is empty.
 pub async fn writing(dir: NodeRef) {
     files(&dir).await;
-    sizes_and_times(&dir).await;
+    sizes_and_times(&dir, 123_456_789).await;
     directories(&dir).await;
     names(&dir).await;
     posix::posix(&dir).await;
@@ -30,7 +30,7 @@ pub(super) async fn put(dir: &NodeRef, at: &str, text: &'static str) {
     handle.close().await.unwrap();
 }
 
-async fn files(dir: &NodeRef) {
+pub(super) async fn files(dir: &NodeRef) {
     put(dir, "a", "hello").await;
     assert_eq!(read(dir, "a", 1000).await.unwrap(), b"hello");
     assert_eq!(dir.create(name("a"), FILE).await.err(), Some(Errno::EEXIST), "exclusive means exclusive");
@@ -64,7 +64,8 @@ async fn files(dir: &NodeRef) {
     assert_eq!(dir.remove(name("a"), false).await.err(), Some(Errno::ENOENT));
 }
 
-async fn sizes_and_times(dir: &NodeRef) {
+/// `nsec`: 0 where times are whole seconds.
+pub(super) async fn sizes_and_times(dir: &NodeRef, nsec: u32) {
     put(dir, "s", "0123456789").await;
     let node = walk(dir, "s").await.unwrap();
     let attr = node.set_attr(SetAttr { size: Some(4), ..SetAttr::default() }).await.unwrap();
@@ -72,7 +73,7 @@ async fn sizes_and_times(dir: &NodeRef) {
     node.set_attr(SetAttr { size: Some(6), ..SetAttr::default() }).await.unwrap();
     assert_eq!(read(dir, "s", 100).await.unwrap(), b"0123\0\0", "what grows is filled with zeros");
     node.set_attr(SetAttr { mode: Some(0o640), ..SetAttr::default() }).await.unwrap();
-    let when = Time { sec: 1_000_000_000, nsec: 123_456_789 };
+    let when = Time { sec: 1_000_000_000, nsec };
     let change = SetAttr { mtime: Some(SetTime::At(when)), atime: Some(SetTime::Now), ..SetAttr::default() };
     node.set_attr(change).await.unwrap();
     let attr = node.attr().await.unwrap();
@@ -81,7 +82,7 @@ async fn sizes_and_times(dir: &NodeRef) {
     dir.remove(name("s"), false).await.unwrap();
 }
 
-async fn directories(dir: &NodeRef) {
+pub(super) async fn directories(dir: &NodeRef) {
     dir.create(name("d"), DIR).await.unwrap();
     assert_eq!(dir.create(name("d"), DIR).await.err(), Some(Errno::EEXIST));
     let d = walk(dir, "d").await.unwrap();
