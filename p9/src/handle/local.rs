@@ -169,7 +169,27 @@ mod tests {
         assert_eq!(from.seek(0, true).await.unwrap(), 0, "it begins with a hole");
         assert!(from.seek(0, false).await.unwrap() > 0, "the data is further on");
         from.allocate(0, 0, 2 << 20).await.unwrap();
-        assert!(from.read((2 << 20) - 1, 10).await.unwrap().len() == 1, "it is as long as what was allocated");
+        assert_eq!(from.read((2 << 20) - 1, 10).await.unwrap(), "\0", "it is as long as what was allocated");
         assert_eq!(from.copy(0, &Handle::Bytes(Bytes::new()), 0, 1).await.err(), Some(Errno::EOPNOTSUPP));
+    }
+
+    #[tokio::test]
+    async fn a_writer_who_was_shut_out_changes_nothing() {
+        struct ShutOut;
+        impl crate::handle::Token for ShutOut {
+            fn may_write(&self) -> Result<(), Errno> {
+                Err(Errno::ESTALE)
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, b"hello").unwrap();
+        let fd: OwnedFd = OpenOptions::new().read(true).write(true).open(&path).unwrap().into();
+        let file = Handle::Fd(LocalFile::new(fd, false, Some(Box::new(ShutOut))));
+        assert_eq!(file.write(0, Bytes::from_static(b"x")).await.err(), Some(Errno::ESTALE));
+        assert_eq!(file.allocate(0, 0, 100).await.err(), Some(Errno::ESTALE));
+        assert_eq!(file.copy(0, &file, 5, 1).await.err(), Some(Errno::ESTALE));
+        assert_eq!(std::fs::read(&path).unwrap(), b"hello");
+        assert_eq!(file.read(0, 100).await.unwrap(), "hello");
     }
 }
