@@ -22,6 +22,8 @@ pub(crate) use table::mounted;
 /// The type under which our mounts appear: what a file server recognises, so as not to serve itself.
 pub(crate) const TYPE: &str = "fuse.slashn";
 const DEVICE: &str = "/dev/fuse";
+/// The options of a mount for every user.
+const ALL_USERS: &str = "allow_other,default_permissions";
 
 /// Why something could not be mounted or unmounted. Whoever says it says where, too.
 #[derive(Debug, thiserror::Error)]
@@ -74,8 +76,9 @@ fn mount_directly(at: &Path, rootmode: u32, options: &Options) -> Result<OwnedFd
     let device = device.map_err(|err| Error::Device(err.into()))?;
     let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
     let mut data = format!("fd={},rootmode={rootmode:o},user_id={uid},group_id={gid}", device.as_raw_fd());
-    if options.allow_other {
-        data.push_str(",allow_other");
+    if options.all_users {
+        data.push(',');
+        data.push_str(ALL_USERS);
     }
     let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
     if options.read_only {

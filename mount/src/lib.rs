@@ -32,9 +32,11 @@ pub struct Options {
     pub ttl: Duration,
     /// Threads that take requests from the kernel.
     pub threads: usize,
-    /// Whether users other than the one who mounts may enter. Of no meaning to [`serve`], where whoever mounted
-    /// decided it.
-    pub allow_other: bool,
+    /// Whether it is for every user of this machine, not for the one alone who mounts. The kernel then checks the
+    /// rights of each by owner, group and mode before it asks, and what a user makes is given to that user: so it is
+    /// for a tree whose server lets whoever mounted do everything, as root's own. Of no meaning to [`serve`], where
+    /// whoever mounted decided it.
+    pub all_users: bool,
     /// Whether every change is refused with `EROFS`.
     pub read_only: bool,
     /// The most files that are kept at hand (as a fid of a server, say) without being open.
@@ -48,7 +50,7 @@ impl Default for Options {
         Self {
             ttl: Duration::from_secs(1),
             threads: 2,
-            allow_other: false,
+            all_users: false,
             read_only: false,
             max_inodes_held: 16 << 10,
             fs_name: "slashn".into(),

@@ -50,7 +50,7 @@ pub fn mount(root: NodeRef, at: &Path, options: Options, runtime: Runtime) -> Re
     let fuse = kernel::attach(&at, &options)?;
     // Looked up before the session begins, in the table of mounts: nothing asks the mount itself.
     let minor = kernel::mounted(&at).map(|there| there.minor);
-    let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    let acl = if options.all_users { SessionACL::All } else { SessionACL::Owner };
     let place = Place { at, minor };
     match begin(root, fuse, acl, options, runtime) {
         Ok((bridge, ended)) => Ok(Mount { bridge, place: Some(place), ended }),

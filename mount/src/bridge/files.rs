@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fuser::{FileHandle, FopenFlags, INodeNo};
 use futures_util::future::join_all;
-use p9::{Attr, Errno, Handle, How, NodeRef, Time, Want};
+use p9::{Attr, Errno, Handle, How, NodeRef, SetAttr, Time, Want};
 use parking_lot::Mutex;
 
 use super::Bridge;
@@ -99,8 +99,17 @@ impl Bridge {
         }
     }
 
-    pub(super) async fn write(&self, fh: FileHandle, offset: u64, data: Bytes) -> Result<u32, Errno> {
+    pub(super) async fn write(&self, fh: FileHandle, offset: u64, data: Bytes, uid: u32) -> Result<u32, Errno> {
         let open = self.opens.get(fh.0)?;
+        // Where the kernel checks rights it sees to this itself, but for what does not go through its pages.
+        if self.options.all_users
+            && open.direct
+            && uid != 0
+            && let Some(mode) = open.inode.mode_once_written()
+        {
+            let attr = open.node.set_attr(SetAttr { mode: Some(mode), ..SetAttr::default() }).await?;
+            open.inode.learn(&attr);
+        }
         open.written.store(true, Ordering::Relaxed);
         if !open.handle.seekable() {
             let turn = open.writes.turn().await?;

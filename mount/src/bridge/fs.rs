@@ -20,6 +20,7 @@ use p9::{Errno, How, SetAttr, What};
 
 use super::attrs::Caller;
 use super::dirs::{Filling, ONLY};
+use super::names::Owner;
 use super::{Bridge, Refuse, Wait};
 use crate::attr::{errno, missing, set_time};
 
@@ -47,6 +48,13 @@ fn send_xattr(size: u32) -> impl FnOnce(ReplyXattr, Bytes) + Send + 'static {
     }
 }
 
+impl Fs {
+    /// To whom what `request` makes is given.
+    fn owner(&self, request: &Request) -> Owner {
+        self.0.options.all_users.then(|| (request.uid(), request.gid()))
+    }
+}
+
 impl Filesystem for Fs {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         /// One request carries this much at most; more only costs memory.
@@ -57,9 +65,11 @@ impl Filesystem for Fs {
             | InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_CACHE_SYMLINKS
-            | InitFlags::FUSE_HANDLE_KILLPRIV_V2
             | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
-        let offered = config.capabilities() & wanted;
+        // To take away a file's setuid bit upon a write is the kernel's part where it is the one that checks rights: whoever
+        // serves then has all of them, and would keep the bit.
+        let killing = if self.0.options.all_users { InitFlags::empty() } else { InitFlags::FUSE_HANDLE_KILLPRIV_V2 };
+        let offered = config.capabilities() & (wanted | killing);
         // What the kernel offers it also takes.
         _ = config.add_capabilities(offered);
         _ = config.set_max_write(MAX_WRITE);
@@ -110,24 +120,32 @@ impl Filesystem for Fs {
             0 | libc::S_IFREG => What::File(How { excl: true, ..How::WRITE }),
             kind => What::Device { kind, rdev: rdev.into() },
         };
-        let (name, ttl) = (owned(name), self.0.options.ttl);
-        answer!(self, r, Bounded, reply, |b| b.make(parent, &name, what, mode), move |reply, attr| {
+        let (name, ttl, owner) = (owned(name), self.0.options.ttl, self.owner(r));
+        answer!(self, r, Bounded, reply, |b| b.make(parent, &name, what, mode, owner), move |reply, attr| {
             reply.entry(&ttl, &attr, ONLY);
         });
     }
 
     fn mkdir(&self, r: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let (name, ttl) = (owned(name), self.0.options.ttl);
-        answer!(self, r, Bounded, reply, |b| b.make(parent, &name, What::Dir, mode), move |reply, attr| {
+        let (name, ttl, owner) = (owned(name), self.0.options.ttl, self.owner(r));
+        answer!(self, r, Bounded, reply, |b| b.make(parent, &name, What::Dir, mode, owner), move |reply, attr| {
             reply.entry(&ttl, &attr, ONLY);
         });
     }
 
     fn symlink(&self, r: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let (name, target, ttl) = (owned(name), owned(target.as_os_str()), self.0.options.ttl);
-        answer!(self, r, Bounded, reply, |b| b.make(parent, &name, What::Link(&target), 0o777), move |reply, attr| {
-            reply.entry(&ttl, &attr, ONLY);
-        });
+        let owner = self.owner(r);
+        answer!(
+            self,
+            r,
+            Bounded,
+            reply,
+            |b| b.make(parent, &name, What::Link(&target), 0o777, owner),
+            move |reply, attr| {
+                reply.entry(&ttl, &attr, ONLY);
+            }
+        );
     }
 
     fn unlink(&self, r: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -166,10 +184,17 @@ impl Filesystem for Fs {
     fn create(
         &self, r: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, flags: i32, reply: ReplyCreate,
     ) {
-        let (name, ttl) = (owned(name), self.0.options.ttl);
-        answer!(self, r, Bounded, reply, |b| b.create(parent, &name, mode, flags), move |reply, (attr, fh, flags)| {
-            reply.created(&ttl, &attr, ONLY, FileHandle(fh), flags);
-        });
+        let (name, ttl, owner) = (owned(name), self.0.options.ttl, self.owner(r));
+        answer!(
+            self,
+            r,
+            Bounded,
+            reply,
+            |b| b.create(parent, &name, mode, flags, owner),
+            move |reply, (attr, fh, flags)| {
+                reply.created(&ttl, &attr, ONLY, FileHandle(fh), flags);
+            }
+        );
     }
 
     fn read(
@@ -183,8 +208,8 @@ impl Filesystem for Fs {
         &self, r: &Request, _: INodeNo, fh: FileHandle, offset: u64, data: &[u8], _: WriteFlags, _: OpenFlags,
         _: Option<LockOwner>, reply: ReplyWrite,
     ) {
-        let data = Bytes::copy_from_slice(data);
-        answer!(self, r, Unbounded, reply, |b| b.write(fh, offset, data), |reply, count| reply.written(count));
+        let (data, uid) = (Bytes::copy_from_slice(data), r.uid());
+        answer!(self, r, Unbounded, reply, |b| b.write(fh, offset, data, uid), |reply, count| reply.written(count));
     }
 
     /// Asked for files that were opened to change them, each time that a descriptor is closed.

@@ -14,6 +14,9 @@ use crate::attr::to_fuse;
 use crate::open::Open;
 use crate::table::Inode;
 
+/// To whom what is made is given: user and group; `None` for whoever mounted.
+pub(super) type Owner = Option<(u32, u32)>;
+
 impl Bridge {
     /// The file called `name` in `parent`, and how long it may be taken to be there; `None` if there is none.
     pub(super) async fn lookup(&self, parent: INodeNo, name: &[u8]) -> Result<Option<(FileAttr, Duration)>, Errno> {
@@ -46,10 +49,10 @@ impl Bridge {
 
     /// Makes a directory, a symbolic link or a special file.
     pub(super) async fn make(
-        &self, parent: INodeNo, name: &[u8], what: What<'_>, mode: u32,
+        &self, parent: INodeNo, name: &[u8], what: What<'_>, mode: u32, owner: Owner,
     ) -> Result<FileAttr, Errno> {
         let (dir, name) = (self.inode(parent)?, Name::new(name)?);
-        let created = self.create_in(&dir, name, New { what, mode: mode & 0o7777, owner: None }).await?;
+        let created = self.create_in(&dir, name, New { what, mode: mode & 0o7777, owner }).await?;
         if let Some(handle) = &created.handle {
             handle.close().await?;
         }
@@ -62,14 +65,20 @@ impl Bridge {
         self.changed(dir, node.create(name, new).await)
     }
 
-    /// Makes a file and opens it, in one step.
+    /// Makes a file and opens it, in one step. The kernel asks for this only where it knows of no file: where it checks
+    /// the rights, one that is there all the same is not opened behind its back.
     pub(super) async fn create(
-        &self, parent: INodeNo, name: &[u8], mode: u32, flags: i32,
+        &self, parent: INodeNo, name: &[u8], mode: u32, flags: i32, owner: Owner,
     ) -> Result<(FileAttr, u64, fuser::FopenFlags), Errno> {
         let (dir, name) = (self.inode(parent)?, Name::new(name)?);
-        let how = How::from_flags(flags as u32)?;
-        let new = New { what: What::File(how), mode: mode & 0o7777, owner: None };
-        let created = self.create_in(&dir, name, new).await?;
+        let asked = How::from_flags(flags as u32)?;
+        let (excl, how) = (asked.excl, How { excl: asked.excl || owner.is_some(), ..asked });
+        let new = New { what: What::File(how), mode: mode & 0o7777, owner };
+        let created = match self.create_in(&dir, name, new).await {
+            // The kernel then looks again, and opens what it finds by its own rules.
+            Err(Errno::EEXIST) if !excl => return Err(Errno::ESTALE),
+            created => created?,
+        };
         let handle = created.handle.ok_or(Errno::EIO)?;
         let attr = attr_of(&created.node, created.attr).await?;
         let (inode, shown) = self.entry(&dir, name, created.node.clone(), &attr);

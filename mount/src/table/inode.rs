@@ -4,7 +4,7 @@
 //! never across a wait. Invariant: an open file pins its node, so that it is served although it has no name any more.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use p9::{Attr, FileKind, NameBuf, NodeRef, Qid, Time};
 use parking_lot::Mutex;
@@ -20,6 +20,8 @@ pub(crate) struct Inode {
     size: AtomicU64,
     /// Counts the writes through this mount.
     writes: AtomicU64,
+    /// Its mode, as last heard.
+    mode: AtomicU32,
 }
 
 #[derive(Default)]
@@ -64,6 +66,7 @@ impl Inode {
             state: Mutex::default(),
             size: AtomicU64::new(0),
             writes: AtomicU64::new(0),
+            mode: AtomicU32::new(0),
         }
     }
 
@@ -116,6 +119,15 @@ impl Inode {
     /// Takes note of attributes that the kernel is told.
     pub(crate) fn learn(&self, attr: &Attr) {
         self.size.store(attr.size, Ordering::Release);
+        self.mode.store(attr.mode, Ordering::Release);
+    }
+
+    /// The mode that it is to have once somebody without privileges has written to it, where that is another: without
+    /// the setuid bit, and without the setgid bit of a program.
+    pub(crate) fn mode_once_written(&self) -> Option<u32> {
+        let mode = self.mode.load(Ordering::Acquire) & 0o7777;
+        let setgid = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
+        Some(mode & !(libc::S_ISUID | setgid)).filter(|left| *left != mode)
     }
 
     /// The length, as the kernel was last told, or as writes since have made it.

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails may panic, in its helpers too")]
 
 mod disk;
+mod everyone;
 mod names;
 mod reads;
 mod synthetic;
