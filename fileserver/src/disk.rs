@@ -21,6 +21,7 @@ use rustix::fs::{Mode, OFlags};
 mod change;
 mod dir;
 mod inode;
+mod leased;
 mod mounts;
 mod node;
 mod sys;
@@ -28,6 +29,10 @@ mod xattr;
 
 use inode::{Inode, Key, Seen};
 use node::DiskNode;
+
+use crate::Leases;
+
+pub(crate) use sys::FileHandle;
 
 /// A directory of this machine as a tree.
 pub struct Disk {
@@ -43,13 +48,17 @@ pub struct DiskOptions {
     pub key: [u8; 32],
     /// How many descriptors may be kept for files that are not open.
     pub descriptors: usize,
+    /// Who grants leases on its files. All trees of a node share one, and have the same `key`: an inode is known by its
+    /// `qid.path`.
+    pub leases: Arc<Leases>,
 }
 
 impl DiskOptions {
     /// Read and write, with an eighth of the descriptors that this process may have, at most 1024.
     pub fn new(key: [u8; 32]) -> Self {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(8192);
-        Self { read_only: false, key, descriptors: (limit / 8).clamp(16, 1024) as usize }
+        let descriptors = (limit / 8).clamp(16, 1024) as usize;
+        Self { read_only: false, key, descriptors, leases: Leases::of_process() }
     }
 
     /// The same, refusing every change if `read_only`.
@@ -113,23 +122,28 @@ impl Disk {
         }
     }
 
-    /// The root of the tree.
+    /// The root of the tree, for use in this process.
     pub fn root(&self) -> NodeRef {
-        Arc::new(DiskNode::of(self.root.clone(), 0))
+        self.root_for(0)
+    }
+
+    /// The root of the tree, as the [client](Who::client) that sees it.
+    pub fn root_for(&self, client: u64) -> NodeRef {
+        Arc::new(DiskNode::of(self.root.clone(), 0, client))
     }
 }
 
 impl Tree for Disk {
-    fn attach<'a>(&'a self, _who: &'a Who, aname: &'a [u8]) -> Reply<'a, NodeRef> {
+    fn attach<'a>(&'a self, who: &'a Who, aname: &'a [u8]) -> Reply<'a, NodeRef> {
         let names = match Name::split(aname) {
             Ok(names) => names,
             Err(errno) => return errno.into(),
         };
         if names.is_empty() {
-            return Reply::ok(self.root());
+            return Reply::ok(self.root_for(who.client));
         }
         Reply::later(async move {
-            let root = self.root();
+            let root = self.root_for(who.client);
             Ok(root.walk(&names, Want::default()).await?.reached()?.node)
         })
     }

@@ -67,9 +67,7 @@ pub struct Exports(Vec<Open>);
 
 struct Open {
     export: Export,
-    root: NodeRef,
-    /// For peers who may only read.
-    read_only: NodeRef,
+    disk: Arc<Disk>,
 }
 
 impl Exports {
@@ -79,9 +77,8 @@ impl Exports {
         let mut open = Vec::new();
         for export in exports {
             let options = DiskOptions::new(key).read_only(export.read_only);
-            let root = Disk::open(&export.path, options)?.root();
-            let read_only = Ruled::node(root.clone(), Access::ReadOnly);
-            open.push(Open { export, root, read_only });
+            let disk = Disk::open(&export.path, options)?;
+            open.push(Open { export, disk });
         }
         Ok(Arc::new(Self(open)))
     }
@@ -95,7 +92,8 @@ impl Exports {
     pub fn root(&self, who: &Who, name: &str) -> Option<NodeRef> {
         let open = self.0.iter().find(|open| open.export.name == name)?;
         let read_only = who.rights.export(name)?;
-        Some(if read_only { open.read_only.clone() } else { open.root.clone() })
+        let root = open.disk.root_for(who.client);
+        Some(if read_only { Ruled::node(root, Access::ReadOnly) } else { root })
     }
 
     /// The directory of all exports that `who` sees.

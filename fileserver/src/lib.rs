@@ -9,6 +9,7 @@
 pub mod caller;
 pub mod disk;
 pub mod exports;
+pub mod leases;
 
 mod empty;
 mod ruled;
@@ -16,5 +17,6 @@ mod rules;
 
 pub use disk::{Disk, DiskOptions, Error};
 pub use exports::{Export, Exports};
+pub use leases::{LeaseOptions, Leases};
 pub use ruled::Ruled;
 pub use rules::{Access, Rules};

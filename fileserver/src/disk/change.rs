@@ -44,6 +44,18 @@ pub(super) struct Made {
     pub(super) inode: Arc<Inode>,
     pub(super) attr: Attr,
     pub(super) open: Option<(OwnedFd, How)>,
+    /// Whether the name is new.
+    pub(super) fresh: bool,
+}
+
+impl Making {
+    /// How a file of that name that is there already would be opened.
+    pub(super) fn opens(&self) -> Option<How> {
+        match self.what {
+            Kind::File(how) if !how.excl => Some(how),
+            _ => None,
+        }
+    }
 }
 
 impl DiskNode {
@@ -68,7 +80,7 @@ impl DiskNode {
         }
         let Step::File(inode, attr) = self.inode.step(&mut reach, name, false)? else { return Err(Errno::EBUSY) };
         let attr = self.settle(&inode, &reach, attr, new)?;
-        Ok(Made { inode, attr, open: None })
+        Ok(Made { inode, attr, open: None, fresh: true })
     }
 
     /// Makes and opens a file in one step, or opens the one that is there.
@@ -83,7 +95,7 @@ impl DiskNode {
                     };
                     let inode = disk.seen(&self.inode, name, mount, &attr, None);
                     let attr = self.settle(&inode, &fd, attr, new)?;
-                    return Ok(Made { inode, attr, open: Some((fd, how)) });
+                    return Ok(Made { inode, attr, open: Some((fd, how)), fresh: true });
                 }
                 Err(Errno::EEXIST) if !how.excl => {}
                 Err(errno) => return Err(errno),
@@ -101,9 +113,10 @@ impl DiskNode {
                 libc::S_IFLNK => return Err(Errno::ELOOP),
                 _ => return Err(Errno::ENXIO),
             }
+            Self::of(inode.clone(), 0, self.client).make_way(how);
             let fd = disk.patient(|| sys::reopen(&reach, file_flags(how)))?;
             let attr = if how.truncate { sys::attr(&sys::statx(fd.as_fd(), true)?, attr.qid.path) } else { attr };
-            return Ok(Made { inode, attr, open: Some((fd, how)) });
+            return Ok(Made { inode, attr, open: Some((fd, how)), fresh: false });
         }
         Err(Errno::EBUSY)
     }
@@ -178,6 +191,7 @@ impl DiskNode {
         self.inode.disk.writable()?;
         let reach = self.inode.reach(false)?;
         if let Some(size) = change.size {
+            self.make_way(How::WRITE);
             self.truncate(&reach, size)?;
         }
         if change.uid.is_some() || change.gid.is_some() {

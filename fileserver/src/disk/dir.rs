@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use p9::cancel::blocking;
+use p9::tree::LeaseKind;
 use p9::{Attr, Dir, DirSink, Entry, Errno, NameBuf, Qid, Reply};
 use parking_lot::Mutex;
 use rustix::fs::{RawDir, SeekFrom};
@@ -24,6 +25,8 @@ pub(super) struct DiskDir(Arc<Reading>);
 struct Reading {
     fd: OwnedFd,
     inode: Arc<Inode>,
+    /// Who opened it.
+    client: u64,
     /// The part read last. Also: only who holds this moves the descriptor's offset.
     part: Mutex<Part>,
 }
@@ -43,8 +46,8 @@ struct Found {
 const PART: usize = 16 << 10;
 
 impl DiskDir {
-    pub(super) fn of(fd: OwnedFd, inode: Arc<Inode>) -> Arc<Self> {
-        Arc::new(Self(Arc::new(Reading { fd, inode, part: Mutex::default() })))
+    pub(super) fn of(fd: OwnedFd, inode: Arc<Inode>, client: u64) -> Arc<Self> {
+        Arc::new(Self(Arc::new(Reading { fd, inode, client, part: Mutex::default() })))
     }
 }
 
@@ -102,7 +105,10 @@ impl Reading {
             Seen::File { attr, .. } => attr,
             Seen::Hidden(path) => Empty::attr_of(path),
         };
-        Ok(Some(Found { cookie, name, qid: attr.qid, kind: attr.mode & libc::S_IFMT, attr: Some(attr) }))
+        // Those that another client holds back have to be asked for.
+        let known = !disk.options.leases.in_the_way(self.client, attr.qid.path, LeaseKind::Read);
+        let kind = attr.mode & libc::S_IFMT;
+        Ok(Some(Found { cookie, name, qid: attr.qid, kind, attr: known.then_some(attr) }))
     }
 }
 

@@ -10,17 +10,18 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use p9::cancel::blocking;
+use p9::tree::{Lease, LeaseKind, OnBreak};
 use p9::{
     Attr, Created, Errno, Handle, How, LocalFile, Name, NameBuf, New, Node, NodeRef, Opened, Qid, Reached, Reply,
-    SetAttr, StatFs, Walk, Want,
+    SetAttr, StatFs, Stream, Walk, Want,
 };
 use rustix::fs::{AtFlags, OFlags};
 
-use super::change::{Made, Making};
 use super::dir::DiskDir;
 use super::inode::{Inode, Reach, Seen};
 use super::{sys, xattr};
 use crate::empty::Empty;
+use crate::leases::Writer;
 
 /// A file of the disk, as it was reached.
 #[derive(Clone)]
@@ -28,6 +29,8 @@ pub(super) struct DiskNode {
     pub(super) inode: Arc<Inode>,
     /// Of the contents, when the node was made.
     version: u32,
+    /// Whose leases its operations do not break: [`p9::Who::client`].
+    pub(super) client: u64,
 }
 
 /// What one step of a walk reached.
@@ -37,8 +40,8 @@ pub(super) enum Step {
 }
 
 impl DiskNode {
-    pub(super) fn of(inode: Arc<Inode>, version: u32) -> Self {
-        Self { inode, version }
+    pub(super) fn of(inode: Arc<Inode>, version: u32, client: u64) -> Self {
+        Self { inode, version, client }
     }
 
     /// `node`, if it is one of this very tree.
@@ -48,7 +51,7 @@ impl DiskNode {
     }
 
     /// Does `work` on the blocking pool.
-    fn later<'a, T: Send + 'static>(
+    pub(super) fn later<'a, T: Send + 'static>(
         &self, work: impl FnOnce(Self) -> Result<T, Errno> + Send + 'static,
     ) -> Reply<'a, T> {
         let node = self.clone();
@@ -56,7 +59,7 @@ impl DiskNode {
     }
 
     /// Does `work` in place if that needs no waiting, else on the blocking pool.
-    fn soon<'a, T: Send + 'static>(
+    pub(super) fn soon<'a, T: Send + 'static>(
         &self, work: impl Fn(&Self, bool) -> Result<T, Errno> + Send + 'static,
     ) -> Reply<'a, T> {
         match work(self, true) {
@@ -95,11 +98,13 @@ impl DiskNode {
             }
         }
         let step = last.ok_or(Errno::EINVAL)?;
-        let attr = want.attr.then(|| step.attr());
-        Ok(Walk { qids, end: Ok(Reached { node: step.node(), attr, lease: None }) })
+        // Attributes that another client holds back are to be asked for.
+        let attr = (want.attr && !inode.is_held_back(self.client)).then(|| step.attr());
+        Ok(Walk { qids, end: Ok(Reached { node: step.node(self.client), attr, lease: None }) })
     }
 
-    fn open_now(&self, how: How, cached: bool) -> Result<Handle, Errno> {
+    /// Opens it; `writer` is what [`DiskNode::opening`] gave.
+    pub(super) fn open_now(&self, how: How, writer: Option<Writer>, cached: bool) -> Result<Handle, Errno> {
         let inode = &self.inode;
         if how.changes() {
             inode.disk.writable()?;
@@ -110,7 +115,7 @@ impl DiskNode {
                 let reach = inode.reach(cached)?;
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY;
                 let fd = inode.disk.patient(|| sys::reopen(&reach, flags))?;
-                return Ok(Handle::Dir(DiskDir::of(fd, inode.clone())));
+                return Ok(Handle::Dir(DiskDir::of(fd, inode.clone(), self.client)));
             }
             _ if how.directory => return Err(Errno::ENOTDIR),
             libc::S_IFREG => {}
@@ -128,39 +133,9 @@ impl DiskNode {
         }
         // In place, a lease that somebody on this machine holds on the file is not waited for: `EAGAIN` instead.
         let flags = if cached { file_flags(how) | OFlags::NONBLOCK } else { file_flags(how) };
+        self.make_way(how);
         let fd = inode.disk.patient(|| sys::reopen(&reach, flags))?;
-        Ok(self.handle(fd, how))
-    }
-
-    /// The file opened as `fd`, as `how` says.
-    pub(super) fn handle(&self, fd: OwnedFd, how: How) -> Handle {
-        let file = LocalFile::new(fd, how.append, None);
-        self.inode.opened(&file, how.write);
-        Handle::Fd(file)
-    }
-
-    fn open_at_now<'n>(
-        &self, names: impl Iterator<Item = Name<'n>>, how: How, want: Want, cached: bool,
-    ) -> Result<Opened, Errno> {
-        let node: NodeRef = self.walk_now(names, Want::default(), cached)?.reached()?.node;
-        let Some(file) = self.ours(&node) else {
-            let attr = want.attr.then(|| Empty::attr_of(node.qid().path));
-            return Ok(Opened { node: Some(node), attr, handle: Empty::handle(how)?, first: None, lease: None });
-        };
-        let handle = file.open_now(how, cached)?;
-        let first = match &handle {
-            Handle::Fd(open) if want.data > 0 && how.read => first_bytes(open, want.data, cached),
-            _ => None,
-        };
-        // After the open, so that a truncation shows.
-        let attr = if want.attr { Some(file.attr_now(cached)?) } else { None };
-        Ok(Opened { node: Some(node), attr, handle, first, lease: None })
-    }
-
-    fn made(&self, made: Made) -> Created {
-        let node = Self::of(made.inode, made.attr.qid.version);
-        let handle = made.open.map(|(fd, how)| node.handle(fd, how));
-        Created { node: Arc::new(node), attr: Some(made.attr), handle }
+        Ok(self.handle(fd, how, writer))
     }
 }
 
@@ -172,7 +147,7 @@ pub(super) fn file_flags(how: How) -> OFlags {
 }
 
 /// Up to `count` bytes from the start, where they are to be had; a failure is left for the read proper to meet.
-fn first_bytes(file: &LocalFile, count: u32, cached: bool) -> Option<Bytes> {
+pub(super) fn first_bytes(file: &LocalFile, count: u32, cached: bool) -> Option<Bytes> {
     let mut buf = vec![0; count as usize];
     let flags = if cached { rustix::io::ReadWriteFlags::NOWAIT } else { rustix::io::ReadWriteFlags::empty() };
     let got = rustix::io::preadv2(file, &mut [std::io::IoSliceMut::new(&mut buf)], 0, flags).ok()?;
@@ -188,9 +163,9 @@ impl Step {
         }
     }
 
-    fn node(self) -> NodeRef {
+    fn node(self, client: u64) -> NodeRef {
         match self {
-            Self::File(inode, attr) => Arc::new(DiskNode::of(inode, attr.qid.version)),
+            Self::File(inode, attr) => Arc::new(DiskNode::of(inode, attr.qid.version, client)),
             Self::Hidden(path) => Empty::node(path),
         }
     }
@@ -232,56 +207,71 @@ impl Node for DiskNode {
 
     fn open_at<'a>(&'a self, names: &'a [Name<'a>], how: How, want: Want) -> Reply<'a, Opened> {
         if names.is_empty() {
-            let open = |handle, attr| Opened { node: None, attr, handle, first: None, lease: None };
-            return self.soon(move |node, cached| {
-                let handle = node.open_now(how, cached)?;
-                Ok(open(handle, if want.attr { Some(node.attr_now(cached)?) } else { None }))
-            });
+            return self.open_and(how, want);
         }
-        match self.open_at_now(names.iter().copied(), how, want, true) {
+        match self.walk_now(names.iter().copied(), Want::default(), true) {
             Err(Errno::EAGAIN) => {
                 let names = owned(names);
-                self.later(move |node| node.open_at_now(names.iter().map(NameBuf::as_name), how, want, false))
+                let walked = self.later(move |node| {
+                    node.walk_now(names.iter().map(NameBuf::as_name), Want::default(), false)?.reached()
+                });
+                Reply::later(async move { self.open_reached(walked.await?.node, how, want).await })
             }
-            answer => answer.into(),
+            Err(errno) => errno.into(),
+            Ok(walk) => match walk.reached() {
+                Ok(reached) => self.open_reached(reached.node, how, want),
+                Err(errno) => errno.into(),
+            },
         }
     }
 
     fn attr(&self) -> Reply<'_, Attr> {
-        self.soon(Self::attr_now)
-    }
-
-    fn open(&self, how: How) -> Reply<'_, Handle> {
-        self.soon(move |node, cached| node.open_now(how, cached))
-    }
-
-    fn create<'a>(&'a self, name: Name<'a>, what: New<'a>) -> Reply<'a, Created> {
-        let (name, making) = (NameBuf::from(name), Making::from(what));
-        self.later(move |node| Ok(node.made(node.create_now(name.as_name(), &making)?)))
-    }
-
-    fn set_attr(&self, change: SetAttr) -> Reply<'_, Attr> {
-        self.later(move |node| {
-            node.set_attr_now(change)?;
-            node.attr_now(false)
+        if !self.inode.is_held_back(self.client) {
+            return self.soon(Self::attr_now);
+        }
+        Reply::later(async move {
+            let _claim = self.claimed(LeaseKind::Read).await;
+            self.soon(Self::attr_now).await
         })
     }
 
+    fn open(&self, how: How) -> Reply<'_, Handle> {
+        self.open_and(how, Want::default()).map(|opened| opened.handle)
+    }
+
+    fn create<'a>(&'a self, name: Name<'a>, what: New<'a>) -> Reply<'a, Created> {
+        self.create_soon(name.into(), what.into())
+    }
+
+    fn set_attr(&self, change: SetAttr) -> Reply<'_, Attr> {
+        self.changing(
+            |node| vec![node.inode.key.path],
+            move |node| {
+                node.set_attr_now(change)?;
+                node.attr_now(false)
+            },
+        )
+    }
+
     fn remove<'a>(&'a self, name: Name<'a>, dir: bool) -> Reply<'a, ()> {
-        let name = NameBuf::from(name);
-        self.later(move |node| node.remove_now(name.as_name(), dir))
+        let (name, named) = (NameBuf::from(name), NameBuf::from(name));
+        self.changing(move |node| node.keys(&[(node, Some(&named))]), move |node| node.remove_now(name.as_name(), dir))
     }
 
     fn rename<'a>(&'a self, name: Name<'a>, new_dir: &'a NodeRef, new_name: Name<'a>, flags: u32) -> Reply<'a, ()> {
         let Some(new_dir) = self.ours(new_dir) else { return Errno::EXDEV.into() };
         let (name, new_name) = (NameBuf::from(name), NameBuf::from(new_name));
-        self.later(move |node| node.rename_now(name.as_name(), &new_dir, new_name.as_name(), flags))
+        let (from, to, into) = (name.clone(), new_name.clone(), new_dir.clone());
+        self.changing(
+            move |node| node.keys(&[(node, Some(&from)), (&into, Some(&to))]),
+            move |node| node.rename_now(name.as_name(), &new_dir, new_name.as_name(), flags),
+        )
     }
 
     fn link<'a>(&'a self, target: &'a NodeRef, name: Name<'a>) -> Reply<'a, ()> {
         let Some(target) = self.ours(target) else { return Errno::EXDEV.into() };
-        let name = NameBuf::from(name);
-        self.later(move |node| node.link_now(&target, name.as_name()))
+        let (name, linked) = (NameBuf::from(name), target.inode.key.path);
+        self.changing(move |node| vec![node.inode.key.path, linked], move |node| node.link_now(&target, name.as_name()))
     }
 
     fn read_link(&self) -> Reply<'_, Bytes> {
@@ -337,10 +327,21 @@ impl Node for DiskNode {
 
     fn set_xattr<'a>(&'a self, name: &'a [u8], value: Option<Bytes>, flags: u32) -> Reply<'a, ()> {
         let name = name.to_vec();
-        self.later(move |node| {
-            node.inode.disk.writable()?;
-            xattr::write(&node.inode.reach(false)?, &name, value.as_deref(), flags)
-        })
+        self.changing(
+            |node| vec![node.inode.key.path],
+            move |node| {
+                node.inode.disk.writable()?;
+                xattr::write(&node.inode.reach(false)?, &name, value.as_deref(), flags)
+            },
+        )
+    }
+
+    fn lease(&self, want: LeaseKind, on_break: OnBreak) -> Reply<'_, Option<Lease>> {
+        self.lease_soon(want, on_break)
+    }
+
+    fn events(&self) -> Reply<'_, Arc<dyn Stream>> {
+        self.later(|node| node.events_now())
     }
 
     fn local(&self) -> Option<OwnedFd> {

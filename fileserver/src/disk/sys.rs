@@ -80,7 +80,7 @@ fn time(stamp: &StatxTimestamp) -> Time {
 
 /// The kernel's own name for a file, unique in its file system for all time: name_to_handle_at(2).
 #[repr(C)]
-pub(super) struct FileHandle {
+pub(crate) struct FileHandle {
     bytes: u32,
     kind: i32,
     data: [u8; libc::MAX_HANDLE_SZ as usize],
@@ -88,7 +88,7 @@ pub(super) struct FileHandle {
 
 impl FileHandle {
     /// That of the file open as `fd`; `None` where the file system has none.
-    pub(super) fn of(fd: BorrowedFd<'_>) -> Option<Self> {
+    pub(crate) fn of(fd: BorrowedFd<'_>) -> Option<Self> {
         /// Linux 6.5: a handle that need not be openable, which more file systems have.
         const AT_HANDLE_FID: i32 = 0x200;
         Self::ask(fd, libc::AT_EMPTY_PATH).or_else(|| Self::ask(fd, libc::AT_EMPTY_PATH | AT_HANDLE_FID))
@@ -107,7 +107,7 @@ impl FileHandle {
     }
 
     /// Its type and bytes.
-    pub(super) fn parts(&self) -> (i32, &[u8]) {
+    pub(crate) fn parts(&self) -> (i32, &[u8]) {
         (self.kind, &self.data[..self.bytes as usize])
     }
 }

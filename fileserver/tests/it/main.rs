@@ -2,7 +2,7 @@
 //!
 //! `disk` is the plain directory, `model` the same against system calls, `mounts` what is mounted in it, `bounds` what
 //! it costs, `races` those who try to get out of it, `ruled` one with rules around it, `caller` the rules that protect a
-//! caller from a node, `exports` what a node shows to whom.
+//! caller from a node, `exports` what a node shows to whom, `leases` what is kept without asking.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking, and says aloud what it skips")]
 
@@ -12,6 +12,7 @@ mod common;
 mod disk;
 mod exports;
 mod fids;
+mod leases;
 mod model;
 mod mounts;
 mod races;

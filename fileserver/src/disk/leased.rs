@@ -1,0 +1,283 @@
+//! What a disk node does about leases: who has to give one back before an operation, and who gets one.
+//!
+//! Called by the node's operations. While nothing is leased, each of them is what it would be without leases; else what
+//! is in the way is asked for and waited for first, in the operation's own future and holding nothing. What the kernel
+//! has to do stays on the blocking pool.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use p9::cancel::blocking;
+use p9::tree::{Lease, LeaseKind, OnBreak};
+use p9::{Created, Errno, Handle, How, LocalFile, NameBuf, NodeRef, Opened, Reply, Stream, Want};
+use rustix::fs::OFlags;
+
+use super::change::{Made, Making};
+use super::inode::{Inode, Reach, Seen};
+use super::node::{DiskNode, first_bytes};
+use super::sys;
+use crate::Leases;
+use crate::empty::Empty;
+use crate::leases::{Claim, Place, Writer, fine_times, place_of};
+
+/// Two ticks of the clock by which Linux before 6.13 stamps files.
+const TWO_TICKS_NS: i128 = 20_000_000;
+
+impl Inode {
+    /// Whether another client than `client` holds changes of it back.
+    pub(super) fn is_held_back(&self, client: u64) -> bool {
+        self.disk.options.leases.in_the_way(client, self.key.path, LeaseKind::Read)
+    }
+}
+
+impl DiskNode {
+    fn leases(&self) -> &Arc<Leases> {
+        &self.inode.disk.options.leases
+    }
+
+    /// Does `work`, which changes the inodes that `keys` finds, on the blocking pool, once other clients have given their
+    /// leases on them back.
+    pub(super) fn changing<'a, T: Send + 'static>(
+        &self, keys: impl FnOnce(&Self) -> Vec<u64> + Send + 'static,
+        work: impl FnOnce(Self) -> Result<T, Errno> + Send + 'static,
+    ) -> Reply<'a, T> {
+        if let Some(quick) = self.leases().quick() {
+            return self.later(move |node| {
+                let _quick = quick;
+                work(node)
+            });
+        }
+        let node = self.clone();
+        Reply::later(async move {
+            let looks = node.clone();
+            let keys = blocking(move || Ok(keys(&looks))).await?;
+            let claim = node.leases().claim(node.client, LeaseKind::None, &keys);
+            claim.settle().await;
+            blocking(move || {
+                let _claim = claim;
+                work(node)
+            })
+            .await
+        })
+    }
+
+    /// The directories and those of their entries, so far as they are there.
+    pub(super) fn keys(&self, entries: &[(&Self, Option<&NameBuf>)]) -> Vec<u64> {
+        let entry = |(dir, name): &(&Self, Option<&NameBuf>)| Some(dir.entry_named((*name)?)?.inode.key.path);
+        let dirs = entries.iter().map(|(dir, _)| dir.inode.key.path);
+        let mut keys: Vec<u64> = dirs.chain(entries.iter().filter_map(entry)).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+
+    /// The entry `name`, if it is there and a file of the disk.
+    fn entry_named(&self, name: &NameBuf) -> Option<Self> {
+        let reach = self.inode.reach(false).ok()?;
+        let fd = sys::place(reach.as_fd(), name.as_name(), false).ok()?;
+        match self.inode.disk.see(fd.as_fd(), Some(&self.inode.mount), false).ok()? {
+            Seen::File { mount, attr } => {
+                let fd = Some(Arc::new(fd));
+                let inode = self.inode.disk.seen(&self.inode, name.as_name(), mount, &attr, fd);
+                Some(Self::of(inode, attr.qid.version, self.client))
+            }
+            Seen::Hidden(_) => None,
+        }
+    }
+
+    /// Says that others may keep no more than `keep`, and waits until they do not.
+    pub(super) async fn claimed(&self, keep: LeaseKind) -> Claim {
+        let claim = self.leases().claim(self.client, keep, &[self.inode.key.path]);
+        claim.settle().await;
+        claim
+    }
+
+    /// What opening it like this needs, and whether others have to give something back first.
+    fn opening(&self, how: How) -> (Option<Writer>, bool) {
+        if self.inode.format != libc::S_IFREG {
+            return (None, false);
+        }
+        let (leases, client, key) = (self.leases(), self.client, self.inode.key.path);
+        if how.changes() && self.inode.disk.writable().is_ok() {
+            let writer = leases.writer(client, key);
+            let wait = leases.in_the_way(client, key, LeaseKind::None);
+            return (Some(writer), wait);
+        }
+        let wait = leases.in_the_way(client, key, LeaseKind::Read)
+            || leases.is_sole(key) && leases.in_the_way(client, key, LeaseKind::Attr);
+        (None, wait)
+    }
+
+    /// Waits for what [`DiskNode::opening`] found in the way; the claim is to last until it is open.
+    async fn opening_settled(&self, writer: Option<&Writer>) -> Option<Claim> {
+        match writer {
+            Some(writer) => {
+                writer.settle().await;
+                None
+            }
+            None => Some(self.claimed(LeaseKind::Attr).await),
+        }
+    }
+
+    /// Lets go of what keeps local processes from opening it like this, and so us, too.
+    pub(super) fn make_way(&self, how: How) {
+        let (leases, key) = (self.leases(), self.inode.key.path);
+        if how.changes() || leases.is_sole(key) {
+            leases.make_way(self.client, key, !how.write);
+        }
+    }
+
+    /// The file opened as `fd`, as `how` says.
+    pub(super) fn handle(&self, fd: OwnedFd, how: How, writer: Option<Writer>) -> Handle {
+        if !how.write {
+            let file = LocalFile::new(fd, how.append, None);
+            self.inode.opened(&file, false);
+            return Handle::Fd(file);
+        }
+        let (leases, key) = (self.leases(), self.inode.key.path);
+        let writer = writer.unwrap_or_else(|| leases.writer(self.client, key));
+        let file = LocalFile::new(fd, how.append, Some(Box::new(writer)));
+        self.inode.opened(&file, true);
+        leases.regrip(self.client, key, || Ok(file.as_fd().try_clone_to_owned()?));
+        Handle::Fd(file)
+    }
+
+    /// Opens it, and brings along what is wanted.
+    pub(super) fn open_and<'a>(&self, how: How, want: Want) -> Reply<'a, Opened> {
+        let (writer, wait) = self.opening(how);
+        let waiter = writer.clone();
+        let open = move |node: &Self, cached| {
+            let handle = node.open_now(how, writer.clone(), cached)?;
+            let first = match &handle {
+                Handle::Fd(open) if want.data > 0 && how.read => first_bytes(open, want.data, cached),
+                _ => None,
+            };
+            // After the open, so that a truncation shows.
+            let attr = if want.attr { Some(node.attr_now(cached)?) } else { None };
+            Ok(Opened { node: None, attr, handle, first, lease: None })
+        };
+        if !wait {
+            return self.soon(open);
+        }
+        let node = self.clone();
+        Reply::later(async move {
+            let _claim = node.opening_settled(waiter.as_ref()).await;
+            drop(waiter);
+            node.soon(open).await
+        })
+    }
+
+    /// Opens `node`, which a walk from here reached.
+    pub(super) fn open_reached<'a>(&self, node: NodeRef, how: How, want: Want) -> Reply<'a, Opened> {
+        let Some(file) = self.ours(&node) else {
+            let attr = want.attr.then(|| Empty::attr_of(node.qid().path));
+            let opened = |handle| Opened { node: Some(node), attr, handle, first: None, lease: None };
+            return Empty::handle(how).map(opened).into();
+        };
+        file.open_and(how, want).map(|opened| Opened { node: Some(node), ..opened })
+    }
+
+    fn made(&self, made: Made, writer: Option<Writer>) -> Created {
+        let node = Self::of(made.inode, made.attr.qid.version, self.client);
+        let handle = made.open.map(|(fd, how)| node.handle(fd, how, writer));
+        Created { node: Arc::new(node), attr: Some(made.attr), handle }
+    }
+
+    pub(super) fn create_soon<'a>(&self, name: NameBuf, making: Making) -> Reply<'a, Created> {
+        if let Some(quick) = self.leases().quick() {
+            return self.later(move |node| {
+                let _quick = quick;
+                Ok(node.made(node.create_now(name.as_name(), &making)?, None))
+            });
+        }
+        Reply::later(self.clone().create_leased(name, making))
+    }
+
+    async fn create_leased(self, name: NameBuf, making: Making) -> Result<Created, Errno> {
+        let (looks, called) = (self.clone(), name.clone());
+        let there = match making.opens() {
+            Some(how) => blocking(move || Ok(looks.entry_named(&called))).await?.map(|file| (file, how)),
+            None => None,
+        };
+        // To open what is there changes nothing in the directory.
+        let (mut writer, mut claim) = (None, None);
+        match &there {
+            Some((file, how)) => {
+                let (opens, wait) = file.opening(*how);
+                if wait {
+                    claim = file.opening_settled(opens.as_ref()).await;
+                }
+                writer = opens;
+            }
+            None => claim = Some(self.claimed(LeaseKind::None).await),
+        }
+        let expected = there.is_none();
+        let (node, kept) = (self.clone(), writer.clone());
+        let (created, fresh, claim) = blocking(move || {
+            let made = node.create_now(name.as_name(), &making)?;
+            let fresh = made.fresh;
+            Ok((node.made(made, kept), fresh, claim))
+        })
+        .await?;
+        drop(claim);
+        if fresh != expected {
+            // Somebody made or removed the name meanwhile: who holds what is now wrong is waited for afterwards.
+            drop(self.claimed(LeaseKind::None).await);
+            let key = created.node.qid().path;
+            self.leases().claim(self.client, LeaseKind::None, &[key]).settle().await;
+        }
+        Ok(created)
+    }
+
+    pub(super) fn lease_soon<'a>(&self, want: LeaseKind, on_break: OnBreak) -> Reply<'a, Option<Lease>> {
+        // What a file system with a server of its own changes is not told here.
+        if self.inode.mount.remote || want == LeaseKind::None {
+            return Reply::ok(None);
+        }
+        let node = self.clone();
+        Reply::later(async move {
+            let (leases, client, key) = (node.leases().clone(), node.client, node.inode.key.path);
+            Ok(leases.grant(client, key, want, on_break, node).await)
+        })
+    }
+
+    pub(super) fn events_now(&self) -> Result<Arc<dyn Stream>, Errno> {
+        match self.inode.format {
+            libc::S_IFDIR if !self.inode.mount.remote => self.leases().events(self.place()?),
+            libc::S_IFDIR => Err(Errno::EOPNOTSUPP),
+            _ => Err(Errno::ENOTDIR),
+        }
+    }
+}
+
+impl Place for DiskNode {
+    fn place(&self) -> Result<Arc<OwnedFd>, Errno> {
+        match self.inode.reach(false)? {
+            Reach::Place(fd) => Ok(fd),
+            // Not the open file itself: it would stay open for writing.
+            Reach::Open(file) => Ok(Arc::new(place_of(file.as_fd())?)),
+        }
+    }
+
+    fn reader(&self) -> Result<OwnedFd, Errno> {
+        if self.inode.format != libc::S_IFREG {
+            return Err(Errno::EINVAL);
+        }
+        let reach = self.inode.reach(false)?;
+        self.inode.disk.patient(|| sys::reopen(&reach, OFlags::RDONLY | OFlags::NONBLOCK))
+    }
+
+    fn writer(&self) -> Result<OwnedFd, Errno> {
+        let writer = self.inode.writer().ok_or(Errno::EAGAIN)?;
+        Ok(writer.as_fd().try_clone_to_owned()?)
+    }
+
+    fn is_settled(&self) -> bool {
+        if fine_times() {
+            return true;
+        }
+        let nanos = |time: p9::Time| i128::from(time.sec) * 1_000_000_000 + i128::from(time.nsec);
+        let age = self.attr_now(false).map(|attr| nanos(p9::Time::now()) - nanos(attr.ctime));
+        age.is_ok_and(|age| age > TWO_TICKS_NS)
+    }
+}

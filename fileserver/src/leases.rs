@@ -1,0 +1,290 @@
+//! One lease authority: who may keep what of which inode, and who has to wait until it was given back.
+//!
+//! Shared by all disk trees of a node, keyed by the qid path; a client is the [`p9::Who::client`] that a tree was
+//! attached for. An operation that would make what others keep wrong says so first (`Leases::claim`), waits until they
+//! have given it back (`Claim::settle`), then acts, then drops its claim. While it waits it holds no lock, no thread
+//! and no descriptor, and dropping the wait ends it. A holder has 5 s, one that holds changes back 30 s; then it has
+//! lost the lease, by its own clock too, and what it held back is refused with `ESTALE`.
+//!
+//! While nothing is leased an operation costs one counter (`Leases::quick`). Invariant: a lease is counted in `live`
+//! before its grant looks for quick operations, and waits for those that are under way.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use p9::tree::LeaseKind;
+use p9::{Errno, Stream};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+mod claim;
+mod events;
+mod grant;
+mod grip;
+mod record;
+mod sys;
+mod table;
+mod watch;
+
+use grip::KernelLease;
+use table::{Breaks, Calls, Entry, Times, Whose};
+use watch::{Target, Watch};
+
+pub(crate) use claim::{Claim, Writer};
+pub(crate) use grant::Place;
+pub(crate) use watch::{fine_times, place_of};
+
+/// How a lease authority is run.
+#[derive(Clone, Debug)]
+pub struct LeaseOptions {
+    /// How long a holder may take to give a lease back.
+    pub release: Duration,
+    /// The same for one that holds changes back.
+    pub write_back: Duration,
+    /// How many inodes may be leased or watched at once. Each may cost a descriptor, and one more while contents are
+    /// leased.
+    pub most: usize,
+    /// By what changes of local processes are noticed.
+    pub source: Source,
+}
+
+impl Default for LeaseOptions {
+    /// 5 s, 30 s, a sixteenth of the descriptors that this process may have, at most 4096.
+    fn default() -> Self {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(8192);
+        let most = (limit / 16).clamp(16, 4096) as usize;
+        let (release, write_back) = (Duration::from_secs(5), Duration::from_secs(30));
+        Self { release, write_back, most, source: Source::Best }
+    }
+}
+
+/// By what changes of local processes are noticed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Source {
+    /// fanotify(7) where it is allowed and the file system can, else inotify(7).
+    Best,
+    /// inotify(7): it does not say who changed something, so that own changes break own leases, too.
+    Inotify,
+}
+
+/// A lease authority.
+pub struct Leases {
+    options: LeaseOptions,
+    shards: Box<[Mutex<Shard>]>,
+    /// Leases that are held, and grants under way.
+    live: AtomicUsize,
+    /// Operations under way that found `live` to be 0.
+    quick: AtomicUsize,
+    /// Told when the last quick operation ends while there are grants.
+    drained: Notify,
+    next: AtomicU64,
+    /// Held by whoever takes a kernel lease or a watch: on the blocking pool, and never while it waits for a peer.
+    gripping: Mutex<()>,
+    watch: OnceLock<Result<Arc<Watch>, Errno>>,
+}
+
+#[derive(Default)]
+struct Shard {
+    entries: HashMap<u64, Entry>,
+    breaks: HashMap<u64, Breaks>,
+}
+
+/// Inodes are spread over so many locks.
+const SHARDS: usize = 64;
+/// How long after an operation of ours an event of this process may be due to it.
+const GRACE: Duration = Duration::from_secs(2);
+/// Inodes of a shard whose breaks are remembered before those that say nothing any more are forgotten.
+const REMEMBERED: usize = 256;
+
+impl Leases {
+    /// An authority of its own.
+    pub fn new(options: LeaseOptions) -> Arc<Self> {
+        Arc::new(Self {
+            options,
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            live: AtomicUsize::new(0),
+            quick: AtomicUsize::new(0),
+            drained: Notify::new(),
+            next: AtomicU64::new(1),
+            gripping: Mutex::new(()),
+            watch: OnceLock::new(),
+        })
+    }
+
+    /// The one that all disk trees of this process share.
+    pub fn of_process() -> Arc<Self> {
+        static SHARED: OnceLock<Arc<Leases>> = OnceLock::new();
+        SHARED.get_or_init(|| Self::new(LeaseOptions::default())).clone()
+    }
+
+    /// How many leases are held or being granted.
+    pub fn live(&self) -> usize {
+        self.live.load(Ordering::SeqCst)
+    }
+
+    /// Whether nothing is leased: who only looks need not ask any further.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.live.load(Ordering::SeqCst) == 0
+    }
+
+    /// Whether clients other than `client` hold more than `keep` of the inode `key`.
+    pub(crate) fn in_the_way(&self, client: u64, key: u64, keep: LeaseKind) -> bool {
+        if self.is_quiet() {
+            return false;
+        }
+        self.shard(key).lock().entries.get(&key).is_some_and(|entry| entry.in_the_way(Whose::Others(client), keep))
+    }
+
+    /// Whether the inode `key` cannot be opened because it is kept open by one writer alone.
+    pub(crate) fn is_sole(&self, key: u64) -> bool {
+        if self.is_quiet() {
+            return false;
+        }
+        let shard = self.shard(key).lock();
+        shard.entries.get(&key).and_then(|entry| entry.kernel.as_ref()).is_some_and(KernelLease::is_sole)
+    }
+
+    /// A stream of lines: what happens to the entries of the directory that `place` stands for.
+    pub(crate) fn events(self: &Arc<Self>, place: Arc<OwnedFd>) -> Result<Arc<dyn Stream>, Errno> {
+        let lines = Arc::new(events::Lines::default());
+        let mark = self.watch()?.add(place, Target::Lines(lines.clone()))?;
+        Ok(Arc::new(events::Events { lines, _mark: mark }))
+    }
+
+    /// What watches local processes, started when it is first needed.
+    fn watch(self: &Arc<Self>) -> Result<Arc<Watch>, Errno> {
+        let start = || Watch::start(Arc::downgrade(self), self.options.source, self.options.most);
+        self.watch.get_or_init(start).clone()
+    }
+
+    fn id(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn times(&self) -> Times {
+        Times { release: self.options.release, write_back: self.options.write_back }
+    }
+
+    fn shard(&self, key: u64) -> &Mutex<Shard> {
+        &self.shards[key as usize % SHARDS]
+    }
+
+    /// Changes the entry of `key`, which is made for it if need be and goes again once it is empty.
+    fn with<T>(&self, key: u64, change: impl FnOnce(&mut Entry) -> T) -> T {
+        let mut shard = self.shard(key).lock();
+        let entry = shard.entries.entry(key).or_default();
+        let before = entry.count();
+        let answer = change(entry);
+        let after = entry.count();
+        // Dropped outside the lock: each is a system call.
+        let kernel = if entry.most() < LeaseKind::Read { entry.kernel.take() } else { None };
+        let watch = if entry.is_held() { None } else { entry.watch.take() };
+        if entry.is_empty() {
+            shard.entries.remove(&key);
+        }
+        drop(shard);
+        match after.checked_sub(before) {
+            Some(more) => self.live.fetch_add(more, Ordering::SeqCst),
+            None => self.live.fetch_sub(before - after, Ordering::SeqCst),
+        };
+        drop((kernel, watch));
+        answer
+    }
+
+    /// Asks the leases of `whose` on `key` to go down to `keep`.
+    fn ask(&self, key: u64, whose: Whose, keep: LeaseKind) {
+        if self.is_quiet() {
+            return;
+        }
+        let (now, times) = (Instant::now(), self.times());
+        let calls = {
+            let mut shard = self.shard(key).lock();
+            let calls = shard.entries.get_mut(&key).map_or_else(Calls::default, |e| e.ask(whose, keep, now, times));
+            if !calls.is_empty() {
+                shard.breaks.entry(key).or_default().add(now);
+                if shard.breaks.len() > REMEMBERED {
+                    shard.breaks.retain(|_, breaks| !breaks.is_over(now));
+                }
+            }
+            calls
+        };
+        calls.call();
+    }
+
+    /// Whether the leases on `key` were not broken so often that a write-back lease is not worth it.
+    fn calm(&self, key: u64) -> bool {
+        self.shard(key).lock().breaks.get(&key).is_none_or(|breaks| breaks.allow(Instant::now()))
+    }
+
+    /// Waits until the leases of `whose` on `key` have gone down to `keep`, or were made to.
+    async fn settle(&self, key: u64, whose: Whose, keep: LeaseKind) {
+        loop {
+            let Some(less) = self.shard(key).lock().entries.get(&key).map(|entry| entry.less.clone()) else { return };
+            let mut less = pin!(less.notified());
+            // Registered before the look, so that nothing is missed.
+            less.as_mut().enable();
+            self.ask(key, whose, keep);
+            let until = {
+                let shard = self.shard(key).lock();
+                shard.entries.get(&key).and_then(|entry| entry.wait_until(whose, keep))
+            };
+            let Some(until) = until else { return };
+            if timeout_at(until, less).await.is_err() {
+                tracing::debug!("a lease was not given back in time");
+                self.with(key, |entry| entry.force(whose, keep, Instant::now()));
+            }
+        }
+    }
+
+    /// A process of this machine, or this one (`own`), changed the inode `key`.
+    fn changed(&self, key: u64, own: bool) {
+        let ours = own && {
+            let shard = self.shard(key).lock();
+            shard.entries.get(&key).is_some_and(|entry| entry.is_ours(Instant::now(), GRACE))
+        };
+        if !ours {
+            self.ask(key, Whose::All, LeaseKind::None);
+        }
+    }
+
+    /// A local process opens the inode `key` and waits until its contents are leased no more; gives by when that is.
+    fn kernel_broken(&self, key: u64) -> Option<std::time::Instant> {
+        self.with(key, |entry| entry.kernel.as_ref().map(KernelLease::broken))?;
+        self.ask(key, Whose::All, LeaseKind::Attr);
+        let until = self.with(key, |entry| entry.wait_until(Whose::All, LeaseKind::Attr))?;
+        Some(std::time::Instant::now() + until.saturating_duration_since(Instant::now()))
+    }
+
+    /// The local process has waited for long enough.
+    fn kernel_expired(&self, key: u64) {
+        self.with(key, |entry| entry.force(Whose::All, LeaseKind::Attr, Instant::now()));
+    }
+
+    /// Breaks all leases.
+    fn break_all(&self) {
+        for shard in &self.shards {
+            let keys: Vec<u64> = shard.lock().entries.keys().copied().collect();
+            keys.into_iter().for_each(|key| self.ask(key, Whose::All, LeaseKind::None));
+        }
+    }
+}
+
+impl fmt::Debug for Leases {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leases").field("live", &self.live()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Leases {
+    fn drop(&mut self) {
+        if let Some(Ok(watch)) = self.watch.get() {
+            watch.end();
+        }
+    }
+}
