@@ -130,12 +130,17 @@ fn pump(session: &Arc<Session>, near: terminal::Near) -> Result<JoinSet<()>, Fai
 }
 
 impl Running {
-    /// Returns when the command is over: by itself, by a signal that was asked for, or because the session ends.
+    /// Returns when the command is over: by itself, by a signal that was asked for, because the session ends, or
+    /// because the caller's tree is gone: what it would make of that is not its own end.
     async fn until_over(&mut self, session: &Session, signals: &mut mpsc::Receiver<i32>) -> Result<Exit, Failure> {
-        let (mut runs, mut ending) = (false, false);
+        let (mut runs, mut ending, mut lost) = (false, false, false);
         loop {
             tokio::select! {
                 next = self.next(runs) => match next.map_err(never_started)? {
+                    Some(_) if lost => {
+                        let reason = "the caller's tree: its connection was lost, so the command was ended";
+                        return Err(failure(255, Errno::EIO, reason));
+                    }
                     Some(exit) => return Ok(exit),
                     None => {
                         runs = true;
@@ -145,6 +150,10 @@ impl Running {
                 Some(signal) = signals.recv(), if runs => self.kill(signal),
                 () = session.over(), if !ending => {
                     ending = true;
+                    self.kill(libc::SIGKILL);
+                }
+                () = session.caller_lost(), if runs && !lost => {
+                    lost = true;
                     self.kill(libc::SIGKILL);
                 }
             }

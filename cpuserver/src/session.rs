@@ -22,7 +22,7 @@ use crate::launch::{Exit, Usage};
 use crate::{Cpu, owner::Owner};
 
 pub(crate) use files::{CloneFile, directory};
-pub(crate) use spec::Spec;
+pub(crate) use spec::{Spec, list_text};
 
 /// One session.
 pub(crate) struct Session {
@@ -251,6 +251,14 @@ impl Session {
     /// Lets go of the caller's tree.
     pub(crate) fn drop_caller(&self) {
         self.caller.send_replace(None);
+    }
+
+    /// Returns once the connection that brought the caller's tree has ended; never, if none did.
+    pub(crate) async fn caller_lost(&self) {
+        if self.asked.lock().nonce.is_some() {
+            return std::future::pending().await;
+        }
+        let _ = self.caller.subscribe().wait_for(Option::is_none).await;
     }
 
     /// What a connection must say to bring the caller's tree: empty once one did.

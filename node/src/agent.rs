@@ -6,6 +6,8 @@
 //! served: rules by path, from the trust that the caller has in that node. The agent ends by itself after ten minutes
 //! without work.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -37,20 +39,48 @@ pub struct Serve {
     /// What proves that this connection is meant for it.
     pub nonce: String,
     /// The caller's home and working directory.
-    pub home: PathBuf,
+    pub home: PathBytes,
     /// Where the command starts.
-    pub cwd: PathBuf,
+    pub cwd: PathBytes,
     /// Paths to show although the trust would hide them; true for those that may only be read.
-    pub expose: Vec<(PathBuf, bool)>,
+    pub expose: Vec<(PathBytes, bool)>,
+}
+
+/// A path in JSON: as text where it is text, else as its bytes.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(untagged)]
+pub enum PathBytes {
+    /// Most are.
+    Text(String),
+    /// Others have any bytes.
+    Bytes(Vec<u8>),
+}
+
+impl From<&Path> for PathBytes {
+    fn from(path: &Path) -> Self {
+        match path.to_str() {
+            Some(text) => Self::Text(text.to_string()),
+            None => Self::Bytes(path.as_os_str().as_bytes().to_vec()),
+        }
+    }
+}
+
+impl PathBytes {
+    fn to_path(&self) -> PathBuf {
+        match self {
+            Self::Text(text) => text.into(),
+            Self::Bytes(bytes) => OsStr::from_bytes(bytes).into(),
+        }
+    }
 }
 
 impl Serve {
     /// The rules that a node meets which is trusted as far as `level`. It does blocking I/O.
     pub fn rules(&self, level: Trust, slashn_home: &Path) -> Rules {
-        let expose = self.expose.iter().map(|(path, read_only)| Expose { path: path.clone(), read_only: *read_only });
+        let expose = self.expose.iter().map(|(path, read_only)| Expose { path: path.to_path(), read_only: *read_only });
         caller::rules(&Caller {
-            home: self.home.clone(),
-            cwd: self.cwd.clone(),
+            home: self.home.to_path(),
+            cwd: self.cwd.to_path(),
             slashn_home: slashn_home.to_path_buf(),
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),

@@ -64,9 +64,9 @@ impl Context {
         self.environment.var("SSH_AUTH_SOCK").map(Path::new)
     }
 
-    /// The directory of the user, `$HOME`.
+    /// The directory of the user: `$HOME`, else what passwd(5) says.
     pub fn user_home(&self) -> Option<PathBuf> {
-        self.environment.var("HOME").map(PathBuf::from)
+        self.environment.var("HOME").map(PathBuf::from).or_else(std::env::home_dir)
     }
 }
 

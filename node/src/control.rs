@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use p9::client::{self, Client};
@@ -52,7 +53,7 @@ async fn accept(listener: UnixListener, tree: TreeRef) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             // Out of descriptors, most likely: some connection has to end first.
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
         while connections.try_join_next().is_some() {}
@@ -73,7 +74,10 @@ async fn accept(listener: UnixListener, tree: TreeRef) {
     }
 }
 
-/// What serves at `path`, or `None` when nothing does.
+/// How long a daemon may be silent that owes an answer, and again before it is given up.
+const LIVENESS: Duration = Duration::from_secs(3);
+
+/// What serves at `path`, or `None` when nothing does. Errors: a daemon that is stopped or hangs does not answer.
 pub async fn connect(path: &Path) -> Result<Option<NodeRef>> {
     let stream = match UnixStream::connect(path).await {
         Ok(stream) => stream,
@@ -82,10 +86,20 @@ pub async fn connect(path: &Path) -> Result<Option<NodeRef>> {
         }
         Err(err) => return Err(Error::new("connect", path.display(), err)),
     };
+    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+    let silent = || {
+        let error = Error::new("connect", path.display(), "what listens there does not answer");
+        match pid {
+            Some(pid) => error.remedy(format!("kill -9 {pid}")),
+            None => error,
+        }
+    };
     // One that ends just now does not answer, and is as good as gone.
-    let client = match Client::connect(stream, client::Options::default()).await {
+    let options = client::Options { liveness: LIVENESS, ..client::Options::default() };
+    let client = match Client::connect(stream, options).await {
         Ok(client) => client,
         Err(client::Error::Io(_)) => return Ok(None),
+        Err(client::Error::Frame(server::Error::TooSlow(..))) => return Err(silent()),
         Err(err) => return Err(Error::new("connect", path.display(), err)),
     };
     match client.attach(&Who::owner(), b"").await {

@@ -4,6 +4,7 @@
 //! `authorized_keys` of this moment, then either 9P or, when it begins with `serve `, a caller's tree for one of its
 //! sessions. When the lists change, connections that are no longer allowed what they have are ended.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,18 +16,19 @@ use dashmap::DashMap;
 use p9::server::{self, Limits};
 use p9::transport::tls::{self, Identity};
 use p9::{Rights, TreeRef, Who, transport};
+use parking_lot::Mutex;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
 use crate::authorized::Authorized;
 use crate::error::{At, Result};
 use crate::watch::Watch;
 
-/// Handshakes under way at once; who comes later waits in the kernel's queue.
-const HANDSHAKES: usize = 64;
+/// Handshakes under way at once. One more ends the oldest: whoever means it is done within a few round trips, whoever
+/// holds a connection open without a word is not.
+const HANDSHAKES: usize = 256;
 /// Connections at once.
 const CONNECTIONS: usize = 4096;
 /// How long a connection may take to say what it is.
@@ -40,7 +42,7 @@ pub struct Node {
     cpu: Arc<Cpu>,
     live: DashMap<u64, Live>,
     next: AtomicU64,
-    handshakes: Semaphore,
+    greeting: Greeting,
 }
 
 /// One connection that was admitted.
@@ -64,7 +66,7 @@ impl Node {
             cpu,
             live: DashMap::new(),
             next: AtomicU64::new(1),
-            handshakes: Semaphore::new(HANDSHAKES),
+            greeting: Greeting::default(),
         }))
     }
 
@@ -84,21 +86,28 @@ impl Node {
                 tracing::warn!("{peer}: refused: {CONNECTIONS} connections are open");
                 continue;
             }
-            let node = self.clone();
-            tokio::spawn(async move {
-                if let Err(err) = node.greet(stream, peer).await {
+            let (node, greeted) = (self.clone(), self.greeting.next());
+            let (start, started) = tokio::sync::oneshot::channel::<()>();
+            let task = tokio::spawn(async move {
+                if started.await.is_ok()
+                    && let Err(err) = node.greet(stream, peer, greeted).await
+                {
                     tracing::info!("{peer}: {err}");
                 }
             });
+            self.greeting.begin(greeted, task.abort_handle());
+            let _ = start.send(());
         }
     }
 
-    async fn greet(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
-        transport::tune(&stream)?;
-        let (io, spki) = {
-            let _permit = self.handshakes.acquire().await.map_err(io::Error::other)?;
-            tls::accept(stream, self.tls.clone()).await?
+    async fn greet(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, number: u64) -> io::Result<()> {
+        let shaken = async {
+            transport::tune(&stream)?;
+            tls::accept(stream, self.tls.clone()).await
         };
+        let shaken = shaken.await;
+        self.greeting.end(number);
+        let (io, spki) = shaken?;
         // The key was looked up within the handshake, too; what counts is what it was granted.
         let granted = self.authorized.granted(&spki).ok_or_else(|| io::Error::other("its key was denied meanwhile"))?;
         let client = self.next.fetch_add(1, Ordering::Relaxed);
@@ -167,6 +176,34 @@ impl Node {
             format!("{} {} {} {rights}", live.peer, live.who.user, live.who.key)
         };
         self.live.iter().map(|live| line(&live)).collect()
+    }
+}
+
+/// The handshakes under way, the oldest first.
+#[derive(Default)]
+struct Greeting {
+    next: AtomicU64,
+    tasks: Mutex<BTreeMap<u64, AbortHandle>>,
+}
+
+impl Greeting {
+    fn next(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// One more, which ends the oldest if there are too many.
+    fn begin(&self, number: u64, task: AbortHandle) {
+        let mut tasks = self.tasks.lock();
+        tasks.insert(number, task);
+        if tasks.len() > HANDSHAKES
+            && let Some((_, oldest)) = tasks.pop_first()
+        {
+            oldest.abort();
+        }
+    }
+
+    fn end(&self, number: u64) {
+        self.tasks.lock().remove(&number);
     }
 }
 

@@ -1,9 +1,13 @@
 //! What is to be run, and how it is said to a session: one text of ctl commands.
 
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use crate::words::quote;
+
+/// The most that arguments and environment have together when they are said in the one message with the rest: every
+/// server takes a message that is a little larger.
+const CTL_MAX: usize = 60 << 10;
 
 /// A command and what it runs with.
 #[derive(Clone, Debug, Default)]
@@ -33,7 +37,13 @@ impl Command {
         lines.iter().any(|line| matches!(line, ns::text::Line::Mount { server, .. } if server == "caller"))
     }
 
-    /// The ctl commands that say all this, and after that `verbs`.
+    /// Whether the arguments and the environment are too much for one message: they are then said to their own files.
+    pub(super) fn is_large(&self) -> bool {
+        let bytes = |list: &[Vec<u8>]| list.iter().map(|item| item.len() + 1).sum::<usize>();
+        bytes(&self.argv) + bytes(&self.env) > CTL_MAX
+    }
+
+    /// The ctl commands that say all this, but for what [`Command::is_large`], and after that `verbs`.
     pub(super) fn to_ctl(&self, verbs: &[&str]) -> Vec<u8> {
         let mut text = Vec::new();
         let mut say = |verb: &str, words: &[&[u8]]| {
@@ -58,8 +68,10 @@ impl Command {
         }
         say("cwd", &[&self.cwd]);
         say("ns", &[self.ns.as_bytes()]);
-        say("env", &self.env.iter().map(Vec::as_slice).collect::<Vec<_>>());
-        say("args", &self.argv.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        if !self.is_large() {
+            say("env", &self.env.iter().map(Vec::as_slice).collect::<Vec<_>>());
+            say("args", &self.argv.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        }
         verbs.iter().for_each(|verb| say(verb, &[]));
         text
     }
@@ -74,16 +86,16 @@ fn stays(name: &[u8]) -> bool {
 /// The environment of a command: `all` of the caller's without what means nothing elsewhere (`SSH_AUTH_SOCK`,
 /// `DISPLAY`, `WAYLAND_DISPLAY`, `DBUS_*`, `XDG_RUNTIME_DIR`), and with `chosen`: `NAME=VALUE` sets a variable, `NAME`
 /// alone forwards it after all.
-pub fn environment(all: impl IntoIterator<Item = (OsString, OsString)>, chosen: &[String]) -> Vec<Vec<u8>> {
-    let sets = |name: &[u8]| chosen.iter().filter_map(|c| c.split_once('=')).any(|(n, _)| n.as_bytes() == name);
-    let forwards = |name: &[u8]| chosen.iter().any(|c| c.as_bytes() == name);
+pub fn environment(all: impl IntoIterator<Item = (OsString, OsString)>, chosen: &[OsString]) -> Vec<Vec<u8>> {
+    let chosen = || chosen.iter().map(|item| item.as_bytes());
+    let set = || chosen().filter_map(|item| item.iter().position(|&byte| byte == b'=').map(|end| &item[..end]));
     let mut env: Vec<Vec<u8>> = all
         .into_iter()
         .map(|(name, value)| (name.into_vec(), value.into_vec()))
-        .filter(|(name, _)| !sets(name) && (!stays(name) || forwards(name)))
+        .filter(|(name, _)| !set().any(|set| set == name) && (!stays(name) || chosen().any(|item| item == name)))
         .map(|(name, value)| [&name[..], b"=", &value].concat())
         .collect();
-    env.extend(chosen.iter().filter(|c| c.contains('=')).map(|c| c.as_bytes().to_vec()));
+    env.extend(chosen().filter(|item| item.contains(&b'=')).map(<[u8]>::to_vec));
     env
 }
 

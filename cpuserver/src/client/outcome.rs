@@ -44,7 +44,7 @@ pub enum Error {
     /// The caller's own stream failed: a pipe that nobody reads, a full disk.
     #[error("{stream}: {error}")]
     Stream {
-        /// `stdout` or `stderr`.
+        /// `stdin`, `stdout` or `stderr`.
         stream: &'static str,
         /// Why.
         error: std::io::Error,

@@ -6,7 +6,9 @@ use bytes::Bytes;
 use p9::{Errno, Handle, How, Name, NodeRef, Want};
 use tokio::sync::{mpsc, watch};
 
+use super::streams::write_all;
 use super::{Command, Error, Event, outcome};
+use crate::session::list_text;
 use crate::signals;
 
 /// The most that is read of a file that is one short text.
@@ -78,6 +80,10 @@ impl Remote {
     }
 
     async fn start(&self, command: &Command, verbs: &[&str]) -> Result<(), Error> {
+        if command.is_large() {
+            self.put("env", list_text(&command.env)).await?;
+            self.put("args", list_text(&command.argv)).await?;
+        }
         match self.say(command.to_ctl(verbs)).await {
             Ok(()) => Ok(()),
             // The errno says that it failed, the status why.
@@ -88,8 +94,24 @@ impl Remote {
         }
     }
 
+    /// Says ctl commands, all in one message.
     async fn say(&self, text: impl Into<Bytes>) -> Result<(), Errno> {
-        self.clone.write(0, text.into()).await.map(|_| ())
+        let text = text.into();
+        let length = text.len();
+        match self.clone.write(0, text).await {
+            Ok(written) if (written.count as usize) < length => Err(Errno::EMSGSIZE),
+            said => said.map(|_| ()),
+        }
+    }
+
+    /// Writes the session's file `file`, in as many messages as it takes.
+    async fn put(&self, file: &'static str, text: Bytes) -> Result<(), Error> {
+        let handle = self.file(file, How { truncate: true, ..How::WRITE }).await?;
+        let written = async {
+            write_all(&handle, 0, text).await?;
+            handle.close().await
+        };
+        written.await.map_err(|errno| Error::of(file, errno, false))
     }
 
     /// Forwards what happens here until there is a reason not to go on. `runs` says whether the command runs yet.

@@ -32,7 +32,7 @@ pub(super) async fn pump(remote: &Remote, stdio: Stdio, running: &watch::Sender<
     };
     let all_out = async { tokio::try_join!(output("stdout", stdout), output("stderr", stderr), ended) };
     let all_in = async {
-        copy_in(stdin, &remote.file("stdin", How::WRITE).await?).await;
+        copy_in(stdin, &remote.file("stdin", How::WRITE).await?).await?;
         // The command may go on for as long as it likes.
         std::future::pending::<Result<(), Error>>().await
     };
@@ -71,8 +71,9 @@ async fn copy_out(
     }
 }
 
-/// Copies what the command reads until there is no more, or it reads no more.
-async fn copy_in(mut source: impl AsyncRead + Unpin, file: &Handle) {
+/// Copies what the command reads until there is no more, or it reads no more. Errors: the source fails, which the
+/// command must not take for its end.
+async fn copy_in(mut source: impl AsyncRead + Unpin, file: &Handle) -> Result<(), Error> {
     let offset = Cell::new(0);
     let mut writes = FuturesUnordered::new();
     let mut buffer = BytesMut::new();
@@ -81,17 +82,17 @@ async fn copy_in(mut source: impl AsyncRead + Unpin, file: &Handle) {
         tokio::select! {
             Some(written) = writes.next() => {
                 if written == Err(Errno::EPIPE) {
-                    return;
+                    return Ok(());
                 }
             }
             read = source.read_buf(&mut buffer), if writes.len() < DEPTH => match read {
                 Ok(1..) => {
                     let data = buffer.split().freeze();
                     let at = offset.replace(offset.get() + data.len() as u64);
-                    writes.push(write(file, at, data));
+                    writes.push(write_all(file, at, data));
                 }
-                // What cannot be read has come to its end, like what is over.
-                _ => break,
+                Ok(0) => break,
+                Err(error) => return Err(Error::Stream { stream: "stdin", error }),
             },
         }
     }
@@ -99,10 +100,11 @@ async fn copy_in(mut source: impl AsyncRead + Unpin, file: &Handle) {
     if let Err(errno) = file.close().await {
         tracing::debug!(%errno, "stdin was not closed");
     }
+    Ok(())
 }
 
-/// Writes all of `data` at `offset`.
-async fn write(file: &Handle, mut offset: u64, mut data: Bytes) -> Result<(), Errno> {
+/// Writes all of `data` at `offset`, in as many messages as it takes.
+pub(super) async fn write_all(file: &Handle, mut offset: u64, mut data: Bytes) -> Result<(), Errno> {
     while !data.is_empty() {
         let written = file.write(offset, data.clone()).await?.count;
         if written == 0 {

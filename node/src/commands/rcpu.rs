@@ -121,13 +121,6 @@ async fn forward(events: mpsc::Sender<Event>, terminal: bool) {
 fn command(context: &Context, typed: &Rcpu, node: &Node, terminal: bool) -> Result<Command> {
     let shell = || context.environment.var("SHELL").map_or_else(|| "/bin/sh".into(), OsString::from);
     let argv = if typed.command.is_empty() { vec![shell()] } else { typed.command.clone() };
-    let chosen: Vec<String> = typed
-        .env
-        .iter()
-        .map(|chosen| {
-            chosen.to_str().map(str::to_string).ok_or_else(|| Error::new("set", chosen.display(), "is not UTF-8"))
-        })
-        .collect::<Result<_>>()?;
     let ns = match &typed.ns {
         Some(file) => std::fs::read_to_string(file).at("read the namespace", file.display())?,
         None => client::default_ns(node.name.as_str()),
@@ -137,7 +130,7 @@ fn command(context: &Context, typed: &Rcpu, node: &Node, terminal: bool) -> Resu
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     Ok(Command {
         argv: argv.into_iter().map(OsString::into_vec).collect(),
-        env: client::environment(context.environment.vars().iter().cloned(), &chosen),
+        env: client::environment(context.environment.vars().iter().cloned(), &typed.env),
         cwd: working_directory(typed)?.as_os_str().as_bytes().to_vec(),
         umask: umask.bits(),
         user: Some((uid, gid)),
@@ -154,10 +147,17 @@ fn working_directory(typed: &Rcpu) -> Result<PathBuf> {
 
 fn serve_request(context: &Context, typed: &Rcpu, node: &Node, command: &Command) -> Result<Serve> {
     let cwd = PathBuf::from(OsString::from_vec(command.cwd.clone()));
-    let expose = typed.expose.iter().map(|expose| (cwd.join(&expose.path), expose.read_only));
+    let expose = typed.expose.iter().map(|expose| (cwd.join(&expose.path).as_path().into(), expose.read_only));
     let expose = expose.collect();
     let home = context.user_home().ok_or_else(|| Error::new("find the home", "$HOME", "is not set"))?;
-    Ok(Serve { node: node.name.as_str().to_string(), session: 0, nonce: String::new(), home, cwd, expose })
+    Ok(Serve {
+        node: node.name.as_str().to_string(),
+        session: 0,
+        nonce: String::new(),
+        home: home.as_path().into(),
+        cwd: cwd.as_path().into(),
+        expose,
+    })
 }
 
 /// What the user is told.

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -159,10 +159,10 @@ async fn listen_plain(
         Arc::new(Who { user: "anybody".into(), uid: None, rights: Rights::Only(only.collect()), ..Who::owner() });
     match address {
         Address::Unix(path) => {
-            let listener = bind_unix(&path).at("listen", plain)?;
+            let bound = bind_unix(&path).at("listen", plain)?;
             output::note(format_args!("{plain}: every process of this user may come in there"));
             tasks.spawn(async move {
-                while let Ok((stream, _)) = listener.accept().await {
+                while let Ok((stream, _)) = bound.listener.accept().await {
                     let ours = rustix::process::geteuid().as_raw();
                     if stream.peer_cred().is_ok_and(|peer| peer.uid() == ours) {
                         node.run(stream, Arc::new(Who::owner()), Vec::new(), "unix".into());
@@ -188,12 +188,36 @@ async fn listen_plain(
     Ok(())
 }
 
-fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
-    // Left by a node that was killed: nothing answers there.
-    if std::os::unix::net::UnixStream::connect(path).is_err() && path.exists() {
+/// A socket that is removed again when nobody listens there any more.
+struct Bound {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn bind_unix(path: &Path) -> std::io::Result<Bound> {
+    use std::io::ErrorKind;
+    use std::os::unix::fs::FileTypeExt;
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+    let refused = || {
+        let tried = std::os::unix::net::UnixStream::connect(path);
+        tried.is_err_and(|err| err.kind() == ErrorKind::ConnectionRefused)
+    };
+    // Left by a node that was killed: nothing answers there. Anything else is not ours to remove.
+    if is_socket && refused() {
         std::fs::remove_file(path)?;
     }
-    UnixListener::bind(path)
+    let listener = UnixListener::bind(path).map_err(|err| match err.kind() {
+        ErrorKind::AddrInUse if !is_socket => std::io::Error::other("there is a file, and it is no socket"),
+        ErrorKind::AddrInUse => std::io::Error::other("another process listens there"),
+        _ => err,
+    })?;
+    Ok(Bound { listener, path: path.to_path_buf() })
 }
 
 /// The files by which a running node is asked and told: `status`, `jobs` (what runs, as JSON), and `ctl` (which knows
