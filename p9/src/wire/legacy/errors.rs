@@ -10,7 +10,13 @@ const TABLE: &[(Errno, &str, &[&str])] = &[
     (
         Errno::ENOENT,
         "file does not exist",
-        &["file not found", "directory entry not found", "directory entry is not allocated", "illegal path element"],
+        &[
+            "file not found",
+            "directory entry not found",
+            "directory entry is not allocated",
+            "illegal path element",
+            "unknown file",
+        ],
     ),
     (
         Errno::EACCES,
@@ -36,7 +42,7 @@ const TABLE: &[(Errno, &str, &[&str])] = &[
     (Errno::EEXIST, "file already exists", &["file or directory already exists", "create/wstat -- file exists"]),
     (Errno::ENOTDIR, "not a directory", &["in a non-directory", "in non-directory"]),
     (Errno::EISDIR, "Is a directory", &["file is a directory"]),
-    (Errno::ENOTEMPTY, "directory is not empty", &["Directory not empty"]),
+    (Errno::ENOTEMPTY, "directory is not empty", &["Directory not empty", "occupied directory"]),
     (
         Errno::EBADF,
         "fid unknown or out of range",
@@ -84,7 +90,14 @@ const TABLE: &[(Errno, &str, &[&str])] = &[
     (
         Errno::ETXTBSY,
         "exclusive use file already open",
-        &["file already open for I/O", "file is locked", "exclusive lock", "file in use", "Text file busy"],
+        &[
+            "file already open for I/O",
+            "file is locked",
+            "exclusive lock",
+            "exclusive file already open",
+            "file in use",
+            "Text file busy",
+        ],
     ),
     (Errno::EBUSY, "Device or resource busy", &["file is in use", "device or object already in use"]),
     (Errno::ESPIPE, "bad offset in directory read", &["seek on a stream"]),
