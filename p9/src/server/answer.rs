@@ -230,10 +230,7 @@ async fn on_fid(context: &Context, message: &T<'_>, state: &mut State) -> Result
             R::Setattr {}.into()
         }
         T::Fsync { datasync, .. } => {
-            match &file.open {
-                Some(open) if datasync == FSYNC_FLUSH && context.dialect == Dialect::Slashn => open.flush().await?,
-                _ => file.sync(datasync != 0).await?,
-            }
+            fsync(context, file, datasync).await?;
             R::Fsync {}.into()
         }
         T::Walk { steps, .. } => {
@@ -249,6 +246,13 @@ async fn on_fid(context: &Context, message: &T<'_>, state: &mut State) -> Result
         T::Open { .. } | T::Create { .. } | T::Wstat { .. } => legacy::on_fid(context, message, file).await?,
         _ => return Err(Errno::EINVAL),
     })
+}
+
+async fn fsync(context: &Context, file: &File, datasync: u32) -> Result<(), Errno> {
+    match &file.open {
+        Some(open) if datasync == FSYNC_FLUSH && context.dialect == Dialect::Slashn => open.flush().await,
+        _ => file.sync(datasync != 0).await,
+    }
 }
 
 /// The qid in the answer to an open. Version 0 says, as everywhere in 9P, that what is read must not be kept: the file
