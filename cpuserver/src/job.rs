@@ -136,10 +136,10 @@ impl Running {
         let (mut runs, mut ending, mut lost) = (false, false, false);
         loop {
             tokio::select! {
-                next = self.next(runs) => match next.map_err(never_started)? {
+                next = self.next(runs) => match next.map_err(|error| Failure { ran: runs, ..never_started(error) })? {
                     Some(_) if lost => {
                         let reason = "the caller's tree: its connection was lost, so the command was ended";
-                        return Err(failure(255, Errno::EIO, reason));
+                        return Err(Failure { ran: runs, ..failure(255, Errno::EIO, reason) });
                     }
                     Some(exit) => return Ok(exit),
                     None => {
@@ -208,5 +208,5 @@ fn failed(step: &str, error: std::io::Error) -> Failure {
 }
 
 fn failure(code: u8, errno: Errno, reason: &str) -> Failure {
-    Failure { code, errno, reason: reason.to_owned() }
+    Failure { code, errno, reason: reason.to_owned(), ran: false }
 }

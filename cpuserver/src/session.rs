@@ -74,7 +74,7 @@ pub(crate) struct Ended {
     pub(crate) usage: Usage,
 }
 
-/// Why a command never ran.
+/// Why a command never ran, or how it was lost.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     /// The exit status that a shell would give: 127 not found, 126 not executable, 255 anything else.
@@ -83,6 +83,8 @@ pub(crate) struct Failure {
     pub(crate) errno: Errno,
     /// In words: the step, the thing, the reason.
     pub(crate) reason: String,
+    /// It ran, and how it would have ended is not known.
+    pub(crate) ran: bool,
 }
 
 impl Session {

@@ -6,6 +6,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Stdio;
 
 use tests::as_both;
 use tests::machine::{Done, Machine, Text};
@@ -18,6 +19,7 @@ as_both! {
     a_mount_point_that_cannot_be_used_is_named
     a_mount_whose_process_was_killed_is_cleaned_at_the_next_start
     a_node_that_was_killed_is_started_again
+    a_launcher_that_was_killed_is_named_and_followed_by_another
     a_port_in_use_is_named
     a_home_that_is_half_made_is_named
     a_second_node_of_one_home_is_refused
@@ -36,14 +38,18 @@ fn signal(machine: &Machine, signal: &str, pid: &str) {
 /// Kills the process, and returns once it is gone, or all but reaped.
 fn kill(machine: &Machine, pid: &str) {
     signal(machine, "-KILL", pid);
-    let until = std::time::Instant::now() + tests::machine::PATIENCE;
-    let is_there = || {
+    until("a killed process is gone", || {
         let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
-        threads > 1 || threads == 1 && !state.contains(") Z ")
-    };
-    while is_there() {
-        assert!(std::time::Instant::now() < until, "process {pid} stays");
+        threads == 0 || threads == 1 && state.contains(") Z ")
+    });
+}
+
+/// Waits for `condition`.
+fn until(what: &str, condition: impl Fn() -> bool) {
+    let limit = std::time::Instant::now() + tests::machine::PATIENCE;
+    while !condition() {
+        assert!(std::time::Instant::now() < limit, "waited in vain until {what}");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }
@@ -161,6 +167,25 @@ fn a_node_that_was_killed_is_started_again(mut machine: Machine) {
     down.complains(&["slashn: down: ", &home, "no node runs from this home"]);
     machine.slashn(&["--home", &home, "up", "--daemon", "--listen", "127.0.0.1:0"]).succeeds();
     assert!(machine.slashn(&["--home", &home, "status"]).succeeds().text().starts_with("node: ready beta "));
+}
+
+fn a_launcher_that_was_killed_is_named_and_followed_by_another(mut machine: Machine) {
+    machine.node("beta");
+    let script = machine.write("long.sh", "setsid sleep 987654 & exec sleep 987654\n").display().to_string();
+    let mut rcpu = machine.rcpu(&["beta", "sh", &script]);
+    let lost = rcpu.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let asleep = |count| machine.processes().iter().filter(|line| line.ends_with(" sleep 987654 ")).count() == count;
+    until("both sleep", || asleep(2));
+    let child = |pid: &str| machine.run("pgrep", &["-P", pid]).text().trim().to_string();
+    let watcher = child(&process(&machine, "beta up "));
+    kill(&machine, &child(&watcher));
+    let lost = lost.wait_with_output().unwrap();
+    lost.complains(&["rcpu: run: beta: launcher: it has ended", "try: run it again"]);
+    assert_eq!(lost.status.code(), Some(255));
+    until("nobody sleeps", || asleep(0));
+    machine.rcpu(&["beta", "sh", "-c", "exit 7"]).exits(7);
+    let log = fs::read_to_string(machine.at("beta/run/log")).unwrap();
+    assert_eq!(log.matches("the launcher ended").count(), 1, "{log}");
 }
 
 fn a_port_in_use_is_named(mut machine: Machine) {

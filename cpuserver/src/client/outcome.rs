@@ -13,7 +13,7 @@ use crate::launch::Exit;
 /// Why [`super::run`] has no exit status to give.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The command was never started; `code` is what a shell would exit with: 127 not found, 126 not executable, 255
+    /// The command was never started, or the node lost it; `code` is what a shell would exit with: 127 not found, 126 not executable, 255
     /// anything else.
     #[error("{reason}")]
     NeverStarted {
@@ -97,7 +97,7 @@ fn first_line(input: &str) -> IResult<&str, Exit> {
 }
 
 fn never_started(input: &str) -> IResult<&str, &str> {
-    preceded(tag("never started: "), not_line_ending).parse(input)
+    preceded(alt((tag("never started: "), tag("lost: "))), not_line_ending).parse(input)
 }
 
 #[cfg(test)]
@@ -112,6 +112,8 @@ mod tests {
         assert_eq!(ended(&format!("signal 6 core\n{resources}")).unwrap(), Exit::Signal { number: 6, core: true });
         let never = ended("exit 127\nnever started: foo: not found\n").unwrap_err();
         assert_eq!((never.exit_code(), never.to_string().as_str()), (127, "foo: not found"));
+        let lost = ended("exit 255\nlost: launcher: it has ended\n").unwrap_err();
+        assert_eq!((lost.exit_code(), lost.to_string().as_str()), (255, "launcher: it has ended"));
         assert!(matches!(ended("exit\n"), Err(Error::Garbled(_))));
         assert!(matches!(ended("exit 256\n"), Err(Error::Garbled(_))));
     }

@@ -152,5 +152,5 @@ fn variable(env: &[Vec<u8>], name: &str) -> Option<String> {
 }
 
 fn fail(step: &str, reason: &dyn std::fmt::Display) -> Failure {
-    Failure { code: 255, errno: Errno::EIO, reason: format!("{step}: {reason}") }
+    Failure { code: 255, errno: Errno::EIO, reason: format!("{step}: {reason}"), ran: false }
 }

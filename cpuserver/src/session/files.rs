@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use p9::{Errno, How, NodeRef, Reply, Stream, Written, synth};
 
-use super::{Ended, Phase, Session, spec};
+use super::{Ended, Failure, Phase, Session, spec};
 use crate::Cpu;
 use crate::flow::input::InputFile;
 use crate::flow::output::OutputFile;
@@ -93,9 +93,13 @@ fn status(phase: &Phase) -> String {
         Phase::Running { pid } => format!("running {pid}\n"),
         Phase::Ended(ended) => match &ended.outcome {
             Ok(exit) => exit_line(exit),
-            Err(failure) => format!("exit {} never started: {}\n", failure.code, failure.reason),
+            Err(failure) => format!("exit {} {}: {}\n", failure.code, what(failure), failure.reason),
         },
     }
+}
+
+fn what(failure: &Failure) -> &'static str {
+    if failure.ran { "lost" } else { "never started" }
 }
 
 fn exit_line(exit: &Exit) -> String {
@@ -129,11 +133,11 @@ fn resources(ended: &Ended) -> String {
     )
 }
 
-/// What `wait` says: `exit CODE` or `signal N [core]`; then the resources used (seconds, KiB), or why it never ran.
+/// What `wait` says: `exit CODE` or `signal N [core]`; then the resources used (seconds, KiB), or why it never ran or was lost.
 fn wait_text(ended: &Ended) -> String {
     match &ended.outcome {
         Ok(exit) => exit_line(exit) + &resources(ended),
-        Err(failure) => format!("exit {}\nnever started: {}\n", failure.code, failure.reason),
+        Err(failure) => format!("exit {}\n{}: {}\n", failure.code, what(failure), failure.reason),
     }
 }
 
