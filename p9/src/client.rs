@@ -25,6 +25,7 @@ mod counted;
 mod fid;
 mod legacy;
 mod link;
+mod names;
 mod node;
 mod open;
 mod waits;

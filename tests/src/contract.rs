@@ -10,11 +10,13 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 use p9::{Entry, Errno, FileKind, Handle, How, Name, NameBuf, New, NodeRef, Qid, SetAttr, Want, What};
 
+mod diod;
 mod legacy;
 mod posix;
 mod writing;
 mod xattrs;
 
+pub use diod::writing_at_diod;
 pub use legacy::writing_over_9p2000;
 pub use writing::writing;
 

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use fileserver::{Disk, DiskOptions};
 
+use p9::How;
 use tests::contract;
 use tests::diod::Diod;
 use tests::listen::Listening;
@@ -17,11 +18,28 @@ async fn a_tree_of_diod_keeps_the_contract_of_reading() {
     let export = dir.path().join("export");
     std::fs::create_dir_all(export.join("d/e")).unwrap();
     std::fs::write(export.join("f"), "contents of f").unwrap();
-    std::fs::write(export.join("d/long"), vec![b'x'; 300_000]).unwrap();
+    std::fs::write(export.join("d/some"), vec![b'x'; 20_000]).unwrap();
     std::fs::write(export.join("d/e/empty"), "").unwrap();
     std::os::unix::fs::symlink("../f", export.join("d/link")).unwrap();
     let diod = Diod::serve(&export, dir.path());
-    contract::reading(diod.root().await, &[]).await;
+    let root = diod.root().await;
+    contract::reading(root.clone(), &[]).await;
+    // More than diod says in one message.
+    std::fs::write(export.join("d/long"), vec![b'x'; 300_000]).unwrap();
+    let handle = contract::walk(&root, "d/long").await.unwrap().open(How::READ).await.unwrap();
+    assert!(handle.seekable(), "diod gives no version to any file, and each has offsets all the same");
+    assert_eq!(handle.read(0, 1 << 20).await.unwrap().len(), 300_000);
+    assert_eq!(handle.read(299_990, 100).await.unwrap().len(), 10);
+    handle.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tree_of_diod_keeps_the_contract_of_writing() {
+    let dir = tempfile::tempdir().unwrap();
+    let export = dir.path().join("export");
+    std::fs::create_dir(&export).unwrap();
+    let diod = Diod::serve(&export, dir.path());
+    contract::writing_at_diod(diod.root().await).await;
 }
 
 /// What one of diod's tools says, which ends well and complains of nothing.

@@ -18,7 +18,7 @@ die() {
 
 [ "$(dpkg --print-architecture)" = amd64 ] || die "the guest is for amd64: qemu-system-x86 and a linux-image of amd64"
 
-# In the order in which they need each other; what a kernel has built in, or does not have, is left out.
+# What a kernel has built in, or does not have, is left out.
 modules="netfs fscache 9pnet 9pnet_fd 9p virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci
     failover net_failover virtio_net"
 
@@ -62,11 +62,9 @@ pack() { # NAME
         *.xz) xz -dc "$file" >"$stage/modules/$module.ko" ;;
         *.zst) zstd -qdc "$file" >"$stage/modules/$module.ko" ;;
         *.ko) cp "$file" "$stage/modules/" ;;
-        *) continue ;;
         esac
-        echo "$module.ko"
-    done >"$stage/modules/order"
-    grep -qx 9p.ko "$stage/modules/order" || die "$1 has no module 9p"
+    done
+    [ -e "$stage/modules/9p.ko" ] || die "$1 has no module 9p"
     (cd "$stage" && find . | busybox cpio -o -H newc 2>/dev/null | gzip -1) >"$dir/$1/initramfs.gz"
     cp "$root"/boot/vmlinuz-* "$dir/$1/vmlinuz"
     rm -r "$stage"

@@ -13,10 +13,10 @@ use super::data_of;
 use super::fid::Fid;
 use super::open::{RemoteDir, RemoteFile};
 use super::walk::Walked;
-use crate::wire::{IO_HEADER, NO_UID, R, STATS_ALL, Steps, T};
+use crate::wire::{IO_HEADER, R, STATS_ALL, Steps, T};
 use crate::{
     Attr, Created, Errno, FileKind, Handle, How, Name, New, Node, NodeRef, Opened, Qid, Reply, SetAttr, StatFs, Walk,
-    Want, What,
+    Want,
 };
 
 /// A file of the server's.
@@ -106,53 +106,6 @@ impl Remote {
         }
     }
 
-    async fn create_file(&self, name: Name<'_>, how: How, mode: u32, gid: u32) -> Result<Created, Errno> {
-        let link = &self.fid.link;
-        let (open, node) = (link.fid()?, link.fid()?);
-        let (fid, other) = (open.number(), node.number());
-        let flags = how.to_wire(true);
-        let clone = Steps::encode(&[]);
-        let create = plain(T::Lcreate { fid, name, flags, mode, gid });
-        let again = plain(T::Walk { fid, newfid: other, steps: Steps::of(&clone, 0) });
-        let getattr = plain(T::Getattr { fid: other, mask: STATS_ALL });
-        let more = if link.ordered { vec![create, again, getattr] } else { vec![create] };
-        let mut calls = self.walk_and(&[], &open, &more).await?.calls.ok_or(Errno::EPROTO)?;
-        let answer = calls.next().await?;
-        let made = match answer.message() {
-            Ok(message) => message.qid().ok_or(Errno::EPROTO)?,
-            Err(errno) => {
-                calls.rest().await;
-                return Err(errno);
-            }
-        };
-        let handle = Some(handle(open, made));
-        if !link.ordered {
-            drop(calls);
-            let reached = self.walk_now(&[name], Want::ATTR).await?.reached()?;
-            return Ok(Created { node: reached.node, attr: reached.attr, handle });
-        }
-        calls.next().await?.message()?;
-        node.settle();
-        let attr = take_attr(&mut calls).await?;
-        Ok(Created { node: Self::node(node, made), attr: Some(attr), handle })
-    }
-
-    async fn create_other(&self, name: Name<'_>, what: What<'_>, mode: u32, gid: u32) -> Result<Created, Errno> {
-        let fid = self.fid.number();
-        let message = match what {
-            What::Dir => T::Mkdir { dfid: fid, name, mode, gid },
-            What::Link(target) => T::Symlink { fid, name, target: crate::wire::Str(target), gid },
-            What::Device { kind, rdev } => {
-                let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
-                T::Mknod { dfid: fid, name, mode: kind | mode, major, minor, gid }
-            }
-            What::File(_) => return Err(Errno::EINVAL),
-        };
-        self.fid.link.call(message).await?.message()?;
-        let reached = self.walk_now(&[name], Want::ATTR).await?.reached()?;
-        Ok(Created { node: reached.node, attr: reached.attr, handle: None })
-    }
-
     async fn set_now(&self, change: SetAttr) -> Result<Attr, Errno> {
         let (fid, link) = (self.fid.number(), &self.fid.link);
         let set = plain(T::of_set_attr(fid, &change));
@@ -162,22 +115,31 @@ impl Remote {
             calls.next().await?.message()?;
             return take_attr(&mut calls).await;
         }
-        link.calls(&[set]).await?.next().await?.message()?;
+        // A new owner costs the setuid and setgid bits: at a server that sets the mode first, too.
+        if change.mode.is_some() && (change.uid.is_some() || change.gid.is_some()) {
+            self.done(T::of_set_attr(fid, &SetAttr { mode: None, ..change })).await?;
+            self.done(T::of_set_attr(fid, &SetAttr { mode: change.mode, ..SetAttr::default() })).await?;
+        } else {
+            self.done(set.0).await?;
+        }
         take_attr(&mut link.calls(&[get]).await?).await
     }
 
     /// One message of which only the success matters.
-    async fn done(&self, message: T<'_>) -> Result<(), Errno> {
+    pub(super) async fn done(&self, message: T<'_>) -> Result<(), Errno> {
         self.fid.link.call(message).await?.message().map(|_| ())
     }
 }
 
 /// What was opened as `fid`.
-fn handle(fid: Arc<Fid>, qid: Qid) -> Handle {
+pub(super) fn handle(fid: Arc<Fid>, qid: Qid) -> Handle {
     match qid.kind {
         FileKind::Dir => Handle::Dir(RemoteDir::new(fid)),
-        // A server that gives no version has no contents that stay: see `Qid`.
-        _ => Handle::Stream(Arc::new(RemoteFile::new(fid, qid.version != 0))),
+        _ => {
+            // Without a version the contents do not stay: see `Qid`. A plain server may give none to any file.
+            let seekable = qid.version != 0 || !fid.link.ordered;
+            Handle::Stream(Arc::new(RemoteFile::new(fid, seekable)))
+        }
     }
 }
 
@@ -218,11 +180,7 @@ impl Node for Remote {
     }
 
     fn create<'a>(&'a self, name: Name<'a>, what: New<'a>) -> Reply<'a, Created> {
-        let gid = what.owner.map_or(NO_UID, |(_, gid)| gid);
-        match what.what {
-            What::File(how) => Reply::later(self.create_file(name, how, what.mode, gid)),
-            other => Reply::later(self.create_other(name, other, what.mode, gid)),
-        }
+        Reply::later(self.create_now(name, what))
     }
 
     fn set_attr(&self, change: SetAttr) -> Reply<'_, Attr> {
@@ -230,8 +188,7 @@ impl Node for Remote {
     }
 
     fn remove<'a>(&'a self, name: Name<'a>, dir: bool) -> Reply<'a, ()> {
-        let flags = if dir { libc::AT_REMOVEDIR as u32 } else { 0 };
-        Reply::later(self.done(T::Unlinkat { dirfid: self.fid.number(), name, flags }))
+        Reply::later(self.remove_now(name, dir))
     }
 
     fn rename<'a>(&'a self, name: Name<'a>, new_dir: &'a NodeRef, new_name: Name<'a>, flags: u32) -> Reply<'a, ()> {
@@ -239,10 +196,7 @@ impl Node for Remote {
         if flags != 0 {
             return Errno::EINVAL.into();
         }
-        Reply::later(async move {
-            let (olddirfid, newdirfid) = (self.fid.number(), self.of(new_dir)?.fid.number());
-            self.done(T::Renameat { olddirfid, oldname: name, newdirfid, newname: new_name }).await
-        })
+        Reply::later(async move { self.rename_now(name, self.of(new_dir)?, new_name).await })
     }
 
     fn link<'a>(&'a self, target: &'a NodeRef, name: Name<'a>) -> Reply<'a, ()> {

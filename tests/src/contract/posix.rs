@@ -49,7 +49,7 @@ async fn unlinked(dir: &NodeRef) {
     dir.remove(name("gone"), false).await.unwrap();
 }
 
-async fn holes_and_great_lengths(dir: &NodeRef) {
+pub(super) async fn holes_and_great_lengths(dir: &NodeRef) {
     const FAR: u64 = 5 << 30;
     let made = dir.create(name("sparse"), FILE).await.unwrap();
     let open = made.handle.unwrap();
@@ -87,18 +87,29 @@ async fn special(dir: &NodeRef) {
     }
 }
 
-/// Whoever may give files away gives them to the group that is asked for; everybody else to one of theirs.
-async fn groups(dir: &NodeRef) {
+/// Whoever may give files away gives them to the owner and group that are asked for; everybody else keeps them, and gives
+/// them to a group of theirs.
+pub(super) async fn groups(dir: &NodeRef) {
     let root = rustix::process::geteuid().is_root();
     let own = dir.attr().await.unwrap().gid;
-    let gid = if root { 12_345 } else { own };
-    let owner = Some((u32::MAX, gid));
+    let (uid, gid) = if root { (12_346, 12_345) } else { (u32::MAX, own) };
+    let owner = Some((uid, gid));
     let made = [("f", FILE.what), ("d", What::Dir), ("l", What::Link(b"x")), ("p", fifo())];
     for (at, what) in made {
         dir.create(name(at), New { what, mode: 0o750, owner }).await.unwrap();
         let attr = walk(dir, at).await.unwrap().attr().await.unwrap();
         assert_eq!(attr.gid, gid, "{at} is made for the group that was asked for");
+        assert!(attr.uid == uid || !root, "{at} is made for the owner that was asked for");
     }
+    let again = New { what: What::File(How::RDWR), mode: 0o600, owner: Some((0, 0)) };
+    dir.create(name("f"), again).await.unwrap().handle.unwrap().close().await.unwrap();
+    let attr = walk(dir, "f").await.unwrap().attr().await.unwrap();
+    assert!(attr.uid == uid || !root, "what is there already stays whose it is");
+    let mode = New { mode: 0o6755, owner, ..FILE };
+    dir.create(name("s"), mode).await.unwrap();
+    let attr = walk(dir, "s").await.unwrap().attr().await.unwrap();
+    assert_eq!(attr.mode & 0o7777, 0o6755, "given away, it has the mode that was asked for");
+    dir.remove(name("s"), false).await.unwrap();
     let inherits = SetAttr { gid: Some(own), mode: Some(0o2750), ..SetAttr::default() };
     let d = walk(dir, "d").await.unwrap();
     d.set_attr(SetAttr { mode: None, ..inherits }).await.unwrap();

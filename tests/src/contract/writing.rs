@@ -97,7 +97,7 @@ pub(super) async fn directories(dir: &NodeRef) {
     assert_eq!(walk(dir, "d").await.err(), Some(Errno::ENOENT));
 }
 
-async fn names(dir: &NodeRef) {
+pub(super) async fn names(dir: &NodeRef) {
     put(dir, "one", "1").await;
     dir.create(name("sub"), DIR).await.unwrap();
     let sub = walk(dir, "sub").await.unwrap();
