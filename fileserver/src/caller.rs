@@ -88,8 +88,8 @@ pub struct Caller {
     pub home: PathBuf,
     /// The working directory, absolute.
     pub cwd: PathBuf,
-    /// The home of slashn itself, absolute.
-    pub slashn_home: PathBuf,
+    /// The homes of slashn itself, absolute: those of this user's nodes, too.
+    pub slashn_homes: Vec<PathBuf>,
     /// The caller.
     pub uid: u32,
     /// And its group: every file of the caller's shows it.
@@ -159,7 +159,7 @@ impl Paths {
         };
         let mut secret = all(&lists::SECRETS);
         secret.extend(all(&lists::SYSTEM_SECRETS));
-        secret.extend(both(&caller.slashn_home));
+        secret.extend(caller.slashn_homes.iter().flat_map(|home| both(home)));
         Self {
             system: all(&lists::SYSTEM),
             temporary: all(&lists::TEMPORARY),

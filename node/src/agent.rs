@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Notify;
 
+use crate::Context;
 use crate::dial::Dialer;
 use crate::error::{At, Result};
 
@@ -76,12 +77,13 @@ impl PathBytes {
 
 impl Serve {
     /// The rules that a node meets which is trusted as far as `level`. It does blocking I/O.
-    pub fn rules(&self, level: Trust, slashn_home: &Path) -> Rules {
+    /// `slashn_homes` are hidden from it.
+    pub fn rules(&self, level: Trust, slashn_homes: Vec<PathBuf>) -> Rules {
         let expose = self.expose.iter().map(|(path, read_only)| Expose { path: path.to_path(), read_only: *read_only });
         caller::rules(&Caller {
             home: self.home.to_path(),
             cwd: self.cwd.to_path(),
-            slashn_home: slashn_home.to_path_buf(),
+            slashn_homes,
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
             level,
@@ -93,21 +95,21 @@ impl Serve {
 /// The agent: what it serves from, and how much it has to do.
 pub struct Agent {
     dialer: Dialer,
-    slashn_home: PathBuf,
-    disk: TreeRef,
+    context: Context,
+    disk: Arc<Disk>,
     serving: AtomicUsize,
     changed: Notify,
     stop: Notify,
 }
 
 impl Agent {
-    /// An agent that dials with `dialer` and hides `slashn_home`; `key` keys the qids of the caller's files.
-    pub fn new(dialer: Dialer, slashn_home: PathBuf, key: [u8; 32]) -> Result<Arc<Self>> {
+    /// An agent that dials with `dialer` and hides the homes of `context`; `key` keys the qids of the caller's files.
+    pub fn new(dialer: Dialer, context: Context, key: [u8; 32]) -> Result<Arc<Self>> {
         let options = DiskOptions::new(key);
         let disk = Disk::open(Path::new("/"), options).at("serve", "/")?;
         Ok(Arc::new(Self {
             dialer,
-            slashn_home,
+            context,
             disk,
             serving: AtomicUsize::new(0),
             changed: Notify::new(),
@@ -158,7 +160,7 @@ impl Agent {
             io.write_all(serve_back::line(request.session, &request.nonce).as_bytes()).await?;
             io.flush().await?;
             let (agent, level, name) = (self.clone(), node.trust, node.name.clone());
-            let rules = p9::cancel::blocking(move || Ok(request.rules(level, &agent.slashn_home))).await?;
+            let rules = p9::cancel::blocking(move || Ok(request.rules(level, agent.context.homes()))).await?;
             let tree: TreeRef = Ruled::new(self.disk.clone(), rules);
             let who = self.dialer.who(&node);
             let busy = Busy::new(self);
@@ -186,7 +188,10 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.serving.fetch_sub(1, Ordering::SeqCst);
+        if self.0.serving.fetch_sub(1, Ordering::SeqCst) == 1 {
+            // What is kept for speed would keep the user's file systems busy.
+            self.0.disk.let_go();
+        }
         self.0.changed.notify_one();
     }
 }

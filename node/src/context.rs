@@ -6,8 +6,9 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use crate::cli::Global;
-use crate::error::{Error, Result};
+use crate::error::{At, Error, Result};
 use crate::home::Home;
+use crate::homes;
 
 /// The environment, as it was when the program started.
 #[derive(Clone, Debug)]
@@ -54,9 +55,25 @@ impl Context {
         Ok(Self { home, environment, json: typed.json, verbose: typed.verbose })
     }
 
-    /// Opens the home.
+    /// Opens the home, and notes that it is one.
     pub fn open_home(&self) -> Result<Home> {
-        Home::open(&self.home)
+        let home = Home::open(&self.home)?;
+        if let Err(err) = self.note_home() {
+            tracing::warn!("{err}: to the nodes that run commands for you it may look like any other directory");
+        }
+        Ok(home)
+    }
+
+    /// Notes that the home is one: see [`homes`].
+    pub fn note_home(&self) -> Result<()> {
+        let Some(user_home) = self.user_home() else { return Ok(()) };
+        homes::note(&user_home, &self.home).at("note the home", self.home.display())
+    }
+
+    /// All homes of slashn that the user has, this one first.
+    pub fn homes(&self) -> Vec<PathBuf> {
+        let others = self.user_home().map(|user_home| homes::all(&user_home)).unwrap_or_default();
+        std::iter::once(self.home.clone()).chain(others).collect()
     }
 
     /// The socket of the ssh-agent, `$SSH_AUTH_SOCK`.

@@ -16,6 +16,7 @@ pub mod error;
 pub mod files;
 pub mod grid;
 pub mod home;
+pub mod homes;
 pub mod keys;
 pub mod known;
 pub mod output;

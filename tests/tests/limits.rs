@@ -106,3 +106,76 @@ fn a_daemon_that_hangs_is_told_of_and_waited_for_no_longer_than_is_said() {
     signal("-CONT");
     assert!(said.contains("does not answer") && said.contains(&format!("try: kill -9 {pid}")), "{said}");
 }
+
+#[test]
+fn a_folder_that_holds_the_home_is_not_mounted_over() {
+    let machine = Machine::ordinary();
+    for place in [machine.at(""), machine.at("me")] {
+        let refused = machine.slashn(&["mount", place.to_str().unwrap()]).exits(1).errors();
+        assert!(refused.contains("would be covered; try: slashn mount DIR"), "{refused}");
+    }
+}
+
+#[test]
+fn a_mount_whose_process_hangs_is_unmounted() {
+    let mut machine = Machine::ordinary();
+    let at = machine.mount();
+    let process = machine.processes().into_iter().find(|line| line.contains(" mount ")).expect("the mount runs");
+    let pid = process.split(' ').next().unwrap().to_string();
+    let signal = |name: &str| assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    signal("-STOP");
+    let said = machine.slashn(&["unmount", at.to_str().unwrap()]).succeeds().errors();
+    signal("-CONT");
+    assert!(said.contains("does not answer") && said.contains(&format!("kill -9 {pid}")), "{said}");
+}
+
+#[test]
+fn no_home_of_the_callers_is_shown_to_a_node() {
+    let mut machine = Machine::ordinary();
+    let folder = machine.at("work").display().to_string();
+    let home = format!("{folder}/another");
+    machine.node("beta");
+    machine.slashn(&["--home", &home, "init", "--name", "another"]).succeeds();
+    let keys = format!("{home}/authorized_keys");
+    let before = fs::read(&keys).unwrap();
+    let script =
+        format!("cat another/id_ed25519 {home}/node_ed25519; echo '# evil' >>another/authorized_keys; ls another");
+    let said = machine.rcpu(&["beta", "sh", "-c", &script]).done();
+    assert_eq!(said.text(), "", "{}", said.errors());
+    assert_eq!(said.errors().matches("o such file or directory").count(), 3, "{}", said.errors());
+    assert_eq!(fs::read(&keys).unwrap(), before);
+}
+
+#[test]
+fn a_file_system_is_free_once_no_command_is_in_it() {
+    let machine = grid(Machine::root());
+    let at = machine.at("work/stick");
+    machine.run("mkdir", &[&at]);
+    machine.command("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&at).succeeds();
+    let there = machine.rcpu(&["-C", at.to_str().unwrap(), "beta", "sh", "-c", "echo x >y; cat y"]).succeeds().text();
+    let unmounted = || machine.command("umount").arg(&at).done().status.success();
+    let until = std::time::Instant::now() + tests::machine::PATIENCE;
+    while !unmounted() {
+        assert!(std::time::Instant::now() < until, "it is busy for ever");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(there, "x\n");
+}
+
+#[test]
+fn what_cannot_be_meant_is_refused() {
+    let machine = grid(Machine::ordinary());
+    let home = machine.at("beta").display().to_string();
+    let key = fs::read_to_string(machine.at("me/id_ed25519.pub")).unwrap();
+    let both =
+        machine.slashn(&["--home", &home, "allow", key.trim(), "--only", "files:ro", "--only", "files"]).exits(2);
+    assert!(both.errors().contains("both with :ro and without"), "{}", both.errors());
+    let own = fs::read_to_string(machine.at("beta/node_ed25519.pub")).unwrap();
+    let own = machine.slashn(&["--home", &home, "allow", own.trim()]).exits(1).errors();
+    assert!(own.contains("this node's own key"), "{own}");
+    let exposed = machine.rcpu(&["--expose", "/none", "beta", "true"]).exits(255).errors();
+    assert!(exposed.starts_with("rcpu: expose: /none: No such file"), "{exposed}");
+    let run = machine.command("sh").args(["-c", "cd /dev/shm && exec rcpu beta true"]).exits(255).errors();
+    assert!(run.contains("find the working directory: /dev/shm: ") && run.contains("try: rcpu -C"), "{run}");
+    assert_eq!(machine.rcpu(&["beta", ""]).exits(127).text(), "");
+}

@@ -145,8 +145,11 @@ fn spawn(program: &Path, args: &[OsString]) -> Result<(OwnedFd, Child), Error> {
 /// Refuses what execve(2) cannot take.
 fn check(spec: &JobSpec) -> Result<(), Error> {
     let wrong = |what: &str| Err(Error::Request { what: what.to_owned() });
-    if spec.argv.first().is_none_or(Vec::is_empty) {
-        return wrong("no program is named");
+    match spec.argv.first() {
+        None => return wrong("no program is named"),
+        // What a shell says of it; the PATH would find a directory.
+        Some(name) if name.is_empty() => return Err(Error::NotFound { program: "''".into() }),
+        Some(_) => {}
     }
     let mut words = spec.argv.iter().chain(&spec.env).chain([&spec.cwd]);
     if words.any(|word| word.contains(&0)) {

@@ -12,8 +12,8 @@ const LEVELS: [Trust; 3] = [Trust::Cwd, Trust::Home, Trust::All];
 
 fn caller(home: &Path, cwd: &Path, level: Trust, expose: &[&str]) -> Caller {
     let expose = expose.iter().map(|text| text.parse::<Expose>().unwrap()).collect();
-    let slashn_home = home.join(".config/slashn");
-    Caller { home: home.into(), cwd: cwd.into(), slashn_home, uid: 1000, gid: 1000, level, expose }
+    let slashn_homes = vec![home.join(".config/slashn")];
+    Caller { home: home.into(), cwd: cwd.into(), slashn_homes, uid: 1000, gid: 1000, level, expose }
 }
 
 /// The rules of a user who has no directory here.

@@ -37,7 +37,7 @@ pub fn run(context: &Context, typed: &cli::Agent) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let dialer = Dialer::open(&home, context.agent())?;
-    let agent = Agent::new(dialer, home.path().to_path_buf(), home.secret("qid")?)?;
+    let agent = Agent::new(dialer, context.clone(), home.secret("qid")?)?;
     let served = runtime.block_on(async {
         if control::connect(&path).await?.is_some() {
             // Another was started at the same moment: it serves as well.

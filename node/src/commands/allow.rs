@@ -5,13 +5,15 @@
 
 use std::process::ExitCode;
 
-use p9::who::Rights;
+use p9::who::{Only, Rights};
 use serde::Serialize;
 
 use crate::authorized::{self, Entry};
 use crate::cli::{Allow, Deny};
 use crate::error::{Error, Result};
 use crate::files::{self, Guard};
+use crate::home::Home;
+use crate::keys::Key;
 use crate::{Context, output};
 
 /// Lets a key in.
@@ -19,6 +21,7 @@ pub fn allow(context: &Context, typed: &Allow) -> Result<ExitCode> {
     let key = authorized::key_to_allow(&typed.key)?;
     let rights = if typed.only.is_empty() { Rights::All } else { Rights::Only(typed.only.as_slice().into()) };
     let home = context.open_home()?;
+    check(&home, &key, &typed.only)?;
     let _one_at_a_time = home.edit()?;
     let path = home.authorized_keys();
     let text = files::read("read who may come in", &path, Guard::Unwritable)?;
@@ -31,6 +34,32 @@ pub fn allow(context: &Context, typed: &Allow) -> Result<ExitCode> {
         }
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses what cannot be meant: a node's own key as a user's, an export both to change and not. An export that there
+/// is not yet may come.
+fn check(home: &Home, key: &Key, only: &[Only]) -> Result<()> {
+    const STEP: &str = "allow";
+    if home.node_key()?.key.fingerprint() == key.fingerprint() {
+        let reason = "it is this node's own key, and a user's is another";
+        return Err(Error::new(STEP, key.fingerprint(), reason).remedy("slashn allow \"$(cat id_ed25519.pub)\""));
+    }
+    let config = home.config()?;
+    for wanted in only {
+        if only.iter().any(|other| other.export == wanted.export && other.read_only != wanted.read_only) {
+            let reason = "it is asked for both with :ro and without";
+            return Err(Error::new(STEP, &wanted.export, reason)
+                .remedy(format!("--only {}:ro", wanted.export))
+                .status(2));
+        }
+        if !config.exports.iter().any(|export| export.name == wanted.export) {
+            let name = &wanted.export;
+            output::note(format_args!(
+                "{STEP}: {name}: nothing is exported by that name yet; try: slashn export {name}=PATH"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Lets a key in no longer.

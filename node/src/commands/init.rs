@@ -14,6 +14,7 @@ pub fn run(context: &Context, typed: &Init) -> Result<ExitCode> {
     let user = context.environment.var("USER").map_or("me".into(), |user| user.to_string_lossy().into_owned());
     let wishes = Wishes { name: typed.name.clone(), identity: typed.identity.clone(), user };
     let made = init(&context.home, &wishes, context.agent())?;
+    context.note_home()?;
     if context.json {
         output::line(serde_json::to_string(&Summary::of(&made)).at("print", "what was made")?)?;
     } else {

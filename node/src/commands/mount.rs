@@ -26,7 +26,7 @@ const GRID: &str = "mount '#grid' /\n";
 /// Runs the command.
 pub fn run(context: &Context, typed: &Mount) -> Result<ExitCode> {
     let home = context.open_home()?;
-    let at = place(context, typed.dir.as_deref())?;
+    let at = place(context, &home, typed.dir.as_deref())?;
     if !typed.foreground {
         home.run()?;
         let mut all: Vec<OsString> = vec!["--home".into(), context.home.clone().into(), "mount".into()];
@@ -77,7 +77,7 @@ async fn serve(home: &Home, at: &Path, lines: &[ns::text::Line], dialer: Dialer)
 }
 
 /// The folder that is meant: made if it is missing, freed of what a killed mount left, and not in use.
-fn place(context: &Context, dir: Option<&Path>) -> Result<PathBuf> {
+fn place(context: &Context, home: &Home, dir: Option<&Path>) -> Result<PathBuf> {
     let at = default_place(context, dir)?;
     mount::clean(&at).at("mount", at.display())?;
     if dir.is_none() {
@@ -93,6 +93,12 @@ fn place(context: &Context, dir: Option<&Path>) -> Result<PathBuf> {
     if mount::is_mounted(&at, None) {
         let remedy = format!("slashn unmount {}", at.display());
         return Err(Error::new("mount", at.display(), "a grid is mounted there already").remedy(remedy));
+    }
+    let real = std::fs::canonicalize(home.path()).at("mount", home.path().display())?;
+    if real.starts_with(&at) || real.starts_with(std::fs::canonicalize(&at).unwrap_or_else(|_| at.clone())) {
+        // It could not be reached through itself.
+        let reason = format!("the home {} is in there, and would be covered", home.path().display());
+        return Err(Error::new("mount", at.display(), reason).remedy("slashn mount DIR, of an empty folder"));
     }
     Ok(at)
 }

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use cpuserver::client::{self, Command, Event, Exit, Stdio};
+use fileserver::caller::Expose;
 use p9::NodeRef;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -37,7 +38,7 @@ fn rcpu(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
     let command = command(context, typed, &node, terminal)?;
     let serve = serve_request(context, typed, &node, &command)?;
     if context.verbose > 0 {
-        let rules = serve.rules(node.trust, home.path());
+        let rules = serve.rules(node.trust, context.homes());
         rules.print().lines().for_each(|line| output::note(format_args!("{}: {line}", node.name)));
     }
     let runtime = runtime()?;
@@ -140,15 +141,33 @@ fn command(context: &Context, typed: &Rcpu, node: &Node, terminal: bool) -> Resu
     })
 }
 
+/// What a command has of the node, whatever the caller has there: what the default namespace mounts.
+const OF_THE_NODE: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
+
 fn working_directory(typed: &Rcpu) -> Result<PathBuf> {
-    let here = std::env::current_dir().at("find the working directory", ".")?;
-    Ok(typed.dir.as_ref().map_or(here.clone(), |dir| here.join(dir)))
+    const STEP: &str = "find the working directory";
+    if let Some(dir) = typed.dir.as_ref().filter(|dir| dir.is_absolute()) {
+        return Ok(dir.clone());
+    }
+    let here = std::env::current_dir().map_err(|err| Error::new(STEP, ".", err).remedy("rcpu -C DIR ..."))?;
+    let dir = typed.dir.as_ref().map_or(here.clone(), |dir| here.join(dir));
+    if typed.ns.is_none() && OF_THE_NODE.iter().any(|own| dir.starts_with(own)) {
+        let reason = "a command there has the node's own, and not this one";
+        return Err(
+            Error::new(STEP, dir.display(), reason).remedy(format!("rcpu -C {} ..., if that is meant", dir.display()))
+        );
+    }
+    Ok(dir)
 }
 
 fn serve_request(context: &Context, typed: &Rcpu, node: &Node, command: &Command) -> Result<Serve> {
     let cwd = PathBuf::from(OsString::from_vec(command.cwd.clone()));
-    let expose = typed.expose.iter().map(|expose| (cwd.join(&expose.path).as_path().into(), expose.read_only));
-    let expose = expose.collect();
+    let exposed = |expose: &Expose| {
+        let path = cwd.join(&expose.path);
+        std::fs::symlink_metadata(&path).at("expose", path.display())?;
+        Ok((path.as_path().into(), expose.read_only))
+    };
+    let expose = typed.expose.iter().map(exposed).collect::<Result<_>>()?;
     let home = context.user_home().ok_or_else(|| Error::new("find the home", "$HOME", "is not set"))?;
     Ok(Serve {
         node: node.name.as_str().to_string(),
