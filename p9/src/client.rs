@@ -23,6 +23,7 @@ use crate::{Errno, NodeRef, Reply, Tree, Who};
 mod call;
 mod counted;
 mod fid;
+mod lease;
 mod legacy;
 mod link;
 mod names;
@@ -37,6 +38,8 @@ use legacy::Legacy;
 use link::Link;
 use node::Remote;
 
+pub use lease::{Clock, LEASE};
+
 /// How to speak with a server.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -47,11 +50,14 @@ pub struct Options {
     pub liveness: Duration,
     /// The richest dialect to offer. Poorer ones are offered when the server does not know it.
     pub dialect: Dialect,
+    /// By what the end of leases is told.
+    pub clock: Clock,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { msize: (1 << 20) + wire::IO_HEADER, liveness: Duration::from_secs(15), dialect: Dialect::Slashn }
+        let (msize, liveness) = ((1 << 20) + wire::IO_HEADER, Duration::from_secs(15));
+        Self { msize, liveness, dialect: Dialect::Slashn, clock: Clock::default() }
     }
 }
 
@@ -125,7 +131,7 @@ impl Client {
                 Some(Dialect::Legacy) if offer == Dialect::Slashn => {}
                 Some(agreed) if agreed >= offer => {
                     frames.agree(msize);
-                    return Ok(Self(Link::start(frames, writer, traffic, (msize, agreed), options.liveness)));
+                    return Ok(Self(Link::start(frames, writer, traffic, (msize, agreed), options)));
                 }
                 None if version.0 == wire::VERSION_UNKNOWN => {}
                 _ => return Err(Error::Version(String::from_utf8_lossy(version.0).into_owned())),

@@ -30,6 +30,7 @@ mod answer;
 mod claim;
 mod connection;
 mod fids;
+mod leases;
 mod legacy;
 mod requests;
 
@@ -135,7 +136,7 @@ where
 {
     let id = NEXT.fetch_add(1, Ordering::Relaxed);
     let span = tracing::info_span!("conn", id, peer = %who.key, user = %who.user);
-    converse(stream, tree, who, limits)
+    converse(stream, tree, who.numbered(), limits)
         .inspect_err(|err| tracing::debug!("the connection ended: {err}"))
         .instrument(span)
         .await

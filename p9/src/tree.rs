@@ -411,6 +411,18 @@ pub enum LeaseKind {
     Write,
 }
 
+impl LeaseKind {
+    /// As `Tlease` and `Rbreak` say it.
+    pub fn to_wire(self) -> u8 {
+        self as u8
+    }
+
+    /// What `kind` says in a `Tlease` or `Rbreak`.
+    pub fn from_wire(kind: u8) -> Option<Self> {
+        [Self::None, Self::Attr, Self::Read, Self::Write].get(usize::from(kind)).copied()
+    }
+}
+
 /// A lease that was granted. Dropping its last clone gives it back.
 ///
 /// What may be kept under it is what was asked for after the lease was, and answered before it was broken: an answer

@@ -4,6 +4,7 @@
 //! never sees a credential per call.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
@@ -20,11 +21,23 @@ pub struct Who {
     pub rights: Rights,
     /// A grant that the peer presented: opaque here, checked by whoever made this value.
     pub grant: Option<Bytes>,
-    /// The client: one number for all connections of one session, random across restarts.
+    /// The client: one number for all connections of one session. 0 is this process itself; to a server, a peer that
+    /// has no number yet, and gets one of its own.
     pub client: u64,
 }
 
+/// The next number for a client: apart from those that others count up from 1.
+static NEXT_CLIENT: AtomicU64 = AtomicU64::new(1 << 63);
+
 impl Who {
+    /// The same peer as a client of its own, if it has no number yet.
+    pub fn numbered(self: Arc<Self>) -> Arc<Self> {
+        if self.client != 0 {
+            return self;
+        }
+        Arc::new(Self { client: NEXT_CLIENT.fetch_add(1, Ordering::Relaxed), ..(*self).clone() })
+    }
+
     /// The owner of this process, who may do everything: for trees used in place, and for tests.
     pub fn owner() -> Self {
         Self {

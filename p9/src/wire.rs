@@ -126,6 +126,7 @@ messages! {
         122 Remove { fid: u32 }
         124 Stat { fid: u32 }
         126 Wstat { fid: u32, stat: Counted<Stat<'a>> }
+        216 Lease { fid: u32, kind: u8 }
     }
 }
 
@@ -166,6 +167,8 @@ messages! {
         123 Remove {}
         125 Stat { stat: Counted<Stat<'a>> }
         127 Wstat {}
+        217 Lease { kind: u8 }
+        219 Break { fid: u32, keep: u8 }
     }
 }
 
@@ -209,7 +212,8 @@ impl Dialect {
         match self {
             Self::Legacy => (100..128).contains(&code),
             // Open, create, stat and wstat have others in their place.
-            _ => !matches!(code, 112 | 114 | 124 | 126),
+            Self::L => code < 128 && Self::Slashn.has(code),
+            Self::Slashn => !matches!(code, 112 | 114 | 124 | 126),
         }
     }
 }

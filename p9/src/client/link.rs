@@ -14,14 +14,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinSet;
 
-use super::Counts;
 use super::counted::Traffic;
 use super::fid::Fid;
+use super::lease::{self, Leases};
 use super::waits::{Ticket, Waits};
+use super::{Counts, Options};
 use crate::Errno;
 use crate::frame::{Frame, Frames};
-use crate::wire::Dialect;
-use crate::wire::{R, T};
+use crate::wire::{Dialect, NO_TAG, R, T};
 use crate::writer::write;
 
 /// Requests that may wait for replies at once, those included that are being flushed. With their flushes and with
@@ -50,11 +50,12 @@ pub(super) struct Wire {
     pub(super) calls: Arc<Semaphore>,
     pub(super) round_trips: AtomicU64,
     traffic: Arc<Traffic>,
+    pub(super) leases: Leases,
 }
 
 impl Link {
     pub(super) fn start<R, W>(
-        frames: Frames<R>, writer: W, traffic: Arc<Traffic>, (msize, dialect): (u32, Dialect), liveness: Duration,
+        frames: Frames<R>, writer: W, traffic: Arc<Traffic>, (msize, dialect): (u32, Dialect), options: Options,
     ) -> Arc<Self>
     where
         R: AsyncRead + Send + Unpin + 'static,
@@ -69,11 +70,12 @@ impl Link {
             calls: Arc::new(Semaphore::new(CALLS)),
             round_trips: AtomicU64::new(0),
             traffic,
+            leases: Leases::new(options.clock),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(wire.clone().write(writer));
         tasks.spawn(wire.clone().read(frames));
-        tasks.spawn(wire.clone().watch(liveness));
+        tasks.spawn(wire.clone().watch(options.liveness));
         Arc::new(Self { wire, msize, ordered: dialect == Dialect::Slashn, dialect, _tasks: Mutex::new(tasks) })
     }
 
@@ -101,6 +103,7 @@ impl Wire {
         &self, messages: &[(T<'_>, Bytes)], mut permit: OwnedSemaphorePermit,
     ) -> Result<Vec<(Ticket, oneshot::Receiver<Frame>)>, Errno> {
         let mut waits = self.open()?;
+        waits.stamp = self.leases.stamp();
         let one = |(message, data): &(T<'_>, Bytes)| waits.call(message, data.clone(), permit.split(1));
         let sent = messages.iter().map(one).collect::<Option<_>>().ok_or(Errno::EAGAIN);
         drop(waits);
@@ -138,6 +141,14 @@ impl Wire {
     /// The number of a fid that the server does not have.
     pub(super) fn free_fid(&self, fid: u32) {
         self.waits.lock().free_fid(fid);
+    }
+
+    /// Sends a message that cannot wait, and whose answer nobody wants.
+    pub(super) fn tell(&self, message: &T<'_>) {
+        let Ok(mut waits) = self.open() else { return };
+        drop(waits.call(message, Bytes::new(), None));
+        drop(waits);
+        self.filled.notify_one();
     }
 
     fn open(&self) -> Result<MutexGuard<'_, Waits>, Errno> {
@@ -199,9 +210,17 @@ impl Wire {
         {
             tracing::trace!(target: "p9::trace", "client <- {} {reply:?}", frame.tag);
         }
+        if frame.tag == NO_TAG
+            && let Some((fid, keep)) = lease::unasked(frame.code, &frame.body)
+        {
+            self.leases.broken(fid, keep);
+            return Ok(());
+        }
         let (waiter, more) = {
             let mut waits = self.waits.lock();
-            (waits.take(frame.tag)?, waits.has_to_send())
+            let waiter = waits.take(frame.tag)?;
+            self.leases.heard(waits.heard);
+            (waiter, waits.has_to_send())
         };
         if more {
             self.filled.notify_one();
@@ -247,6 +266,7 @@ impl Wire {
         };
         // Dropped outside the lock: those who wait are woken.
         drop(gone);
+        self.leases.end();
         self.calls.close();
         self.filled.notify_one();
         self.ended.notify_waiters();

@@ -13,6 +13,7 @@ use super::data_of;
 use super::fid::Fid;
 use super::open::{RemoteDir, RemoteFile};
 use super::walk::Walked;
+use crate::tree::{Lease, LeaseKind, OnBreak};
 use crate::wire::{IO_HEADER, R, STATS_ALL, Steps, T};
 use crate::{
     Attr, Created, Errno, FileKind, Handle, How, Name, New, Node, NodeRef, Opened, Qid, Reply, SetAttr, StatFs, Walk,
@@ -214,6 +215,10 @@ impl Node for Remote {
                 _ => Err(Errno::EPROTO),
             }
         })
+    }
+
+    fn lease(&self, want: LeaseKind, on_break: OnBreak) -> Reply<'_, Option<Lease>> {
+        self.lease_soon(want, on_break)
     }
 
     fn stat_fs(&self) -> Reply<'_, StatFs> {

@@ -47,6 +47,10 @@ pub(super) struct Waits {
     pub(super) requests: u64,
     /// Calls begun so far.
     calls: u64,
+    /// What the calls that are begun now are stamped with.
+    pub(super) stamp: u64,
+    /// The latest stamp of a call that was answered.
+    pub(super) heard: u64,
 }
 
 /// Who waits for the reply to a tag.
@@ -54,6 +58,8 @@ pub(super) enum Waiting {
     Call {
         /// That of its [`Ticket`].
         number: u64,
+        /// When it was sent.
+        stamp: u64,
         /// Taken when the reply has come.
         sender: Option<Sender>,
         /// A flush of it is under way, which then frees the tag.
@@ -88,7 +94,10 @@ impl Waits {
         let (sender, receiver) = oneshot::channel();
         let number = self.calls;
         self.calls += 1;
-        self.tags.insert(tag, Waiting::Call { number, sender: Some(sender), flushing: false, _permit: permit });
+        self.tags.insert(
+            tag,
+            Waiting::Call { number, stamp: self.stamp, sender: Some(sender), flushing: false, _permit: permit },
+        );
         self.put(tag, message, data);
         Some((Ticket { tag, number }, receiver))
     }
@@ -186,8 +195,9 @@ impl Waits {
     /// The reply to `tag` has come: who wants it, if anybody does. The error is a tag that waits for none.
     pub(super) fn take(&mut self, tag: u16) -> Result<Option<Sender>, u16> {
         let waiter = match self.tags.get_mut(&tag).ok_or(tag)? {
-            Waiting::Call { sender, flushing, .. } => {
+            Waiting::Call { stamp, sender, flushing, .. } => {
                 let (sender, flushing) = (sender.take().ok_or(tag)?, *flushing);
+                self.heard = self.heard.max(*stamp);
                 if !flushing {
                     self.free_tag(tag);
                 }

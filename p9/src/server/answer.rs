@@ -138,7 +138,15 @@ pub(super) async fn answer(context: &Context, message: &T<'_>, claim: Claim, bod
     };
     match held {
         Held::Shared(state) => on_file(context, message, state.file()?, body).await,
-        Held::Alone(mut state) => on_fid(context, message, &mut state).await,
+        Held::Alone(mut state) => {
+            match *message {
+                T::Lease { fid, kind } => return context.leases.grant(fid, state.file()?, kind, &context.push).await,
+                // Perhaps a lease was granted after the clunk came.
+                T::Clunk { fid } | T::Remove { fid } => context.leases.forget(fid),
+                _ => {}
+            }
+            on_fid(context, message, &mut state).await
+        }
         Held::Both(one, other) => names::on_two(message, one.file()?, other.file()?).await,
         Held::AloneAnd(mut one, other) => names::rename(message, one.file_mut()?, other.file()?).await,
     }
@@ -175,20 +183,24 @@ async fn on_file(context: &Context, message: &T<'_>, file: &File, body: &Bytes) 
     })
 }
 
+/// A fid that is gone, either way; what closing met is still told.
+async fn clunk(state: State) -> Result<Answer, Errno> {
+    if let State::File(file) = state
+        && let Some(open) = file.open
+    {
+        let closed = open.close().await;
+        if let Some(extra) = file.extra {
+            extra.close().await?;
+        }
+        closed?;
+    }
+    Ok(R::Clunk {}.into())
+}
+
 /// Messages that change the fid, or wait for what came before on it.
 async fn on_fid(context: &Context, message: &T<'_>, state: &mut State) -> Result<Answer, Errno> {
     if let T::Clunk { .. } = message {
-        // The fid is gone either way; what closing met is still told.
-        if let State::File(file) = std::mem::take(state)
-            && let Some(open) = file.open
-        {
-            let closed = open.close().await;
-            if let Some(extra) = file.extra {
-                extra.close().await?;
-            }
-            closed?;
-        }
-        return Ok(R::Clunk {}.into());
+        return clunk(std::mem::take(state)).await;
     }
     if let T::Remove { .. } = message {
         return names::remove(std::mem::take(state)).await;

@@ -53,6 +53,7 @@ impl Claim {
             | T::Wstat { fid, .. }
             | T::Xattrcreate { fid, .. }
             | T::Setattr { fid, .. }
+            | T::Lease { fid, .. }
             | T::Fsync { fid, .. } => Self::Alone(fids.alone(fid).await?),
             T::Link { dfid: one, fid: other, .. } | T::Renameat { olddirfid: one, newdirfid: other, .. } => {
                 Self::Both(fids.shared(one).await?, fids.shared(other).await?)

@@ -18,8 +18,9 @@ use tracing::Instrument;
 use super::answer::{self, Answer};
 use super::claim::Claim;
 use super::fids::{Fids, State};
+use super::leases::Leases;
 use super::legacy;
-use super::requests::{Permit, Requests};
+use super::requests::{Permit, Push, Requests};
 use super::{Error, Limits, agree, version_reply};
 use crate::cancel::Cancel;
 use crate::frame::{Frame, Frames};
@@ -35,6 +36,8 @@ pub(super) struct Context {
     pub(super) dialect: Dialect,
     /// What the data of replies may still take, in bytes.
     pub(super) reading: Arc<Semaphore>,
+    pub(super) leases: Leases,
+    pub(super) push: Push,
 }
 
 /// One connection.
@@ -50,8 +53,9 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn new(tree: TreeRef, who: Arc<Who>, requests: Requests, limits: Limits) -> Self {
         let reading = Arc::new(Semaphore::new(limits.bytes_in_flight.max(Limits::MSIZE_MAX as usize)));
-        let context =
-            Context { tree, who, fids: Fids::new(), msize: limits.msize, dialect: Dialect::default(), reading };
+        let (leases, push) = (Leases::default(), requests.pushes());
+        let (fids, msize, dialect) = (Fids::new(), limits.msize, Dialect::default());
+        let context = Context { tree, who, fids, msize, dialect, reading, leases, push };
         Self { context: Arc::new(context), requests, limits, versioned: false, tag: NO_TAG }
     }
 
@@ -76,6 +80,13 @@ impl Connection {
                 }
                 _ if !self.versioned => return Err(Error::NoVersion(code)),
                 Ok(Some(T::Flush { oldtag })) => self.requests.flush(tag, oldtag).await?,
+                // Given back, whatever else waits: others may wait for just that.
+                Ok(Some(T::Lease { fid, kind })) if self.context.leases.lower(fid, kind) => {
+                    let _begun = self.requests.begin(tag, 0)?;
+                    let mut head = Vec::new();
+                    R::Lease { kind }.encode(tag, &mut head);
+                    self.requests.end(tag, head, Bytes::new()).await;
+                }
                 Ok(Some(message)) if self.context.dialect.has(code) => {
                     self.request(&message, code, tag, body.clone(), tasks).await?
                 }
@@ -99,9 +110,11 @@ impl Connection {
         self.requests.clear();
         self.context.fids.clear();
         let (tree, who, reading) = (self.context.tree.clone(), self.context.who.clone(), self.context.reading.clone());
-        self.context =
-            Arc::new(Context { tree, who, fids: Fids::new(), msize, dialect: dialect.unwrap_or_default(), reading });
+        let (leases, push) = (Leases::default(), self.context.push.clone());
         self.versioned = dialect.is_some();
+        let spoken = dialect.unwrap_or_default();
+        self.context =
+            Arc::new(Context { tree, who, fids: Fids::new(), msize, dialect: spoken, reading, leases, push });
         let version = dialect.map_or(wire::VERSION_UNKNOWN, Dialect::version);
         self.requests.end(tag, version_reply(tag, msize, version), Bytes::new()).await;
         Ok(msize)
@@ -133,6 +146,9 @@ impl Connection {
                 return Ok(());
             }
         };
+        if let T::Clunk { fid } | T::Remove { fid } = message {
+            self.context.leases.forget(*fid);
+        }
         let claim = match Claim::of(message, &self.context.fids, self.limits.fids).await {
             Ok(claim) => claim,
             Err(errno) => {

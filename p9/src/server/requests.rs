@@ -5,17 +5,18 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::Sender;
 
 use super::{Error, Limits};
 use crate::Errno;
 use crate::cancel::Cancel;
-use crate::wire::R;
+use crate::wire::{NO_TAG, R};
 use crate::writer::Outgoing;
 
 /// What is under way, shared by the reader and the requests.
@@ -24,6 +25,9 @@ pub(super) struct Requests(Arc<Shared>);
 
 struct Shared {
     replies: Sender<Outgoing>,
+    /// Messages that answer nothing and go before the next reply. Changed while `tags` is locked.
+    ahead: Mutex<VecDeque<Outgoing>>,
+    runtime: Handle,
     tags: Mutex<HashMap<u16, Pending>>,
     bytes: AtomicUsize,
     in_flight: usize,
@@ -60,7 +64,8 @@ impl Requests {
     pub(super) fn new(replies: Sender<Outgoing>, limits: &Limits) -> Self {
         let (in_flight, bytes_in_flight) = (limits.in_flight, limits.bytes_in_flight);
         let (tags, bytes) = (Mutex::default(), AtomicUsize::new(0));
-        Self(Arc::new(Shared { replies, tags, bytes, in_flight, bytes_in_flight }))
+        let (ahead, runtime) = (Mutex::default(), Handle::current());
+        Self(Arc::new(Shared { replies, ahead, runtime, tags, bytes, in_flight, bytes_in_flight }))
     }
 
     /// Begins the request `tag` of `bytes` bytes. The inner error is for a peer that asks too much at once: what may be
@@ -90,11 +95,22 @@ impl Requests {
 
     /// Queues a reply and frees its tag in one step; gives the flushes that waited for it.
     async fn send(&self, tag: u16, reply: Outgoing) -> VecDeque<u16> {
-        // Once the writer is gone there is nobody to be told.
-        let Ok(permit) = self.0.replies.reserve().await else { return VecDeque::new() };
-        let mut tags = self.0.tags.lock();
-        permit.send(reply);
-        tags.remove(&tag).map(|pending| pending.flushes).unwrap_or_default()
+        loop {
+            // Once the writer is gone there is nobody to be told.
+            let Ok(permit) = self.0.replies.reserve().await else { return VecDeque::new() };
+            let mut tags = self.0.tags.lock();
+            if let Some(first) = self.0.ahead.lock().pop_front() {
+                permit.send(first);
+                continue;
+            }
+            permit.send(reply);
+            return tags.remove(&tag).map(|pending| pending.flushes).unwrap_or_default();
+        }
+    }
+
+    /// How a message is sent that answers none.
+    pub(super) fn pushes(&self) -> Push {
+        Push(Arc::downgrade(&self.0))
     }
 
     /// Begins the flush `tag` of the request `old`. It is answered at once if there is none.
@@ -132,5 +148,40 @@ impl Requests {
     /// Forgets all requests: their tasks are gone.
     pub(super) fn clear(&self) {
         self.0.tags.lock().clear();
+    }
+}
+
+/// Sends messages that answer none; it keeps no connection open.
+#[derive(Clone)]
+pub(super) struct Push(Weak<Shared>);
+
+impl Push {
+    /// Sends `message` before every reply that is sent from now on. From any thread; it never waits.
+    pub(super) fn send(&self, message: &R<'_>) {
+        let Some(shared) = self.0.upgrade() else { return };
+        let mut head = Vec::new();
+        message.encode(NO_TAG, &mut head);
+        tracing::trace!(target: "p9::trace", "<- {NO_TAG} {message:?}");
+        let full = {
+            let _order = shared.tags.lock();
+            let mut ahead = shared.ahead.lock();
+            ahead.push_back(Outgoing { head, data: Bytes::new() });
+            while let Ok(permit) = shared.replies.try_reserve() {
+                let Some(first) = ahead.pop_front() else { break };
+                permit.send(first);
+            }
+            !ahead.is_empty()
+        };
+        // The next reply takes it along; perhaps there is none.
+        if full {
+            let runtime = shared.runtime.clone();
+            runtime.spawn(async move {
+                while let Ok(permit) = shared.replies.reserve().await {
+                    let _order = shared.tags.lock();
+                    let Some(first) = shared.ahead.lock().pop_front() else { break };
+                    permit.send(first);
+                }
+            });
+        }
     }
 }

@@ -6,6 +6,7 @@
 mod cancelled;
 mod fake;
 mod hostile;
+mod leases;
 mod legacy;
 mod served;
 

@@ -88,6 +88,9 @@ const TABLE: &[(u8, &str, &str)] = &[
     (125, "Rstat", "stat:S"),
     (126, "Twstat", "fid:4 stat:S"),
     (127, "Rwstat", ""),
+    (216, "Tlease", "fid:4 kind:1"),
+    (217, "Rlease", "kind:1"),
+    (219, "Rbreak", "fid:4 keep:1"),
     (250, "Tunknown", "fid:4"),
 ];
 

@@ -1,7 +1,8 @@
 //! A tree in memory that does all that a file system does, for tests of the protocol.
 //!
 //! Qid paths count up from 1, the root's, in the order of creation; times stand still; so a conversation is the same
-//! each time. Three files behave as only synthetic files do: [`Ram::pipe`], [`Ram::stubborn`], [`Ram::bad_close`].
+//! each time. Three files behave as only synthetic files do: [`Ram::pipe`], [`Ram::stubborn`], [`Ram::bad_close`]; and
+//! [`Ram::other`] plays another client.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use std::sync::{Arc, Weak};
 
 use bytes::{Bytes, BytesMut};
 use p9::cancel;
+use p9::tree::{Guard, Lease, LeaseKind, OnBreak};
 use p9::{
     Attr, Created, Dir, DirSink, Entry, Errno, FileKind, Handle, How, Name, NameBuf, New, Node, NodeRef, Qid, Reply,
     SetAttr, SetTime, Stream, Time, Tree, Walk, Want, What, Who, Written,
@@ -29,6 +31,14 @@ struct Inode {
     /// The next qid path of this tree.
     next: Arc<AtomicU64>,
     reads: AtomicUsize,
+    leases: Mutex<Vec<(Weak<Leased>, OnBreak)>>,
+}
+
+/// A lease that was granted, whatever was asked for.
+struct Leased;
+
+impl Guard for Leased {
+    fn keep(&self, _kind: LeaseKind) {}
 }
 
 enum Body {
@@ -38,6 +48,8 @@ enum Body {
     Pipe(Pipe),
     Stubborn(Pipe),
     BadClose,
+    /// Breaks the leases of this file.
+    Other(Ram),
     /// A device, FIFO or socket: never opened.
     Special,
 }
@@ -91,6 +103,23 @@ impl Ram {
         self.add(name, Body::BadClose, 0o444)
     }
 
+    /// A file that breaks the leases of `of` when it is written: what others may keep is the digit that is written.
+    pub(crate) fn other(&self, name: &str, of: &Self) -> Self {
+        self.add(name, Body::Other(of.clone()), 0o222)
+    }
+
+    /// Asks for all leases of this file back, but for `keep`.
+    pub(crate) fn break_leases(&self, keep: LeaseKind) {
+        self.0.leases.lock().retain(|(guard, _)| guard.strong_count() > 0);
+        let held: Vec<OnBreak> = self.0.leases.lock().iter().map(|(_, on_break)| on_break.clone()).collect();
+        held.into_iter().for_each(|on_break| on_break(keep));
+    }
+
+    /// How many leases of this file are held.
+    pub(crate) fn leases(&self) -> usize {
+        self.0.leases.lock().iter().filter(|(guard, _)| guard.strong_count() > 0).count()
+    }
+
     /// Lets the writes of a stubborn file end.
     pub(crate) fn release(&self) {
         if let Body::Stubborn(pipe) = &self.0.body {
@@ -128,7 +157,7 @@ impl Ram {
         let now = Time { sec: 1_000_000_000, nsec: 5 };
         let attr = Attr { uid: 1, gid: 2, atime: now, mtime: now, ctime: now, ..Attr::synthetic(qid, permissions) };
         let (attr, xattrs, reads) = (Mutex::new(attr), Mutex::default(), AtomicUsize::new(0));
-        Self(Arc::new(Inode { attr, body, xattrs, next: next.clone(), reads }))
+        Self(Arc::new(Inode { attr, body, xattrs, next: next.clone(), reads, leases: Mutex::default() }))
     }
 
     fn add(&self, name: &str, body: Body, permissions: u32) -> Self {
@@ -298,6 +327,15 @@ impl Node for Ram {
         Reply::ok(self.attributes())
     }
 
+    fn lease(&self, want: LeaseKind, on_break: OnBreak) -> Reply<'_, Option<Lease>> {
+        if let Body::Link(_) = self.0.body {
+            return Reply::ok(None);
+        }
+        let guard = Arc::new(Leased);
+        self.0.leases.lock().push((Arc::downgrade(&guard), on_break));
+        Reply::ok(Some(Lease { kind: want, guard }))
+    }
+
     fn remove<'a>(&'a self, name: Name<'a>, dir: bool) -> Reply<'a, ()> {
         let gone = self.lookup(name).and_then(|gone| match (dir, gone.entries()) {
             (true, Ok(entries)) if !entries.named.is_empty() => Err(Errno::ENOTEMPTY),
@@ -382,6 +420,11 @@ impl Stream for Open {
                 let end = text.len().max(start + data.len());
                 text.resize(end, 0);
                 text[start..start + data.len()].copy_from_slice(&data);
+                Reply::ok(written)
+            }
+            Body::Other(of) => {
+                let keep = data.first().and_then(|digit| LeaseKind::from_wire(digit.wrapping_sub(b'0')));
+                of.break_leases(keep.unwrap_or_default());
                 Reply::ok(written)
             }
             Body::Pipe(pipe) => {

@@ -23,6 +23,11 @@ fn served(conversation: &str) -> Ram {
     sub.dir("empty"); // 5
     root.pipe("pipe"); // 6
     root.bad_close("quota"); // 7
+    if conversation.contains("lease") {
+        let shared = root.file("shared", "text\n"); // 8
+        root.other("other", &shared); // 9
+        root.link("link", "shared"); // 10
+    }
     if conversation.contains("9p2000") {
         root.link("short", "sub/up"); // 8
         sub.link("up", "../sub/./inner"); // 9
@@ -93,6 +98,7 @@ conversations! {
     attributes_are_changed
     devices_fifos_and_sockets_are_made
     extended_attributes_are_read_and_set
+    leases_are_granted_broken_and_given_back
     links_have_targets_and_names
     names_are_made_moved_and_removed
     nobody_authenticates_in_9p

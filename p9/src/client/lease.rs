@@ -1,0 +1,174 @@
+//! Leases from a server, and the clock by which they end.
+//!
+//! A lease has a fid of its own, so that giving the fid back gives the lease back. A break is told by the task that reads,
+//! before it takes the next message off the stream: whoever has seen a later answer has seen the break. What is kept may
+//! be used for [`LEASE`] from when the last request was sent that was answered since: a server that hears nothing from us
+//! waits for so long, and then goes on without us. The clock goes on while the machine sleeps.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::fid::Fid;
+use super::node::{Remote, plain};
+use crate::tree::{Guard, Lease, LeaseKind, OnBreak};
+use crate::wire::{R, T};
+use crate::{Errno, Reply};
+
+/// How long a lease lasts when nothing is heard.
+pub const LEASE: Duration = Duration::from_secs(5);
+
+/// Tells the time since the machine was started.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> Duration + Send + Sync>);
+
+impl Clock {
+    /// A clock that is asked by `now`, for tests.
+    pub fn new(now: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
+    fn now(&self) -> u64 {
+        (self.0)().as_nanos() as u64
+    }
+}
+
+impl Default for Clock {
+    /// `CLOCK_BOOTTIME` of clock_gettime(2), which counts the time that the machine sleeps.
+    fn default() -> Self {
+        Self::new(|| {
+            let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+            Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+        })
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Clock")
+    }
+}
+
+/// The leases of one connection.
+pub(super) struct Leases {
+    clock: Clock,
+    /// Whether a lease was ever asked for: before, nobody wants to know the time.
+    used: AtomicBool,
+    /// When the last request that was answered had been sent.
+    heard: AtomicU64,
+    /// By fid, who is to be told of a break.
+    holders: Mutex<HashMap<u32, OnBreak>>,
+}
+
+impl Leases {
+    pub(super) fn new(clock: Clock) -> Self {
+        let (used, heard) = (AtomicBool::new(false), AtomicU64::new(0));
+        Self { clock, used, heard, holders: Mutex::default() }
+    }
+
+    /// The time for a request that is about to be sent; 0 when nobody will ask.
+    pub(super) fn stamp(&self) -> u64 {
+        if self.used.load(Ordering::Relaxed) { self.clock.now() } else { 0 }
+    }
+
+    /// A request was answered that was sent at `stamp`.
+    pub(super) fn heard(&self, stamp: u64) {
+        if stamp != 0 {
+            self.heard.fetch_max(stamp, Ordering::SeqCst);
+        }
+    }
+
+    fn hold(&self) -> bool {
+        let heard = self.heard.load(Ordering::SeqCst);
+        heard != 0 && self.clock.now() < heard + LEASE.as_nanos() as u64
+    }
+
+    /// The server wants the lease of `fid` back. There may be none any more.
+    pub(super) fn broken(&self, fid: u32, keep: LeaseKind) {
+        let holder = self.holders.lock().get(&fid).cloned();
+        if let Some(on_break) = holder {
+            on_break(keep);
+        }
+    }
+
+    /// The connection has ended, and all leases with it.
+    pub(super) fn end(&self) {
+        let holders = std::mem::take(&mut *self.holders.lock());
+        holders.into_values().for_each(|on_break| on_break(LeaseKind::None));
+    }
+}
+
+/// A lease that was granted, or is being asked for.
+struct Held {
+    fid: Arc<Fid>,
+    /// Whether the server has it.
+    granted: AtomicBool,
+}
+
+impl Guard for Held {
+    fn holds(&self) -> bool {
+        let wire = &self.fid.link.wire;
+        !wire.is_closed() && wire.leases.hold()
+    }
+
+    fn keep(&self, kind: LeaseKind) {
+        self.fid.link.wire.tell(&T::Lease { fid: self.fid.number(), kind: kind.to_wire() });
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let gone = self.fid.link.wire.leases.holders.lock().remove(&self.fid.number());
+        drop(gone);
+        if self.granted.load(Ordering::SeqCst) {
+            // The clunk would do, but may have to queue.
+            self.keep(LeaseKind::None);
+        }
+    }
+}
+
+impl Remote {
+    pub(super) fn lease_soon(&self, want: LeaseKind, on_break: OnBreak) -> Reply<'_, Option<Lease>> {
+        if want == LeaseKind::None || !self.fid.link.ordered {
+            return Reply::ok(None);
+        }
+        Reply::later(self.lease_now(want, on_break))
+    }
+
+    async fn lease_now(&self, want: LeaseKind, on_break: OnBreak) -> Result<Option<Lease>, Errno> {
+        let (link, fid) = (&self.fid.link, self.fid.link.fid()?);
+        let leases = &link.wire.leases;
+        leases.used.store(true, Ordering::Relaxed);
+        let number = fid.number();
+        // Before it is asked for: it may be broken before the answer is read here.
+        leases.holders.lock().insert(number, on_break);
+        let held = Held { fid: fid.clone(), granted: AtomicBool::new(false) };
+        let lease = plain(T::Lease { fid: number, kind: want.to_wire() });
+        let mut calls = self.walk_and(&[], &fid, &[lease]).await?.calls.ok_or(Errno::EPROTO)?;
+        let answer = match calls.next().await?.message() {
+            Ok(R::Lease { kind }) => LeaseKind::from_wire(kind).filter(|kind| *kind <= want).ok_or(Errno::EPROTO)?,
+            // An older server.
+            Err(Errno::EOPNOTSUPP) => LeaseKind::None,
+            Err(errno) => return Err(errno),
+            Ok(_) => return Err(Errno::EPROTO),
+        };
+        if answer == LeaseKind::None {
+            return Ok(None);
+        }
+        held.granted.store(true, Ordering::SeqCst);
+        Ok(Some(Lease { kind: answer, guard: Arc::new(held) }))
+    }
+}
+
+/// What a server says without being asked, if `frame` is that.
+pub(super) fn unasked(code: u8, body: &Bytes) -> Option<(u32, LeaseKind)> {
+    match R::decode(code, body) {
+        Ok(Some(R::Break { fid, keep })) => Some((fid, LeaseKind::from_wire(keep)?)),
+        _ => None,
+    }
+}
