@@ -8,8 +8,11 @@
 //! Descriptors are bounded: a node is (parent, name, file id), and its descriptor is looked for again when it is needed
 //! (`disk/inode.rs`). A slashn mount, /proc and /sys are shown as empty directories (`disk/mounts.rs`).
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Weak};
 
 use dashmap::DashMap;
@@ -22,12 +25,14 @@ mod change;
 mod dir;
 mod inode;
 mod leased;
+mod locks;
 mod mounts;
 mod node;
 mod sys;
 mod xattr;
 
 use inode::{Inode, Key, Seen};
+use locks::Locker;
 use node::DiskNode;
 
 use crate::Leases;
@@ -98,6 +103,10 @@ struct Shared {
     inodes: DashMap<Key, Weak<Inode>>,
     /// Held while it changes where an inode was last seen.
     moves: Mutex<()>,
+    /// Those who attached, by the number of their session.
+    lockers: Mutex<HashMap<u64, Weak<Locker>>>,
+    /// Descriptors that hold locks, of which there are at most as many as others that are kept.
+    lock_descriptors: AtomicUsize,
     /// What this process's umask takes from the mode of a new file, to be given back.
     umask: u32,
 }
@@ -114,6 +123,8 @@ impl Disk {
             options,
             inodes: DashMap::new(),
             moves: Mutex::default(),
+            lockers: Mutex::default(),
+            lock_descriptors: AtomicUsize::new(0),
             umask: umask().unwrap_or(0o022),
         });
         match shared.see(fd.as_fd(), None, false).map_err(open)? {
@@ -134,7 +145,7 @@ impl Disk {
 
     /// The root of the tree, as the [client](Who::client) that sees it.
     pub fn root_for(&self, client: u64) -> NodeRef {
-        Arc::new(DiskNode::of(self.root.clone(), 0, client))
+        Arc::new(DiskNode::of(self.root.clone(), 0, self.root.disk.locker(client)))
     }
 }
 

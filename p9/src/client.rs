@@ -26,6 +26,7 @@ mod fid;
 mod lease;
 mod legacy;
 mod link;
+mod lock;
 mod names;
 mod node;
 mod open;

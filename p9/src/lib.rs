@@ -20,6 +20,7 @@ pub mod dial;
 pub mod file;
 pub mod handle;
 pub mod layer;
+pub mod locks;
 pub mod server;
 pub mod synth;
 pub mod transport;

@@ -109,6 +109,8 @@ messages! {
          32 Xattrcreate { fid: u32, name: Str<'a>, size: u64, flags: u32 }
          40 Readdir { fid: u32, offset: u64, count: u32 }
          50 Fsync { fid: u32, datasync: u32 }
+         52 Lock { fid: u32, kind: u8, flags: u32, start: u64, length: u64, proc_id: u32, client_id: Str<'a> }
+         54 Getlock { fid: u32, kind: u8, start: u64, length: u64, proc_id: u32, client_id: Str<'a> }
          70 Link { dfid: u32, fid: u32, name: Name<'a> }
          72 Mkdir { dfid: u32, name: Name<'a>, mode: u32, gid: u32 }
          74 Renameat { olddirfid: u32, oldname: Name<'a>, newdirfid: u32, newname: Name<'a> }
@@ -150,6 +152,8 @@ messages! {
          33 Xattrcreate {}
          41 Readdir { data: Data<'a> }
          51 Fsync {}
+         53 Lock { status: u8 }
+         55 Getlock { kind: u8, start: u64, length: u64, proc_id: u32, client_id: Str<'a> }
          71 Link {}
          73 Mkdir { qid: Qid }
          75 Renameat {}
@@ -216,6 +220,28 @@ impl Dialect {
             Self::Slashn => !matches!(code, 112 | 114 | 124 | 126),
         }
     }
+}
+
+/// The numbers of `Tlock` and its kin (`P9_LOCK_*`).
+pub mod lock {
+    /// Shared, for readers.
+    pub const RDLCK: u8 = 0;
+    /// Exclusive, for a writer.
+    pub const WRLCK: u8 = 1;
+    /// None.
+    pub const UNLCK: u8 = 2;
+    /// A flag: wait for it.
+    pub const BLOCK: u32 = 1;
+    /// A flag: it was held before the server restarted.
+    pub const RECLAIM: u32 = 2;
+    /// A status: done.
+    pub const SUCCESS: u8 = 0;
+    /// A status: another holds it.
+    pub const BLOCKED: u8 = 1;
+    /// A status: there can be no more locks.
+    pub const ERROR: u8 = 2;
+    /// A status: not yet, so soon after the server's restart.
+    pub const GRACE: u8 = 3;
 }
 
 /// One entry in the data of an `Rreaddir`.

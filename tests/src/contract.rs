@@ -12,12 +12,14 @@ use p9::{Entry, Errno, FileKind, Handle, How, Name, NameBuf, New, NodeRef, Qid, 
 
 mod diod;
 mod legacy;
+mod locks;
 mod posix;
 mod writing;
 mod xattrs;
 
 pub use diod::writing_at_diod;
 pub use legacy::writing_over_9p2000;
+pub use locks::locks_of_clients;
 pub use writing::writing;
 
 /// The name `text`.

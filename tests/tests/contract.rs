@@ -68,6 +68,17 @@ async fn a_disk_tree_keeps_the_contract_of_writing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn locks_are_kept_between_clients_and_end_with_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = disk(dir.path(), false);
+    contract::locks_of_clients(direct(&tree).await, direct(&tree).await).await;
+    contract::locks_of_clients(through_the_wire(&tree).await, direct(&tree).await).await;
+    contract::locks_of_clients(through_the_wire(&tree).await, through_the_wire(&tree).await).await;
+    // Two trees of one directory, as of two processes.
+    contract::locks_of_clients(direct(&tree).await, through_the_wire(&disk(dir.path(), false)).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_only_disk_tree_refuses_every_change() {
     let dir = tempfile::tempdir().unwrap();
     sample(dir.path());

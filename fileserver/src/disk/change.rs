@@ -113,7 +113,7 @@ impl DiskNode {
                 libc::S_IFLNK => return Err(Errno::ELOOP),
                 _ => return Err(Errno::ENXIO),
             }
-            Self::of(inode.clone(), 0, self.client).make_way(how);
+            Self::of(inode.clone(), 0, self.locker.clone()).make_way(how);
             let fd = disk.patient(|| sys::reopen(&reach, file_flags(how)))?;
             let attr = if how.truncate { sys::attr(&sys::statx(fd.as_fd(), true)?, attr.qid.path) } else { attr };
             return Ok(Made { inode, attr, open: Some((fd, how)), fresh: false });

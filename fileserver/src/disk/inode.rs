@@ -6,12 +6,13 @@
 //! Invariant: the parents of an inode never form a ring, and `moves` is held by whoever changes where one was seen.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use p9::{Attr, Errno, FileKind, LocalFile, Name, NameBuf};
 use parking_lot::Mutex;
 
 use super::Shared;
+use super::locks::FileLocks;
 use super::mounts::Mount;
 use super::sys::{self, FileHandle};
 
@@ -32,6 +33,7 @@ pub(super) struct Inode {
     pub(super) disk: Arc<Shared>,
     spot: Mutex<Spot>,
     open: Mutex<Open>,
+    locks: OnceLock<Box<FileLocks>>,
 }
 
 /// Where an inode was last seen.
@@ -160,6 +162,7 @@ impl Shared {
             disk: self.clone(),
             spot: Mutex::new(spot()),
             open: Mutex::default(),
+            locks: OnceLock::new(),
         });
         *entry = Arc::downgrade(&inode);
         inode
@@ -273,6 +276,11 @@ impl Inode {
         if writes {
             open.writer = Arc::downgrade(file);
         }
+    }
+
+    /// The locks on it.
+    pub(super) fn locks(&self) -> &FileLocks {
+        self.locks.get_or_init(Box::default)
     }
 
     /// A file open for writing, if there is one.

@@ -79,7 +79,7 @@ impl DiskNode {
             Seen::File { mount, attr } => {
                 let fd = Some(Arc::new(fd));
                 let inode = self.inode.disk.seen(&self.inode, name.as_name(), mount, &attr, fd);
-                Some(Self::of(inode, attr.qid.version, self.client))
+                Some(Self::of(inode, attr.qid.version, self.locker.clone()))
             }
             Seen::Hidden(_) => None,
         }
@@ -178,7 +178,7 @@ impl DiskNode {
     }
 
     fn made(&self, made: Made, writer: Option<Writer>) -> Created {
-        let node = Self::of(made.inode, made.attr.qid.version, self.client);
+        let node = Self::of(made.inode, made.attr.qid.version, self.locker.clone());
         let handle = made.open.map(|(fd, how)| node.handle(fd, how, writer));
         Created { node: Arc::new(node), attr: Some(made.attr), handle }
     }

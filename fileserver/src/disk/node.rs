@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use p9::cancel::blocking;
-use p9::tree::{Lease, LeaseKind, OnBreak};
+use p9::tree::{Lease, LeaseKind, Lock, OnBreak};
 use p9::{
     Attr, Created, Errno, Handle, How, LocalFile, Name, NameBuf, New, Node, NodeRef, Opened, Qid, Reached, Reply,
     SetAttr, StatFs, Stream, Walk, Want,
@@ -19,6 +19,7 @@ use rustix::fs::{AtFlags, OFlags};
 
 use super::dir::DiskDir;
 use super::inode::{Inode, Reach, Seen};
+use super::locks::Locker;
 use super::{sys, xattr};
 use crate::empty::Empty;
 use crate::leases::Writer;
@@ -31,6 +32,8 @@ pub(super) struct DiskNode {
     version: u32,
     /// Whose leases its operations do not break: [`p9::Who::client`].
     pub(super) client: u64,
+    /// The same, as one who locks.
+    pub(super) locker: Arc<Locker>,
 }
 
 /// What one step of a walk reached.
@@ -40,8 +43,8 @@ pub(super) enum Step {
 }
 
 impl DiskNode {
-    pub(super) fn of(inode: Arc<Inode>, version: u32, client: u64) -> Self {
-        Self { inode, version, client }
+    pub(super) fn of(inode: Arc<Inode>, version: u32, locker: Arc<Locker>) -> Self {
+        Self { inode, version, client: locker.client, locker }
     }
 
     /// `node`, if it is one of this very tree.
@@ -100,7 +103,7 @@ impl DiskNode {
         let step = last.ok_or(Errno::EINVAL)?;
         // Attributes that another client holds back are to be asked for.
         let attr = (want.attr && !inode.is_held_back(self.client)).then(|| step.attr());
-        Ok(Walk { qids, end: Ok(Reached { node: step.node(self.client), attr, lease: None }) })
+        Ok(Walk { qids, end: Ok(Reached { node: step.node(&self.locker), attr, lease: None }) })
     }
 
     /// Opens it; `writer` is what [`DiskNode::opening`] gave.
@@ -163,9 +166,9 @@ impl Step {
         }
     }
 
-    fn node(self, client: u64) -> NodeRef {
+    fn node(self, locker: &Arc<Locker>) -> NodeRef {
         match self {
-            Self::File(inode, attr) => Arc::new(DiskNode::of(inode, attr.qid.version, client)),
+            Self::File(inode, attr) => Arc::new(DiskNode::of(inode, attr.qid.version, locker.clone())),
             Self::Hidden(path) => Empty::node(path),
         }
     }
@@ -342,6 +345,14 @@ impl Node for DiskNode {
 
     fn events(&self) -> Reply<'_, Arc<dyn Stream>> {
         self.later(|node| node.events_now())
+    }
+
+    fn lock(&self, lock: Lock, wait: bool) -> Reply<'_, ()> {
+        Reply::later(self.clone().lock_now(lock, wait))
+    }
+
+    fn conflicting_lock(&self, lock: Lock) -> Reply<'_, Option<Lock>> {
+        self.later(move |node| node.conflict_now(&lock))
     }
 
     fn local(&self) -> Option<OwnedFd> {

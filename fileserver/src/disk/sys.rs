@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use p9::tree::{Lock, LockKind};
 use p9::{Attr, Errno, FileKind, Name, Qid, Time};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags, StatxTimestamp};
 use rustix::io::retry_on_intr;
@@ -76,6 +77,47 @@ fn version(stat: &Statx) -> u32 {
 
 fn time(stamp: &StatxTimestamp) -> Time {
     Time { sec: stamp.tv_sec, nsec: stamp.tv_nsec }
+}
+
+/// Takes, changes or drops a lock of the open file `fd` (fcntl(2), `F_OFD_SETLK`), without waiting. Errors: `EAGAIN` if
+/// another has it; `EBADF` if the file is not open in the way that such a lock wants.
+pub(super) fn lock(fd: BorrowedFd<'_>, lock: &Lock) -> Result<(), Errno> {
+    let flock = flock(lock);
+    // SAFETY: `F_OFD_SETLK` only reads the structure, which outlives the call.
+    let done = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const flock) };
+    if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error().into()) }
+}
+
+/// What stands in the way of a lock of the open file `fd` (`F_OFD_GETLK`).
+pub(super) fn conflict(fd: BorrowedFd<'_>, lock: &Lock) -> Result<Option<Lock>, Errno> {
+    let mut flock = flock(lock);
+    // SAFETY: `F_OFD_GETLK` reads and writes the structure, which outlives the call.
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &raw mut flock) } != 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    let kind = match i32::from(flock.l_type) {
+        libc::F_RDLCK => LockKind::Read,
+        libc::F_WRLCK => LockKind::Write,
+        _ => return Ok(None),
+    };
+    // Of a lock that belongs to an open file, the process is not known: -1.
+    let pid = u32::try_from(flock.l_pid).unwrap_or(0);
+    Ok(Some(Lock { kind, start: flock.l_start as u64, length: flock.l_len as u64, owner: 0, pid }))
+}
+
+fn flock(lock: &Lock) -> libc::flock {
+    let kind = match lock.kind {
+        LockKind::Read => libc::F_RDLCK,
+        LockKind::Write => libc::F_WRLCK,
+        LockKind::Unlock => libc::F_UNLCK,
+    };
+    libc::flock {
+        l_type: kind as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: lock.start as i64,
+        l_len: lock.length as i64,
+        l_pid: 0,
+    }
 }
 
 /// The kernel's own name for a file, unique in its file system for all time: name_to_handle_at(2).

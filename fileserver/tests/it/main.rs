@@ -1,8 +1,9 @@
 //! Trees of real files, used in place: no wire but in `fids`, and no mount of theirs.
 //!
 //! `disk` is the plain directory, `model` the same against system calls, `mounts` what is mounted in it, `bounds` what
-//! it costs, `races` those who try to get out of it, `ruled` one with rules around it, `caller` the rules that protect a
-//! caller from a node, `exports` what a node shows to whom, `leases` what is kept without asking.
+//! it costs, `locks` what local processes have to do with it, `races` those who try to get out of it, `ruled` one with
+//! rules around it, `caller` the rules that protect a caller from a node, `exports` what a node shows to whom,
+//! `leases` what is kept without asking.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking, and says aloud what it skips")]
 
@@ -13,6 +14,7 @@ mod disk;
 mod exports;
 mod fids;
 mod leases;
+mod locks;
 mod model;
 mod mounts;
 mod races;

@@ -13,7 +13,7 @@ use super::data_of;
 use super::fid::Fid;
 use super::open::{RemoteDir, RemoteFile};
 use super::walk::Walked;
-use crate::tree::{Lease, LeaseKind, OnBreak};
+use crate::tree::{Lease, LeaseKind, Lock, OnBreak};
 use crate::wire::{IO_HEADER, R, STATS_ALL, Steps, T};
 use crate::{
     Attr, Created, Errno, FileKind, Handle, How, Name, New, Node, NodeRef, Opened, Qid, Reply, SetAttr, StatFs, Walk,
@@ -237,6 +237,14 @@ impl Node for Remote {
 
     fn set_xattr<'a>(&'a self, name: &'a [u8], value: Option<Bytes>, flags: u32) -> Reply<'a, ()> {
         Reply::later(self.write_xattr(name, value, flags))
+    }
+
+    fn lock(&self, lock: Lock, wait: bool) -> Reply<'_, ()> {
+        Reply::later(self.lock_now(lock, wait))
+    }
+
+    fn conflicting_lock(&self, lock: Lock) -> Reply<'_, Option<Lock>> {
+        Reply::later(self.conflict_now(lock))
     }
 
     fn sync(&self) -> Reply<'_, ()> {

@@ -12,6 +12,7 @@ use super::legacy;
 use crate::wire::{Data, Dialect, FSYNC_FLUSH, HEADER, NO_FID, Qids, R, Str, T};
 use crate::{Errno, Handle, How, Qid, What};
 
+mod lock;
 mod names;
 mod read;
 mod walk;
@@ -137,6 +138,12 @@ pub(super) async fn answer(context: &Context, message: &T<'_>, claim: Claim, bod
         Claim::Make(..) => return Err(Errno::EINVAL),
     };
     match held {
+        // A lock may be long in coming: what comes later on this fid goes on meanwhile.
+        Held::Shared(state) if matches!(message, T::Lock { .. }) => {
+            let node = state.file()?.node.clone();
+            drop(state);
+            lock::lock(context.dialect, &node, message).await
+        }
         Held::Shared(state) => on_file(context, message, state.file()?, body).await,
         Held::Alone(mut state) => {
             match *message {
@@ -173,6 +180,7 @@ async fn on_file(context: &Context, message: &T<'_>, file: &File, body: &Bytes) 
         }
         T::Getattr { mask, .. } => R::of_attr(&node.attr().await?, mask).into(),
         T::Statfs { .. } => R::of_stat_fs(&node.stat_fs().await?).into(),
+        T::Getlock { .. } => lock::conflict(context.dialect, node, message).await?,
         T::Readlink { .. } => Fields::Link(node.read_link().await?).into(),
         T::Mkdir { .. } | T::Symlink { .. } | T::Mknod { .. } => names::make(node, message).await?.into(),
         T::Unlinkat { name, flags, .. } => {
@@ -207,35 +215,8 @@ async fn on_fid(context: &Context, message: &T<'_>, state: &mut State) -> Result
     }
     let file = state.file_mut()?;
     Ok(match *message {
-        // Open, it would change under its readers.
-        T::Lopen { .. }
-        | T::Lcreate { .. }
-        | T::Open { .. }
-        | T::Create { .. }
-        | T::Xattrcreate { .. }
-        | T::Walk { .. }
-            if file.open.is_some() =>
-        {
-            return Err(Errno::EBADF);
-        }
-        T::Lopen { flags, .. } => {
-            let open = file.node.open(How::from_wire(flags)?).await?;
-            let qid = opened_qid(file.node.qid(), &open);
-            file.open = Some(open);
-            R::Lopen { qid, iounit: 0 }.into()
-        }
-        T::Lcreate { name, flags, mode, gid, .. } => {
-            let made = file.node.create(name, names::new(What::File(How::from_wire(flags)?), mode, gid)).await?;
-            let open = made.handle.ok_or(Errno::EIO)?;
-            let qid = opened_qid(made.node.qid(), &open);
-            (file.open, file.node) = (Some(open), made.node);
-            file.place.enter(name);
-            R::Lcreate { qid, iounit: 0 }.into()
-        }
-        T::Xattrcreate { name, size, flags, .. } => {
-            file.open = Some(xattr::create(&file.node, name.0, size, flags)?);
-            R::Xattrcreate {}.into()
-        }
+        T::Lopen { .. } | T::Lcreate { .. } | T::Xattrcreate { .. } => open(message, file).await?,
+        T::Open { .. } | T::Create { .. } | T::Walk { .. } if file.open.is_some() => return Err(Errno::EBADF),
         T::Setattr { .. } => {
             let change = message.to_set_attr().ok_or(Errno::EINVAL)?;
             file.node.set_attr(change).await?;
@@ -265,6 +246,35 @@ async fn fsync(context: &Context, file: &File, datasync: u32) -> Result<(), Errn
         Some(open) if datasync == FSYNC_FLUSH && context.dialect == Dialect::Slashn => open.flush().await,
         _ => file.sync(datasync != 0).await,
     }
+}
+
+/// Opens the file of a fid, or what is made in its directory, or an attribute. Open already, it would change under its
+/// readers.
+async fn open(message: &T<'_>, file: &mut File) -> Result<Answer, Errno> {
+    if file.open.is_some() {
+        return Err(Errno::EBADF);
+    }
+    Ok(match *message {
+        T::Lopen { flags, .. } => {
+            let open = file.node.open(How::from_wire(flags)?).await?;
+            let qid = opened_qid(file.node.qid(), &open);
+            file.open = Some(open);
+            R::Lopen { qid, iounit: 0 }.into()
+        }
+        T::Lcreate { name, flags, mode, gid, .. } => {
+            let made = file.node.create(name, names::new(What::File(How::from_wire(flags)?), mode, gid)).await?;
+            let open = made.handle.ok_or(Errno::EIO)?;
+            let qid = opened_qid(made.node.qid(), &open);
+            (file.open, file.node) = (Some(open), made.node);
+            file.place.enter(name);
+            R::Lcreate { qid, iounit: 0 }.into()
+        }
+        T::Xattrcreate { name, size, flags, .. } => {
+            file.open = Some(xattr::create(&file.node, name.0, size, flags)?);
+            R::Xattrcreate {}.into()
+        }
+        _ => return Err(Errno::EINVAL),
+    })
 }
 
 /// The qid in the answer to an open. Version 0 says, as everywhere in 9P, that what is read must not be kept: the file

@@ -70,6 +70,8 @@ impl Claim {
             | T::Mkdir { dfid: fid, .. }
             | T::Mknod { dfid: fid, .. }
             | T::Unlinkat { dirfid: fid, .. }
+            | T::Lock { fid, .. }
+            | T::Getlock { fid, .. }
             | T::Read { fid, .. }
             | T::Write { fid, .. } => Self::Shared(fids.shared(fid).await?),
             // Who the peer is was proven before. That nobody need authenticate in 9P is what diod answers, too, and what

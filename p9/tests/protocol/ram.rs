@@ -12,7 +12,8 @@ use std::sync::{Arc, Weak};
 
 use bytes::{Bytes, BytesMut};
 use p9::cancel;
-use p9::tree::{Guard, Lease, LeaseKind, OnBreak};
+use p9::locks::Ranges;
+use p9::tree::{Guard, Lease, LeaseKind, Lock, OnBreak};
 use p9::{
     Attr, Created, Dir, DirSink, Entry, Errno, FileKind, Handle, How, Name, NameBuf, New, Node, NodeRef, Qid, Reply,
     SetAttr, SetTime, Stream, Time, Tree, Walk, Want, What, Who, Written,
@@ -28,6 +29,8 @@ struct Inode {
     attr: Mutex<Attr>,
     body: Body,
     xattrs: Mutex<BTreeMap<Vec<u8>, Bytes>>,
+    locks: Mutex<Ranges<u64>>,
+    unlocked: Notify,
     /// The next qid path of this tree.
     next: Arc<AtomicU64>,
     reads: AtomicUsize,
@@ -157,7 +160,8 @@ impl Ram {
         let now = Time { sec: 1_000_000_000, nsec: 5 };
         let attr = Attr { uid: 1, gid: 2, atime: now, mtime: now, ctime: now, ..Attr::synthetic(qid, permissions) };
         let (attr, xattrs, reads) = (Mutex::new(attr), Mutex::default(), AtomicUsize::new(0));
-        Self(Arc::new(Inode { attr, body, xattrs, next: next.clone(), reads, leases: Mutex::default() }))
+        let (locks, unlocked, leases) = (Mutex::default(), Notify::new(), Mutex::default());
+        Self(Arc::new(Inode { attr, body, xattrs, locks, unlocked, next: next.clone(), reads, leases }))
     }
 
     fn add(&self, name: &str, body: Body, permissions: u32) -> Self {
@@ -352,6 +356,32 @@ impl Node for Ram {
 
     fn link<'a>(&'a self, target: &'a NodeRef, name: Name<'a>) -> Reply<'a, ()> {
         Self::own(target).and_then(|target| self.entries().map(|mut e| e.put(name.into(), target.clone()))).into()
+    }
+
+    fn lock(&self, lock: Lock, wait: bool) -> Reply<'_, ()> {
+        Reply::later(async move {
+            loop {
+                let mut unlocked = std::pin::pin!(self.0.unlocked.notified());
+                unlocked.as_mut().enable();
+                {
+                    let mut locks = self.0.locks.lock();
+                    if locks.conflict(&lock.owner, &lock, |owner| *owner)?.is_none() {
+                        if locks.set(&lock.owner, &lock, 4)? {
+                            self.0.unlocked.notify_waiters();
+                        }
+                        return Ok(());
+                    }
+                }
+                if !wait {
+                    return Err(Errno::EAGAIN);
+                }
+                unlocked.await;
+            }
+        })
+    }
+
+    fn conflicting_lock(&self, lock: Lock) -> Reply<'_, Option<Lock>> {
+        self.0.locks.lock().conflict(&lock.owner, &lock, |owner| *owner).into()
     }
 
     fn xattr<'a>(&'a self, name: &'a [u8]) -> Reply<'a, Bytes> {

@@ -100,6 +100,7 @@ conversations! {
     extended_attributes_are_read_and_set
     leases_are_granted_broken_and_given_back
     links_have_targets_and_names
+    locks_exclude_each_other
     names_are_made_moved_and_removed
     nobody_authenticates_in_9p
     what_closing_met_is_told
