@@ -8,6 +8,7 @@
 
 pub mod caller;
 pub mod disk;
+pub mod events;
 pub mod exports;
 pub mod leases;
 

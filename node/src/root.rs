@@ -1,20 +1,21 @@
-//! What a node shows: `fs/EXPORT`, `cpu` and `stat`, to each peer what it was granted.
+//! What a node shows: `fs/EXPORT`, `cpu`, `events` and `stat`, to each peer what it was granted.
 //!
 //! What is not granted looks absent. Made once, attached to once per connection.
 
 use std::sync::Arc;
 
 use cpuserver::Cpu;
-use fileserver::Exports;
+use fileserver::{Exports, events};
 use p9::{Errno, NodeRef, Reply, TreeRef, Who, synth};
 
 /// The tree that a node serves to its peers.
 pub fn tree(exports: Arc<Exports>, cpu: Arc<Cpu>) -> TreeRef {
     let stat = crate::stat::dir();
     synth::tree_for(move |who: &Who| -> Result<NodeRef, Errno> {
-        let mut entries = vec![("fs", exports.node_for(who))];
+        let fs = exports.node_for(who);
+        let mut entries = vec![("fs", fs.clone())];
         if let Some(cpu) = cpu.node_for(who) {
-            entries.extend([("cpu", cpu), ("stat", stat.clone())]);
+            entries.extend([("cpu", cpu), ("events", events::file(fs)), ("stat", stat.clone())]);
         }
         Ok(synth::dir(entries))
     })

@@ -144,7 +144,10 @@ fn is_hidden_magic(magic: u64) -> bool {
 
 /// Whether a file system of this type asks somebody else.
 fn is_remote(kind: &str) -> bool {
-    const SERVED: [&str; 10] = ["9p", "afs", "autofs", "ceph", "cifs", "fuse", "nfs", "nfs4", "smb3", "virtiofs"];
+    const SERVED: [&str; 18] = [
+        "9p", "afs", "autofs", "beegfs", "ceph", "cifs", "coda", "fuse", "gfs2", "lustre", "nfs", "nfs4", "ocfs2",
+        "orangefs", "pvfs2", "smb3", "vboxsf", "virtiofs",
+    ];
     SERVED.contains(&kind) || kind.starts_with("fuse.")
 }
 

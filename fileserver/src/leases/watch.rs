@@ -41,6 +41,8 @@ struct Marks {
     /// When a kernel lease that is being broken must be gone.
     deadlines: Vec<(Instant, u64)>,
     next: u64,
+    /// Targets that are lines.
+    lines: usize,
     ended: bool,
 }
 
@@ -103,12 +105,15 @@ impl Watch {
     pub(super) fn add(self: &Arc<Self>, place: Arc<OwnedFd>, target: Target) -> Result<Mark, Errno> {
         // Under the lock, so that nobody takes a mark away that was just found to be there.
         let mut marks = self.marks.lock();
-        if marks.targets.len() >= self.most {
+        // Who only reads what happens leaves room for leases.
+        let lines = matches!(target, Target::Lines(_));
+        if marks.targets.len() >= self.most || lines && marks.lines >= self.most / 4 {
             return Err(Errno::ENOSPC);
         }
         let is_dir = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&place)?.st_mode).is_dir();
-        let object = self.watched(&place, is_dir, matches!(target, Target::Lines(_)))?;
+        let object = self.watched(&place, is_dir, lines)?;
         marks.next += 1;
+        marks.lines += usize::from(lines);
         let id = marks.next;
         marks.targets.entry(object.clone()).or_default().push((id, target));
         Ok(Mark { watch: self.clone(), object, id, place, is_dir })
@@ -271,8 +276,10 @@ impl Drop for Mark {
     fn drop(&mut self) {
         let mut marks = self.watch.marks.lock();
         let Some(targets) = marks.targets.get_mut(&self.object) else { return };
-        targets.retain(|(id, _)| *id != self.id);
-        if !targets.is_empty() {
+        let gone = targets.iter().position(|(id, _)| *id == self.id).map(|at| targets.swap_remove(at));
+        let is_last = targets.is_empty();
+        marks.lines -= usize::from(matches!(gone, Some((_, Target::Lines(_)))));
+        if !is_last {
             return;
         }
         marks.targets.remove(&self.object);
