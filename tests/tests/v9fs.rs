@@ -18,7 +18,7 @@ use tests::listen::Listening;
 use tests::machine::{Done, Text};
 
 /// How long a guest may take for everything.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(1200);
 /// Bytes that are copied through a mount.
 const BIG: usize = 200 << 20;
 
@@ -40,7 +40,21 @@ const EVERY: &[&str] = &[
     "unmount",
 ];
 /// What is asked of 9P2000.L alone.
-const DOTL: &[&str] = &["statfs", "moving", "links", "symlinks", "owners", "xattrs", "devices"];
+const DOTL: &[&str] = &[
+    "statfs",
+    "replacing",
+    "moving",
+    "links",
+    "symlinks",
+    "owners",
+    "xattrs",
+    "devices",
+    "locks",
+    "whole-locks",
+    "waiting-locks",
+];
+/// What is asked of 9P2000 alone.
+const PLAN9: &[&str] = &["refusing"];
 /// What is asked where pages are cached.
 const PAGES: &[&str] = &["mapped"];
 
@@ -83,8 +97,11 @@ fn keeps(kernel: &Path, modes: &[(&str, &str)]) {
     let results: BTreeMap<(&str, &str, &str), &str> = said.iter().filter_map(|line| result(line)).collect();
     let mut wrong = Vec::new();
     for (version, cache) in modes {
-        let only = [(DOTL, *version == "9p2000.L"), (PAGES, *cache != "none")];
-        let more = only.into_iter().filter(|(_, asked)| *asked).flat_map(|(names, _)| names);
+        let of = if *version == "9p2000.L" { DOTL } else { PLAN9 };
+        let more = [(of, true), (PAGES, *cache != "none")]
+            .into_iter()
+            .filter(|(_, asked)| *asked)
+            .flat_map(|(names, _)| names);
         for name in EVERY.iter().chain(more) {
             match results.get(&(*version, *cache, *name)) {
                 Some(&"ok") => {}
