@@ -3,8 +3,9 @@
 #
 #     tests/v9fs/build.sh DIR PACKAGE...
 #
-# PACKAGE is a linux-image metapackage. It is downloaded and unpacked, not installed. What is there already is kept, and
-# the initramfs is made anew: busybox, the guest's program, /init, and the modules of 9P over TCP and of the network card.
+# PACKAGE is a linux-image metapackage. It is downloaded and unpacked, not installed; what is there already is kept if it
+# is the newest still. The initramfs is made anew: busybox, the guest's program, /init, and the modules of 9P over TCP and
+# of the network card.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1"
@@ -70,6 +71,13 @@ pack() { # NAME
     rm -r "$stage"
 }
 
+made=
 for meta in "$@"; do
-    pack "$(unpack "$meta")"
+    name=$(unpack "$meta")
+    pack "$name"
+    made="$made $name "
+done
+# Every kernel that is there is booted: those of before are not.
+for old in "$dir"/*/; do
+    case $made in *" $(basename "$old") "*) ;; *) rm -r "$old" ;; esac
 done
