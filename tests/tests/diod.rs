@@ -55,12 +55,14 @@ fn programs_find_what_they_expect_in_a_mount_of_diods_tree() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let root = runtime.block_on(diod.root());
     let shown = mount::mount(root, &at, mount::Options::default(), runtime.handle().clone()).unwrap();
-    // Not what renames: diod keeps a path for each fid, so that one is lost when its file is moved by another.
     for case in [
         "create",
         "directories",
         "listing",
         "names",
+        "renaming",
+        "replacing",
+        "moving",
         "links",
         "symlinks",
         "attributes",

@@ -173,10 +173,12 @@ static void moving(void) {
     is("e/g", "moved");
     is(there("e/g"), "moved");
     HOLDS(rename("e", "d/e") == 0);
-    is("d/e/g", "moved");
+    HOLDS(chmod("d/e/g", 0600) == 0 && truncate("d/e/g", 3) == 0);
+    is("d/e/g", "mov");
+    put("d/e/h", "x");
     put("d/h", "x");
     REFUSED(ENOTEMPTY, rmdir("d"));
-    HOLDS(unlink("d/h") == 0 && unlink("d/e/g") == 0 && rmdir("d/e") == 0 && rmdir("d") == 0);
+    HOLDS(unlink("d/h") == 0 && unlink("d/e/h") == 0 && unlink("d/e/g") == 0 && rmdir("d/e") == 0 && rmdir("d") == 0);
 }
 
 static void links(void) {

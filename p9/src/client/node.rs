@@ -126,6 +126,23 @@ impl Remote {
         take_attr(&mut link.calls(&[get]).await?).await
     }
 
+    /// An answer about this very file. A plain server may know a fid by its path, as diod does, and no more once the file
+    /// was moved: whoever knows the place is told to walk there again.
+    fn own<T>(&self, answer: Result<T, Errno>) -> Result<T, Errno> {
+        match answer {
+            Err(Errno::ENOENT) if !self.fid.link.ordered => Err(Errno::ESTALE),
+            answer => answer,
+        }
+    }
+
+    /// Whether there is no such name in this directory, or the directory itself is not found: see [`Self::own`].
+    async fn nothing_there<T>(&self, answer: Result<T, Errno>) -> Result<T, Errno> {
+        if !self.fid.link.ordered && matches!(answer, Err(Errno::ENOENT)) {
+            self.attr().await?;
+        }
+        answer
+    }
+
     /// One message of which only the success matters.
     pub(super) async fn done(&self, message: T<'_>) -> Result<(), Errno> {
         self.fid.link.call(message).await?.message().map(|_| ())
@@ -164,32 +181,35 @@ impl Node for Remote {
     }
 
     fn walk<'a>(&'a self, names: &'a [Name<'a>], want: Want) -> Reply<'a, Walk> {
-        Reply::later(self.walk_now(names, want))
+        Reply::later(async move { self.nothing_there(self.walk_now(names, want).await).await })
     }
 
     fn open_at<'a>(&'a self, names: &'a [Name<'a>], how: How, want: Want) -> Reply<'a, Opened> {
-        Reply::later(self.open_now(names, how, want))
+        Reply::later(async move {
+            let opened = self.open_now(names, how, want).await;
+            if names.is_empty() { self.own(opened) } else { self.nothing_there(opened).await }
+        })
     }
 
     fn attr(&self) -> Reply<'_, Attr> {
         let get = T::Getattr { fid: self.fid.number(), mask: STATS_ALL };
-        Reply::later(async move { self.fid.link.call(get).await?.message()?.to_attr().ok_or(Errno::EPROTO) })
+        Reply::later(async move { self.own(self.fid.link.call(get).await?.message())?.to_attr().ok_or(Errno::EPROTO) })
     }
 
     fn open(&self, how: How) -> Reply<'_, Handle> {
-        Reply::later(async move { Ok(self.open_now(&[], how, Want::default()).await?.handle) })
+        Reply::later(async move { Ok(self.own(self.open_now(&[], how, Want::default()).await)?.handle) })
     }
 
     fn create<'a>(&'a self, name: Name<'a>, what: New<'a>) -> Reply<'a, Created> {
-        Reply::later(self.create_now(name, what))
+        Reply::later(async move { self.nothing_there(self.create_now(name, what).await).await })
     }
 
     fn set_attr(&self, change: SetAttr) -> Reply<'_, Attr> {
-        Reply::later(self.set_now(change))
+        Reply::later(async move { self.own(self.set_now(change).await) })
     }
 
     fn remove<'a>(&'a self, name: Name<'a>, dir: bool) -> Reply<'a, ()> {
-        Reply::later(self.remove_now(name, dir))
+        Reply::later(async move { self.nothing_there(self.remove_now(name, dir).await).await })
     }
 
     fn rename<'a>(&'a self, name: Name<'a>, new_dir: &'a NodeRef, new_name: Name<'a>, flags: u32) -> Reply<'a, ()> {
@@ -197,7 +217,10 @@ impl Node for Remote {
         if flags != 0 {
             return Errno::EINVAL.into();
         }
-        Reply::later(async move { self.rename_now(name, self.of(new_dir)?, new_name).await })
+        Reply::later(async move {
+            let renamed = self.rename_now(name, self.of(new_dir)?, new_name).await;
+            self.nothing_there(renamed).await
+        })
     }
 
     fn link<'a>(&'a self, target: &'a NodeRef, name: Name<'a>) -> Reply<'a, ()> {
@@ -210,7 +233,7 @@ impl Node for Remote {
     fn read_link(&self) -> Reply<'_, Bytes> {
         Reply::later(async move {
             let answer = self.fid.link.call(T::Readlink { fid: self.fid.number() }).await?;
-            match answer.message()? {
+            match self.own(answer.message())? {
                 R::Readlink { target } => Ok(answer.frame().slice_ref(target.0)),
                 _ => Err(Errno::EPROTO),
             }
