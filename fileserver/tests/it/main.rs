@@ -1,9 +1,10 @@
-//! Trees of real files, used in place: no wire but in `fids` and `clients`, and no mount of theirs.
+//! Trees of real files, used in place: no wire but in `fids`, `clients` and `sequences`, and no mount of theirs.
 //!
 //! `disk` is the plain directory, `model` the same against system calls, `mounts` what is mounted in it, `bounds` what
 //! it costs, `locks` what local processes have to do with it, `races` those who try to get out of it, `ruled` one with
 //! rules around it, `caller` the rules that protect a caller from a node, `exports` what a node shows to whom, `leases`
-//! and `clients` what is kept without asking, `events` what is told of changes.
+//! and `clients` what is kept without asking, `events` what is told of changes, `sequences` any
+//! messages in any order.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking, and says aloud what it skips")]
 
@@ -21,3 +22,4 @@ mod model;
 mod mounts;
 mod races;
 mod ruled;
+mod sequences;

@@ -20,13 +20,14 @@ fn name(text: &str) -> Name<'_> {
 }
 
 /// The root of `ram` at a server with which 9P2000 was agreed on.
-async fn root(ram: &Ram, msize: u32) -> NodeRef {
+async fn root(ram: &Ram, msize: u32) -> (Client, NodeRef) {
     let (near, far) = tokio::io::duplex(1 << 20);
     tokio::spawn(server::serve(far, Arc::new(ram.clone()), Arc::new(Who::owner()), Limits::default()));
     let options = Options { msize, dialect: Dialect::Legacy, ..Options::default() };
     let client = Client::connect(near, options).await.unwrap();
     assert_eq!(client.dialect(), Dialect::Legacy);
-    client.attach(&Who::owner(), b"").await.unwrap()
+    let root = client.attach(&Who::owner(), b"").await.unwrap();
+    (client, root)
 }
 
 /// What is agreed on with a server that answers each offer with the next of `answers`.
@@ -77,7 +78,7 @@ async fn a_directory_is_listed_from_any_cookie_and_by_several_at_once() {
     let dir = ram.dir("dir");
     let all: BTreeSet<String> = (0..150).map(|i| format!("file{i}")).collect();
     all.iter().for_each(|name| drop(dir.file(name, "")));
-    let root = root(&ram, 1024).await;
+    let (_client, root) = root(&ram, 1024).await;
     let open = root.open_at(&[name("dir")], How::READ, Want::default()).await.unwrap();
     let Handle::Dir(open) = open.handle else { panic!("no directory") };
     let (first, middle) = list(&open, 0, 70).await;
@@ -93,7 +94,7 @@ async fn a_directory_is_listed_from_any_cookie_and_by_several_at_once() {
 #[tokio::test]
 async fn what_is_removed_is_not_clunked_and_every_fid_is_given_back() {
     let ram = Ram::root();
-    let root = root(&ram, 8192).await;
+    let (client, root) = root(&ram, 8192).await;
     for _ in 0..50 {
         let new = New { what: What::File(How::RDWR), mode: 0o644, owner: None };
         let made = root.create(name("f"), new).await.unwrap();
@@ -103,7 +104,10 @@ async fn what_is_removed_is_not_clunked_and_every_fid_is_given_back() {
         assert_eq!(made.node.attr().await.unwrap().size, 4);
         let again = root.create(name("f"), New { what: What::File(How { truncate: true, ..How::RDWR }), ..new }).await;
         assert_eq!(again.unwrap().attr.unwrap().size, 0, "what is there already is opened");
+        let before = client.counts().requests;
         root.remove(name("f"), false).await.unwrap();
+        root.attr().await.unwrap();
+        assert_eq!(client.counts().requests, before + 3, "a walk, a remove, a stat");
         assert_eq!(root.remove(name("f"), false).await, Err(Errno::ENOENT));
     }
     assert_eq!(root.attr().await.unwrap().qid.path, 1);
@@ -122,7 +126,7 @@ async fn what_is_removed_is_not_clunked_and_every_fid_is_given_back() {
 async fn an_append_goes_to_the_end_and_what_is_synced_is_asked_for() {
     let ram = Ram::root();
     let file = ram.file("log", "one");
-    let root = root(&ram, 8192).await;
+    let (_client, root) = root(&ram, 8192).await;
     let how = How { append: true, sync: true, ..How::WRITE };
     let open = root.open_at(&[name("log")], how, Want::default()).await.unwrap().handle;
     let written = open.write(0, Bytes::from_static(b"two")).await.unwrap();

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use p9::TreeRef;
 use p9::server::Limits;
@@ -121,7 +122,7 @@ async fn a_file_that_is_removed_when_closed_goes_with_its_client() {
     let ram = Ram::root();
     let file = ram.file("temporary", "");
     let holders = file.holders();
-    let mut peer = attached(&(Arc::new(ram) as TreeRef)).await;
+    let mut peer = attached(&(Arc::new(ram.clone()) as TreeRef)).await;
     peer.say("1 Twalk fid=0 newfid=1 wnames=temporary").await;
     peer.hears("1 Rwalk").await;
     peer.say("1 Topen fid=1 mode=0x40").await;
@@ -130,7 +131,7 @@ async fn a_file_that_is_removed_when_closed_goes_with_its_client() {
     peer.hangs_up().await.unwrap();
     let gone = async {
         while holders() > 0 {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
     tokio::time::timeout(PATIENCE, gone).await.expect("the file is removed");
