@@ -33,12 +33,13 @@ mod files;
 mod fs;
 mod names;
 
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use async_task::Runnable;
 use p9::cancel::Cancel;
 use p9::{Errno, NodeRef};
 use parking_lot::Mutex;
@@ -115,24 +116,35 @@ impl Bridge {
             Ok(value) => send(reply, value),
             Err(errno) => reply.refuse(errno),
         };
-        let cancel = Cancel::default();
-        let mut work: Work<T> = Box::pin({
-            let cancel = cancel.clone();
-            async move { cancel.run(work).await }
-        });
-        let _runtime = self.runtime.enter();
-        if let Poll::Ready(answer) = work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            return finish(answer);
-        }
-        let parked = self.watch.park(caller, cancel.clone());
-        self.runtime.spawn(async move {
-            let answer = match wait {
-                Wait::Unbounded => work.await,
-                Wait::Bounded => bounded(work, &cancel).await,
+        let (cancel, watch) = (Cancel::default(), self.watch.clone());
+        let request = async move {
+            let asked = cancel.clone();
+            let work: Work<T> = Box::pin(async move { asked.run(work).await });
+            let answering = async {
+                match wait {
+                    Wait::Unbounded => work.await,
+                    Wait::Bounded => bounded(work, &cancel).await,
+                }
             };
+            let (mut answering, mut parked) = (pin!(answering), None);
+            let answer = poll_fn(|cx| {
+                let answer = answering.as_mut().poll(cx);
+                if answer.is_pending() {
+                    parked.get_or_insert_with(|| watch.park(caller, cancel.clone()));
+                }
+                answer
+            })
+            .await;
             drop(parked);
             finish(answer);
-        });
+        };
+        // Polled here; from then on it wakes the runtime only when there is something to do.
+        let runtime = self.runtime.clone();
+        let later = move |request: Runnable| drop(runtime.spawn(async move { request.run() }));
+        let (request, task) = async_task::spawn(request, later);
+        task.detach();
+        let _runtime = self.runtime.enter();
+        request.run();
     }
 
     /// Answers nothing any more but `ENOTCONN`, and ends what is being waited for.

@@ -1,11 +1,16 @@
 //! The connection behind a client: the tasks that read, write, and watch over it.
 //!
 //! Requests are put in the outbox under one lock, so that those of one pipeline stay together and in order; the writer
-//! takes all that is there at a time. What waits for which reply is in [`Waits`]. The connection ends with its first
-//! failure, with a reply that nobody waits for, and with its last user.
+//! takes all that is there at a time. A caller with whom nobody else waits writes by itself: waking the writer on
+//! another thread would cost more than the writing. What waits for which reply is in [`Waits`]. The connection ends
+//! with its first failure, with a reply that nobody waits for, and with its last user.
 
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,7 +27,7 @@ use super::{Counts, Options};
 use crate::Errno;
 use crate::frame::{Frame, Frames};
 use crate::wire::{Dialect, NO_TAG, R, T};
-use crate::writer::write;
+use crate::writer::Pieces;
 
 /// Requests that may wait for replies at once, those included that are being flushed. With their flushes and with
 /// [`super::waits::CLUNKS`] it stays below what a server of ours takes.
@@ -41,16 +46,24 @@ pub(super) struct Link {
 /// What the tasks of a connection share with those who call.
 pub(super) struct Wire {
     waits: Mutex<Waits>,
+    pen: Mutex<Pen>,
     /// Something is in the outbox, or the connection has ended.
     filled: Notify,
     ended: Notify,
     closed: AtomicBool,
-    /// A batch is being written.
+    /// The stream does not take what is to be written as fast as it comes.
     writing: AtomicBool,
     pub(super) calls: Arc<Semaphore>,
     pub(super) round_trips: AtomicU64,
     traffic: Arc<Traffic>,
     pub(super) leases: Leases,
+}
+
+/// The side of the stream that is written to, and what it has not taken yet. Locked before the waits.
+struct Pen {
+    /// Gone once the connection has ended.
+    stream: Option<Box<dyn AsyncWrite + Send + Unpin>>,
+    pieces: Pieces,
 }
 
 impl Link {
@@ -63,6 +76,7 @@ impl Link {
     {
         let wire = Arc::new(Wire {
             waits: Mutex::default(),
+            pen: Mutex::new(Pen { stream: Some(Box::new(writer)), pieces: Pieces::default() }),
             filled: Notify::new(),
             ended: Notify::new(),
             closed: AtomicBool::new(false),
@@ -73,7 +87,7 @@ impl Link {
             leases: Leases::new(options.clock),
         });
         let mut tasks = JoinSet::new();
-        tasks.spawn(wire.clone().write(writer));
+        tasks.spawn(wire.clone().write());
         tasks.spawn(wire.clone().read(frames));
         tasks.spawn(wire.clone().watch(options.liveness));
         Arc::new(Self { wire, msize, ordered: dialect == Dialect::Slashn, dialect, _tasks: Mutex::new(tasks) })
@@ -106,8 +120,11 @@ impl Wire {
         waits.stamp = self.leases.stamp();
         let one = |(message, data): &(T<'_>, Bytes)| waits.call(message, data.clone(), permit.split(1));
         let sent = messages.iter().map(one).collect::<Option<_>>().ok_or(Errno::EAGAIN);
+        let alone = waits.under_way() == messages.len();
         drop(waits);
-        self.filled.notify_one();
+        if !alone || !self.write_here() {
+            self.filled.notify_one();
+        }
         sent
     }
 
@@ -156,27 +173,66 @@ impl Wire {
         if self.is_closed() { Err(Errno::EHOSTUNREACH) } else { Ok(waits) }
     }
 
-    async fn write(self: Arc<Self>, mut writer: impl AsyncWrite + Unpin) {
+    async fn write(self: Arc<Self>) {
+        self.write_all().await;
+        // The server sees the end of the stream, even while there are nodes.
+        self.pen.lock().stream = None;
+    }
+
+    async fn write_all(&self) {
         loop {
-            let batch = self.waits.lock().take_outbox();
-            if batch.is_empty() {
-                if self.is_closed() {
-                    return;
-                }
-                self.filled.notified().await;
-                continue;
-            }
-            self.writing.store(true, Ordering::Relaxed);
             let written = tokio::select! {
-                written = write(batch.into_iter(), &mut writer) => written,
+                written = poll_fn(|cx| self.poll_write(&mut self.pen.lock(), cx)) => written,
                 () = self.closed() => return,
             };
-            self.writing.store(false, Ordering::Relaxed);
             if let Err(err) = written {
-                tracing::debug!("writing to the server: {err}");
-                return self.close();
+                return self.failed(&err);
             }
+            if self.is_closed() {
+                return;
+            }
+            self.filled.notified().await;
         }
+    }
+
+    /// Writes what is in the outbox, until there is nothing left or the stream takes no more.
+    fn poll_write(&self, pen: &mut Pen, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if pen.pieces.is_empty() {
+                let batch = self.waits.lock().take_outbox();
+                if batch.is_empty() {
+                    return Poll::Ready(Ok(()));
+                }
+                batch.into_iter().for_each(|message| pen.pieces.add(message));
+            }
+            let Pen { stream: Some(stream), pieces } = pen else { return Poll::Ready(Ok(())) };
+            let written = pieces.poll_write(Pin::new(stream), cx);
+            self.writing.store(written.is_pending(), Ordering::Relaxed);
+            ready!(written)?;
+        }
+    }
+
+    /// The same in the caller's thread, if the writer is not at it. Whether no more is to be done by the writer.
+    fn write_here(&self) -> bool {
+        let Some(mut pen) = self.pen.try_lock() else { return false };
+        // Else the stream is to wake the writer, and nobody else.
+        if !pen.pieces.is_empty() {
+            return false;
+        }
+        match self.poll_write(&mut pen, &mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => true,
+            Poll::Ready(Err(err)) => {
+                drop(pen);
+                self.failed(&err);
+                true
+            }
+            Poll::Pending => false,
+        }
+    }
+
+    fn failed(&self, err: &io::Error) {
+        tracing::debug!("writing to the server: {err}");
+        self.close();
     }
 
     async fn read<R: AsyncRead + Unpin>(self: Arc<Self>, mut frames: Frames<R>) {
@@ -242,7 +298,7 @@ impl Wire {
             let quiet = now.0 == before.0 && !slow;
             before = now;
             let mut waits = self.waits.lock();
-            if !quiet || !waits.owes() {
+            if !quiet || waits.under_way() == 0 {
                 asked = false;
                 continue;
             }

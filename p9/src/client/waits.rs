@@ -187,9 +187,9 @@ impl Waits {
         !self.outbox.is_empty()
     }
 
-    /// Whether the server owes an answer.
-    pub(super) fn owes(&self) -> bool {
-        !self.tags.is_empty()
+    /// How many answers the server owes.
+    pub(super) fn under_way(&self) -> usize {
+        self.tags.len()
     }
 
     /// The reply to `tag` has come: who wants it, if anybody does. The error is a tag that waits for none.
