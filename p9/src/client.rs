@@ -15,7 +15,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
-use crate::frame::Frames;
 use crate::server::{self, Limits};
 use crate::wire::{self, Dialect, NO_FID, NO_TAG, NO_UID, R, Str, T};
 use crate::{Errno, NodeRef, Reply, Tree, Who};
@@ -30,14 +29,17 @@ mod lock;
 mod names;
 mod node;
 mod open;
+mod resume;
 mod waits;
 mod walk;
 mod xattr;
 
-use counted::{Counted, Traffic};
+use counted::Traffic;
 use legacy::Legacy;
-use link::Link;
+use link::{Link, Pen};
 use node::Remote;
+use resume::Session;
+pub use resume::{Dial, Resume};
 
 pub use lease::{Clock, LEASE};
 
@@ -102,15 +104,26 @@ impl Client {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        Self::begin(io, options, None).await
+    }
+
+    /// The same, in a session, if the server has sessions: when the connection is lost, another is made and all goes on
+    /// as if nothing had happened. What is asked meanwhile waits. The client ends as without a session once the server
+    /// is not to be reached for as long as it keeps the session; with `ESTALE` if it has forgotten it, as one that was
+    /// started anew has.
+    pub async fn resuming<S>(io: S, options: Options, resume: Resume) -> Result<Self, Error>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        Self::begin(io, options, Some(resume)).await
+    }
+
+    async fn begin<S>(io: S, options: Options, resume: Option<Resume>) -> Result<Self, Error>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let traffic = Arc::new(Traffic::default());
-        let (reader, mut writer) = tokio::io::split(Counted::new(io, traffic.clone()));
-        let limits = Limits {
-            msize: options.msize,
-            version_time: options.liveness * 2,
-            frame_time: Duration::from_secs(120),
-            ..Limits::default()
-        };
-        let mut frames = Frames::new(reader, limits);
+        let (mut frames, mut writer) = resume::open(io, &traffic, options.msize, options.liveness);
         for offer in Dialect::ALL.into_iter().filter(|dialect| *dialect >= options.dialect) {
             let mut message = Vec::new();
             T::Version { msize: options.msize, version: Str(offer.version()) }.encode(NO_TAG, &mut message);
@@ -132,7 +145,11 @@ impl Client {
                 Some(Dialect::Legacy) if offer == Dialect::Slashn => {}
                 Some(agreed) if agreed >= offer => {
                     frames.agree(msize);
-                    return Ok(Self(Link::start(frames, writer, traffic, (msize, agreed), options)));
+                    let session = resume.filter(|_| agreed == Dialect::Slashn);
+                    let session = session.and_then(|resume| Session::new(resume, msize));
+                    let pen = Pen::new(Box::new(writer), session.as_ref().map(Session::begins));
+                    let link = Link::start(frames, pen, traffic, (msize, agreed), options, session);
+                    return Ok(Self(link));
                 }
                 None if version.0 == wire::VERSION_UNKNOWN => {}
                 _ => return Err(Error::Version(String::from_utf8_lossy(version.0).into_owned())),

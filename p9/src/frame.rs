@@ -39,6 +39,21 @@ pub(crate) struct Frames<S> {
     first: Option<Instant>,
 }
 
+impl Frame {
+    /// The bytes that it has on the wire.
+    pub(crate) fn size(&self) -> usize {
+        HEADER + self.body.len()
+    }
+}
+
+impl<S: AsyncRead + Send + Unpin + 'static> Frames<S> {
+    /// The same, whatever the stream is.
+    pub(crate) fn boxed(self) -> Frames<Box<dyn AsyncRead + Send + Unpin>> {
+        let Self { stream, buf, limits, msize, first } = self;
+        Frames { stream: Box::new(stream), buf, limits, msize, first }
+    }
+}
+
 impl<S: AsyncRead + Unpin> Frames<S> {
     pub(crate) fn new(stream: S, limits: Limits) -> Self {
         let first = Some(Instant::now() + limits.version_time);

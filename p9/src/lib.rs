@@ -12,6 +12,7 @@ mod frame;
 mod name;
 mod names;
 mod reply;
+mod session;
 mod writer;
 
 pub mod cancel;

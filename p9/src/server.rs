@@ -18,9 +18,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::TryFutureExt;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::task::JoinSet;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use crate::frame::Frames;
 use crate::wire::{self, Dialect, Malformed, R, Str};
@@ -30,12 +30,17 @@ mod answer;
 mod claim;
 mod connection;
 mod fids;
+mod lane;
 mod leases;
 mod legacy;
 mod requests;
+mod sessions;
 
 use connection::Connection;
 use requests::Requests;
+pub use sessions::{SessionLimits, Sessions};
+
+use crate::session::Impossible;
 
 /// What one connection may cost.
 #[derive(Clone, Debug)]
@@ -108,6 +113,12 @@ pub enum Error {
     /// The peer offered an msize that is too small to work with.
     #[error("the peer offered an msize of {0}, less than {min}", min = Limits::MSIZE_MIN)]
     TooSmall(u32),
+    /// What no session allows.
+    #[error("the peer broke the rules of sessions: {0}")]
+    Session(&'static str),
+    /// A number of frames that cannot be meant.
+    #[error("the peer broke the rules of sessions: {0}")]
+    Impossible(#[from] Impossible),
     /// The peer began something and did not go on.
     #[error("the peer took more than {0:?} for {1}")]
     TooSlow(Duration, &'static str),
@@ -121,9 +132,12 @@ impl Error {
             Self::FrameSize { .. } => Some(Errno::EMSGSIZE),
             Self::TooSlow(..) => Some(Errno::ETIMEDOUT),
             Self::TooMany(_) => Some(Errno::EMFILE),
-            Self::Malformed { .. } | Self::DuplicateTag(_) | Self::NoVersion(_) | Self::TooSmall(_) => {
-                Some(Errno::EPROTO)
-            }
+            Self::Malformed { .. }
+            | Self::DuplicateTag(_)
+            | Self::NoVersion(_)
+            | Self::TooSmall(_)
+            | Self::Session(_)
+            | Self::Impossible(_) => Some(Errno::EPROTO),
         }
     }
 }
@@ -134,15 +148,22 @@ pub async fn serve<S>(stream: S, tree: TreeRef, who: Arc<Who>, limits: Limits) -
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let id = NEXT.fetch_add(1, Ordering::Relaxed);
-    let span = tracing::info_span!("conn", id, peer = %who.key, user = %who.user);
-    converse(stream, tree, who.numbered(), limits)
+    let span = span(&who);
+    converse(stream, tree, who.numbered(), limits, None)
         .inspect_err(|err| tracing::debug!("the connection ended: {err}"))
         .instrument(span)
         .await
 }
 
-async fn converse<S>(stream: S, tree: TreeRef, who: Arc<Who>, limits: Limits) -> Result<(), Error>
+/// What the log says about a connection of `who`.
+fn span(who: &Who) -> Span {
+    let id = NEXT.fetch_add(1, Ordering::Relaxed);
+    tracing::info_span!("conn", id, peer = %who.key, user = %who.user)
+}
+
+async fn converse<S>(
+    stream: S, tree: TreeRef, who: Arc<Who>, limits: Limits, sessions: Option<&Sessions>,
+) -> Result<(), Error>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -153,13 +174,23 @@ where
     let mut frames = Frames::new(reader, limits.clone());
     let mut tasks = JoinSet::new();
     let requests = Requests::new(replies, &limits);
-    let mut connection = Connection::new(tree, who, requests, limits);
+    let mut connection = Connection::new(tree, who, requests, limits, sessions.cloned());
     let ended = tokio::select! {
         // The writer first: whatever the reader does in its turn, replies go out.
         biased;
         // It ends by itself only when it cannot write.
-        written = &mut writing => return written.map_err(Error::Io),
+        written = &mut writing => return written.map(drop).map_err(Error::Io),
         ended = connection.run(&mut frames, &mut tasks) => ended,
+    };
+    let ended = match ended {
+        Ok(Some((hello, session))) => {
+            drop(connection);
+            // The version has been answered once the writer has nothing more to do.
+            let to_peer = writing.await?;
+            return session.hand(hello, frames.boxed(), Box::new(to_peer)).await;
+        }
+        Ok(None) => Ok(()),
+        Err(err) => Err(err),
     };
     // Requests that are under way are cancelled by their drop; the fids go with the connection.
     tasks.shutdown().await;
@@ -172,7 +203,12 @@ where
         drop(connection);
     };
     // What was answered still goes out, to a peer that reads it.
-    let _ = tokio::time::timeout(LAST_WORDS, async { tokio::join!(farewell, writing) }).await;
+    let last = async {
+        if let ((), Ok(mut to_peer)) = tokio::join!(farewell, writing) {
+            let _ = to_peer.shutdown().await;
+        }
+    };
+    let _ = tokio::time::timeout(LAST_WORDS, last).await;
     ended
 }
 

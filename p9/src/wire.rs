@@ -128,6 +128,8 @@ messages! {
         122 Remove { fid: u32 }
         124 Stat { fid: u32 }
         126 Wstat { fid: u32, stat: Counted<Stat<'a>> }
+        200 Session { id: [u8; 16], lane: u8, linger: u32, received: u64 }
+        202 Ack { received: u64 }
         216 Lease { fid: u32, kind: u8 }
     }
 }
@@ -171,6 +173,8 @@ messages! {
         123 Remove {}
         125 Stat { stat: Counted<Stat<'a>> }
         127 Wstat {}
+        201 Session { boot: u64, state: u8, linger: u32, lease: u32, received: u64 }
+        203 Ack { received: u64 }
         217 Lease { kind: u8 }
         219 Break { fid: u32, keep: u8 }
     }

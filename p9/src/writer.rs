@@ -12,13 +12,25 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWrite;
 use tokio::sync::mpsc::Receiver;
 
 /// A message on its way: its header and fields, and the data of a read or write, uncopied.
+#[derive(Clone)]
 pub(crate) struct Outgoing {
-    pub(crate) head: Vec<u8>,
+    pub(crate) head: Bytes,
     pub(crate) data: Bytes,
+}
+
+impl Outgoing {
+    pub(crate) fn new(head: Vec<u8>, data: Bytes) -> Self {
+        Self { head: head.into(), data }
+    }
+
+    /// The bytes that it has on the wire.
+    pub(crate) fn size(&self) -> usize {
+        self.head.len() + self.data.len()
+    }
 }
 
 /// Data of at least this many bytes is sent from where it lies.
@@ -26,14 +38,14 @@ const UNCOPIED: usize = 16 << 10;
 /// Replies taken at a time.
 const BATCH: usize = 64;
 
-/// Writes what comes on `replies` until all senders are gone.
-pub(crate) async fn run(mut replies: Receiver<Outgoing>, mut stream: impl AsyncWrite + Unpin) -> io::Result<()> {
+/// Writes what comes on `replies` until all senders are gone; gives the stream back.
+pub(crate) async fn run<W: AsyncWrite + Unpin>(mut replies: Receiver<Outgoing>, mut stream: W) -> io::Result<W> {
     let (mut batch, mut pieces) = (Vec::with_capacity(BATCH), Pieces::default());
     while replies.recv_many(&mut batch, BATCH).await > 0 {
         batch.drain(..).for_each(|message| pieces.add(message));
         poll_fn(|cx| pieces.poll_write(Pin::new(&mut stream), cx)).await?;
     }
-    stream.shutdown().await
+    Ok(stream)
 }
 
 /// Messages on their way into a stream.

@@ -60,7 +60,7 @@ impl Link {
             return Err(Errno::E2BIG);
         }
         let permit = self.wire.calls.clone().acquire_many_owned(count as u32).await;
-        let pending = self.wire.send(messages, permit.map_err(|_| Errno::EHOSTUNREACH)?)?;
+        let pending = self.wire.send(messages, permit.map_err(|_| self.wire.verdict())?)?;
         self.wire.round_trips.fetch_add(1, Ordering::Relaxed);
         Ok(Calls { wire: self.wire.clone(), pending, at: 0 })
     }
@@ -75,7 +75,7 @@ impl Link {
 
 impl Wire {
     /// Waits for a reply; a caller that is asked to end calls `stop` and waits a while longer. Errors: `EINTR` if there
-    /// will be none; `EHOSTUNREACH` if the connection ended before.
+    /// will be none; `EHOSTUNREACH` if the link ended before, `ESTALE` if a session did that the server forgot.
     async fn reply(&self, receiver: &mut oneshot::Receiver<Frame>, stop: impl FnOnce()) -> Result<Answer, Errno> {
         let _hold = cancel::hold();
         let frame = tokio::select! {
@@ -88,7 +88,7 @@ impl Wire {
         };
         match frame {
             Some(frame) => Ok(Answer(frame)),
-            None if self.is_closed() => Err(Errno::EHOSTUNREACH),
+            None if self.is_closed() => Err(self.verdict()),
             None => Err(Errno::EINTR),
         }
     }

@@ -1,9 +1,10 @@
-//! The connection behind a client: the tasks that read, write, and watch over it.
+//! The connection behind a client: what those who call share with the task that reads and writes.
 //!
 //! Requests are put in the outbox under one lock, so that those of one pipeline stay together and in order; the writer
 //! takes all that is there at a time. A caller with whom nobody else waits writes by itself: waking the writer on
-//! another thread would cost more than the writing. What waits for which reply is in [`Waits`]. The connection ends
-//! with its first failure, with a reply that nobody waits for, and with its last user.
+//! another thread would cost more than the writing. What waits for which reply is in [`Waits`], what a session has to
+//! send again in its [`Ledger`]. The link ends with its last user, with a reply that nobody waits for, and when its
+//! connection is lost: unless it has a session, which another connection resumes (see [`super::resume`]).
 
 use std::future::poll_fn;
 use std::io;
@@ -15,25 +16,27 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use super::counted::Traffic;
 use super::fid::Fid;
 use super::lease::{self, Leases};
+use super::resume::{Reader, Session};
 use super::waits::{Ticket, Waits};
 use super::{Counts, Options};
 use crate::Errno;
-use crate::frame::{Frame, Frames};
+use crate::frame::Frame;
+use crate::session::{FAREWELL, Ledger};
 use crate::wire::{Dialect, NO_TAG, R, T};
-use crate::writer::Pieces;
+use crate::writer::{Outgoing, Pieces};
 
 /// Requests that may wait for replies at once, those included that are being flushed. With their flushes and with
 /// [`super::waits::CLUNKS`] it stays below what a server of ours takes.
 pub(super) const CALLS: usize = 448;
 
-/// A connection.
+/// A connection, or a session of one after another.
 pub(super) struct Link {
     pub(super) wire: Arc<Wire>,
     pub(super) msize: u32,
@@ -43,43 +46,67 @@ pub(super) struct Link {
     _tasks: Mutex<JoinSet<()>>,
 }
 
-/// What the tasks of a connection share with those who call.
+/// What the task of a connection shares with those who call.
 pub(super) struct Wire {
     waits: Mutex<Waits>,
-    pen: Mutex<Pen>,
-    /// Something is in the outbox, or the connection has ended.
-    filled: Notify,
+    pub(super) pen: Mutex<Pen>,
+    /// The session's account; none where there is no session. Locked after the pen and before the waits.
+    pub(super) ledger: Mutex<Option<Ledger>>,
+    /// The server is to be told what came.
+    tell: AtomicBool,
+    /// There is something to write, or the link has ended.
+    pub(super) filled: Notify,
+    /// Something came of which the server is to be told in time.
+    pub(super) untold: Notify,
     ended: Notify,
     closed: AtomicBool,
+    /// What a call meets once the link has ended: an errno's number.
+    verdict: AtomicU64,
     /// The stream does not take what is to be written as fast as it comes.
     writing: AtomicBool,
     pub(super) calls: Arc<Semaphore>,
     pub(super) round_trips: AtomicU64,
-    traffic: Arc<Traffic>,
+    pub(super) traffic: Arc<Traffic>,
     pub(super) leases: Leases,
 }
 
-/// The side of the stream that is written to, and what it has not taken yet. Locked before the waits.
-struct Pen {
-    /// Gone once the connection has ended.
+/// The side of the stream that is written to, and what it has not taken yet. Locked before all else.
+pub(super) struct Pen {
+    /// None while there is no connection.
     stream: Option<Box<dyn AsyncWrite + Send + Unpin>>,
     pieces: Pieces,
 }
 
+impl Pen {
+    /// A pen for `stream`, on which `first` goes out before all else.
+    pub(super) fn new(stream: Box<dyn AsyncWrite + Send + Unpin>, first: impl IntoIterator<Item = Outgoing>) -> Self {
+        let mut pieces = Pieces::default();
+        first.into_iter().for_each(|message| pieces.add(message));
+        Self { stream: Some(stream), pieces }
+    }
+
+    /// The connection is gone, and what was not written with it.
+    pub(super) fn put_down(&mut self) {
+        *self = Self { stream: None, pieces: Pieces::default() };
+    }
+}
+
 impl Link {
-    pub(super) fn start<R, W>(
-        frames: Frames<R>, writer: W, traffic: Arc<Traffic>, (msize, dialect): (u32, Dialect), options: Options,
-    ) -> Arc<Self>
-    where
-        R: AsyncRead + Send + Unpin + 'static,
-        W: AsyncWrite + Send + Unpin + 'static,
-    {
+    /// A link over the connection of `frames` and `pen`; in a session, if it has one.
+    pub(super) fn start(
+        frames: Reader, pen: Pen, traffic: Arc<Traffic>, (msize, dialect): (u32, Dialect), options: Options,
+        session: Option<Session>,
+    ) -> Arc<Self> {
         let wire = Arc::new(Wire {
             waits: Mutex::default(),
-            pen: Mutex::new(Pen { stream: Some(Box::new(writer)), pieces: Pieces::default() }),
+            pen: Mutex::new(pen),
+            ledger: Mutex::new(session.as_ref().map(|_| Session::ledger())),
+            tell: AtomicBool::new(false),
             filled: Notify::new(),
+            untold: Notify::new(),
             ended: Notify::new(),
             closed: AtomicBool::new(false),
+            verdict: AtomicU64::new(Errno::EHOSTUNREACH.code() as u64),
             writing: AtomicBool::new(false),
             calls: Arc::new(Semaphore::new(CALLS)),
             round_trips: AtomicU64::new(0),
@@ -87,9 +114,7 @@ impl Link {
             leases: Leases::new(options.clock),
         });
         let mut tasks = JoinSet::new();
-        tasks.spawn(wire.clone().write());
-        tasks.spawn(wire.clone().read(frames));
-        tasks.spawn(wire.clone().watch(options.liveness));
+        tasks.spawn(wire.clone().run(frames, options.liveness, session));
         Arc::new(Self { wire, msize, ordered: dialect == Dialect::Slashn, dialect, _tasks: Mutex::new(tasks) })
     }
 
@@ -110,9 +135,32 @@ impl Link {
     }
 }
 
+impl Drop for Link {
+    /// A session ends with its last user, as far as the server can be told without waiting.
+    fn drop(&mut self) {
+        if self.wire.ledger.lock().is_none() {
+            return;
+        }
+        let Some(mut pen) = self.wire.pen.try_lock() else { return };
+        if let Pen { stream: Some(stream), pieces } = &mut *pen {
+            pieces.add(one_way(&T::Ack { received: FAREWELL }));
+            let _ = pieces.poll_write(Pin::new(stream), &mut Context::from_waker(Waker::noop()));
+        }
+        pen.put_down();
+    }
+}
+
+/// A message of the link's own, which is not counted.
+pub(super) fn one_way(message: &T<'_>) -> Outgoing {
+    let mut head = Vec::with_capacity(64);
+    tracing::trace!(target: "p9::trace", "client -> {message:?}");
+    message.encode(NO_TAG, &mut head);
+    Outgoing::new(head, Bytes::new())
+}
+
 impl Wire {
     /// Sends `messages` together, each with the data that follows it, and gives for each its ticket and where its reply
-    /// will come. Errors: `EHOSTUNREACH` once the connection has ended.
+    /// will come. Errors: `EHOSTUNREACH` or `ESTALE` once the link has ended.
     pub(super) fn send(
         &self, messages: &[(T<'_>, Bytes)], mut permit: OwnedSemaphorePermit,
     ) -> Result<Vec<(Ticket, oneshot::Receiver<Frame>)>, Errno> {
@@ -170,101 +218,87 @@ impl Wire {
 
     fn open(&self) -> Result<MutexGuard<'_, Waits>, Errno> {
         let waits = self.waits.lock();
-        if self.is_closed() { Err(Errno::EHOSTUNREACH) } else { Ok(waits) }
+        if self.is_closed() { Err(self.verdict()) } else { Ok(waits) }
     }
 
-    async fn write(self: Arc<Self>) {
-        self.write_all().await;
-        // The server sees the end of the stream, even while there are nodes.
-        self.pen.lock().stream = None;
+    /// What a call meets once the link has ended.
+    pub(super) fn verdict(&self) -> Errno {
+        Errno::from_code(self.verdict.load(Ordering::SeqCst) as i32)
     }
 
-    async fn write_all(&self) {
+    /// Writes what there is to write, until that fails.
+    pub(super) async fn write(&self) -> io::Error {
         loop {
-            let written = tokio::select! {
-                written = poll_fn(|cx| self.poll_write(&mut self.pen.lock(), cx)) => written,
-                () = self.closed() => return,
-            };
-            if let Err(err) = written {
-                return self.failed(&err);
-            }
-            if self.is_closed() {
-                return;
+            if let Err(err) = poll_fn(|cx| self.poll_write(&mut self.pen.lock(), cx)).await {
+                return err;
             }
             self.filled.notified().await;
         }
     }
 
-    /// Writes what is in the outbox, until there is nothing left or the stream takes no more.
+    /// Writes until there is nothing left or the stream takes no more.
     fn poll_write(&self, pen: &mut Pen, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Pen { stream: Some(stream), pieces } = pen else { return Poll::Ready(Ok(())) };
         loop {
-            if pen.pieces.is_empty() {
-                let batch = self.waits.lock().take_outbox();
-                if batch.is_empty() {
-                    return Poll::Ready(Ok(()));
-                }
-                batch.into_iter().for_each(|message| pen.pieces.add(message));
+            if pieces.is_empty() {
+                self.gather(pieces);
             }
-            let Pen { stream: Some(stream), pieces } = pen else { return Poll::Ready(Ok(())) };
-            let written = pieces.poll_write(Pin::new(stream), cx);
+            if pieces.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let written = pieces.poll_write(Pin::new(&mut *stream), cx);
             self.writing.store(written.is_pending(), Ordering::Relaxed);
             ready!(written)?;
+        }
+    }
+
+    /// Takes what may go out now.
+    fn gather(&self, pieces: &mut Pieces) {
+        let mut ledger = self.ledger.lock();
+        let Some(ledger) = &mut *ledger else {
+            return self.waits.lock().take_outbox().into_iter().for_each(|message| pieces.add(message));
+        };
+        if ledger.is_due() || (self.tell.swap(false, Ordering::Relaxed) && ledger.has_untold()) {
+            pieces.add(one_way(&T::Ack { received: ledger.tells() }));
+        }
+        let mut waits = self.waits.lock();
+        while ledger.has_room()
+            && let Some(message) = waits.next_outgoing()
+        {
+            ledger.sends(&message);
+            pieces.add(message);
         }
     }
 
     /// The same in the caller's thread, if the writer is not at it. Whether no more is to be done by the writer.
     fn write_here(&self) -> bool {
         let Some(mut pen) = self.pen.try_lock() else { return false };
-        // Else the stream is to wake the writer, and nobody else.
-        if !pen.pieces.is_empty() {
-            return false;
-        }
-        match self.poll_write(&mut pen, &mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => true,
-            Poll::Ready(Err(err)) => {
-                drop(pen);
-                self.failed(&err);
-                true
-            }
-            Poll::Pending => false,
-        }
+        // Else the stream is to wake the writer, and nobody else. The writer also meets what fails.
+        pen.pieces.is_empty()
+            && matches!(self.poll_write(&mut pen, &mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())))
     }
 
-    fn failed(&self, err: &io::Error) {
-        tracing::debug!("writing to the server: {err}");
-        self.close();
-    }
-
-    async fn read<R: AsyncRead + Unpin>(self: Arc<Self>, mut frames: Frames<R>) {
-        loop {
-            let frame = tokio::select! {
-                frame = frames.next() => frame,
-                // Given up by another task: the stream is to go, even while there are nodes.
-                () = self.closed() => return,
-            };
-            match frame {
-                Ok(Some(frame)) => {
-                    if let Err(tag) = self.take(frame) {
-                        tracing::warn!("the server answered tag {tag}, which is not in use");
-                        break;
-                    }
-                }
-                Ok(None) => break,
-                Err(err) => {
-                    tracing::debug!("reading from the server: {err}");
-                    break;
-                }
-            }
-        }
-        self.close();
+    /// Tells the server what came, now.
+    pub(super) fn acknowledge_now(&self) {
+        self.tell.store(true, Ordering::Relaxed);
+        self.filled.notify_one();
     }
 
     /// Gives `frame` to whoever waits for it. The error is a tag that nobody used.
-    fn take(&self, frame: Frame) -> Result<(), u16> {
+    pub(super) fn take(&self, frame: Frame) -> Result<(), u16> {
         if tracing::enabled!(target: "p9::trace", tracing::Level::TRACE)
             && let Ok(Some(reply)) = R::decode(frame.code, &frame.body)
         {
             tracing::trace!(target: "p9::trace", "client <- {} {reply:?}", frame.tag);
+        }
+        if let Some(ledger) = &mut *self.ledger.lock() {
+            let first = !ledger.has_untold();
+            ledger.takes(frame.size());
+            if ledger.is_due() {
+                self.filled.notify_one();
+            } else if first {
+                self.untold.notify_one();
+            }
         }
         if frame.tag == NO_TAG
             && let Some((fid, keep)) = lease::unasked(frame.code, &frame.body)
@@ -286,8 +320,9 @@ impl Wire {
         Ok(())
     }
 
-    /// Gives the server up from which nothing comes although it owes an answer, even to a question that costs nothing.
-    async fn watch(self: Arc<Self>, liveness: Duration) {
+    /// Returns when the server seems to be gone: nothing comes although it owes an answer, even to a question that
+    /// costs nothing.
+    pub(super) async fn watch(&self, liveness: Duration) {
         let (mut before, mut asked) = ((0, 0), false);
         loop {
             tokio::time::sleep(liveness).await;
@@ -303,9 +338,7 @@ impl Wire {
                 continue;
             }
             if asked {
-                tracing::warn!("nothing came from the server for {:?}: given up", liveness * 2);
-                drop(waits);
-                return self.close();
+                return tracing::warn!("nothing came from the server for {:?}", liveness * 2);
             }
             asked = true;
             waits.ask();
@@ -314,9 +347,11 @@ impl Wire {
         }
     }
 
-    fn close(&self) {
+    /// Ends the link: whoever calls or waits meets `verdict`.
+    pub(super) fn close(&self, verdict: Errno) {
         let gone = {
             let mut waits = self.waits.lock();
+            self.verdict.store(verdict.code() as u64, Ordering::SeqCst);
             self.closed.store(true, Ordering::SeqCst);
             std::mem::take(&mut *waits)
         };
@@ -326,6 +361,8 @@ impl Wire {
         self.calls.close();
         self.filled.notify_one();
         self.ended.notify_waiters();
+        let kept = self.ledger.lock().take();
+        drop(kept);
     }
 
     /// Returns when the connection has ended.

@@ -175,12 +175,17 @@ impl Waits {
             head[at..].copy_from_slice(&(data.len() as u32).to_le_bytes());
         }
         self.requests += 1;
-        self.outbox.push_back(Outgoing { head, data });
+        self.outbox.push_back(Outgoing::new(head, data));
     }
 
     /// Takes all that is to go out.
     pub(super) fn take_outbox(&mut self) -> VecDeque<Outgoing> {
         std::mem::take(&mut self.outbox)
+    }
+
+    /// Takes the first message that is to go out.
+    pub(super) fn next_outgoing(&mut self) -> Option<Outgoing> {
+        self.outbox.pop_front()
     }
 
     pub(super) fn has_to_send(&self) -> bool {

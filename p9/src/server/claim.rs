@@ -78,7 +78,7 @@ impl Claim {
             // its clients go on upon.
             T::Auth { .. } => return Err(Errno::ENOENT),
             // The reader answers these itself.
-            T::Version { .. } | T::Flush { .. } => return Err(Errno::EINVAL),
+            T::Version { .. } | T::Flush { .. } | T::Session { .. } | T::Ack { .. } => return Err(Errno::EINVAL),
         })
     }
 }

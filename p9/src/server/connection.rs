@@ -6,6 +6,7 @@ use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -21,6 +22,7 @@ use super::fids::{Fids, State};
 use super::leases::Leases;
 use super::legacy;
 use super::requests::{Permit, Push, Requests};
+use super::sessions::{Found, Sessions};
 use super::{Error, Limits, agree, version_reply};
 use crate::cancel::Cancel;
 use crate::frame::{Frame, Frames};
@@ -40,64 +42,131 @@ pub(super) struct Context {
     pub(super) push: Push,
 }
 
-/// One connection.
+impl Context {
+    pub(super) fn new(
+        tree: TreeRef, who: Arc<Who>, (msize, dialect): (u32, Dialect), limits: &Limits, push: Push,
+    ) -> Self {
+        let reading = Arc::new(Semaphore::new(limits.bytes_in_flight.max(Limits::MSIZE_MAX as usize)));
+        Self { tree, who, fids: Fids::new(), msize, dialect, reading, leases: Leases::default(), push }
+    }
+}
+
+/// What a peer asks that begins a session or resumes one.
+pub(super) struct Hello {
+    pub(super) id: [u8; 16],
+    pub(super) lane: u8,
+    pub(super) linger: Duration,
+    /// The frames that it has taken up.
+    pub(super) received: u64,
+    pub(super) tag: u16,
+    /// The agreed frame size.
+    pub(super) msize: u32,
+}
+
+/// One connection, or a lane of a session.
 pub(super) struct Connection {
     context: Arc<Context>,
     requests: Requests,
     limits: Limits,
     versioned: bool,
+    /// Nothing came since the version was agreed on.
+    fresh: bool,
+    /// Where sessions are to be found, if there are any.
+    sessions: Option<Sessions>,
     /// The tag of the message in hand, for the refusal of a peer that breaks the protocol.
     tag: u16,
 }
 
 impl Connection {
-    pub(super) fn new(tree: TreeRef, who: Arc<Who>, requests: Requests, limits: Limits) -> Self {
-        let reading = Arc::new(Semaphore::new(limits.bytes_in_flight.max(Limits::MSIZE_MAX as usize)));
-        let (leases, push) = (Leases::default(), requests.pushes());
-        let (fids, msize, dialect) = (Fids::new(), limits.msize, Dialect::default());
-        let context = Context { tree, who, fids, msize, dialect, reading, leases, push };
-        Self { context: Arc::new(context), requests, limits, versioned: false, tag: NO_TAG }
+    pub(super) fn new(
+        tree: TreeRef, who: Arc<Who>, requests: Requests, limits: Limits, sessions: Option<Sessions>,
+    ) -> Self {
+        let context = Arc::new(Context::new(tree, who, (limits.msize, Dialect::default()), &limits, requests.pushes()));
+        Self { context, requests, limits, versioned: false, fresh: false, sessions, tag: NO_TAG }
     }
 
-    /// Serves until the stream ends or its peer breaks the protocol.
+    /// A lane of a session, whose version was agreed on.
+    pub(super) fn of_lane(context: Arc<Context>, requests: Requests, limits: Limits) -> Self {
+        Self { context, requests, limits, versioned: true, fresh: false, sessions: None, tag: NO_TAG }
+    }
+
+    /// Serves until the stream ends, its peer breaks the protocol, or the connection goes over to a session.
     pub(super) async fn run<S: AsyncRead + Unpin>(
         &mut self, frames: &mut Frames<S>, tasks: &mut JoinSet<()>,
-    ) -> Result<(), Error> {
-        while let Some(Frame { code, tag, body }) = frames.next().await? {
-            while tasks.try_join_next().is_some() {}
-            self.tag = tag;
-            let message = T::decode(code, &body);
-            if let Ok(Some(message)) = &message {
-                tracing::trace!(target: "p9::trace", "-> {tag} {message:?}");
-            }
-            match message {
+    ) -> Result<Option<(Hello, Found)>, Error> {
+        while let Some(frame) = frames.next().await? {
+            match T::decode(frame.code, &frame.body) {
                 Ok(Some(T::Version { msize, version })) => {
+                    self.tag = frame.tag;
+                    tracing::trace!(target: "p9::trace", "-> {} Version {msize} {version:?}", frame.tag);
                     // What is under way ends first, as if each request had been flushed.
                     self.requests.cancel_all();
                     while tasks.join_next().await.is_some() {}
-                    let agreed = self.version(tag, msize, version).await?;
+                    let agreed = self.version(frame.tag, msize, version).await?;
                     frames.agree(agreed);
+                    self.fresh = true;
+                    self.tag = NO_TAG;
                 }
-                _ if !self.versioned => return Err(Error::NoVersion(code)),
-                Ok(Some(T::Flush { oldtag })) => self.requests.flush(tag, oldtag).await?,
-                // Given back, whatever else waits: others may wait for just that.
-                Ok(Some(T::Lease { fid, kind })) if self.context.leases.lower(fid, kind) => {
-                    let _begun = self.requests.begin(tag, 0)?;
-                    let mut head = Vec::new();
-                    R::Lease { kind }.encode(tag, &mut head);
-                    self.requests.end(tag, head, Bytes::new()).await;
+                Ok(Some(T::Session { id, lane, linger, received })) if self.sessions.is_some() => {
+                    let linger = Duration::from_millis(linger.into());
+                    let hello = Hello { id, lane, linger, received, tag: frame.tag, msize: self.context.msize };
+                    match self.find(&hello) {
+                        Ok(found) => return Ok(Some((hello, found))),
+                        Err(errno) => self.refuse(frame.code, frame.tag, errno).await?,
+                    }
                 }
-                Ok(Some(message)) if self.context.dialect.has(code) => {
-                    self.request(&message, code, tag, body.clone(), tasks).await?
-                }
-                Ok(_) => self.refuse(code, tag, Errno::EOPNOTSUPP).await?,
-                Err(Malformed::Name(errno)) => self.refuse(code, tag, errno).await?,
-                Err(why) => return Err(Error::Malformed { code, why }),
+                message => self.take(&frame, message, tasks).await?,
             }
-            self.tag = NO_TAG;
             // A peer that sends without end leaves the thread to others now and then.
             consume_budget().await;
         }
+        Ok(None)
+    }
+
+    /// The session that `hello` asks for. Errors are the answer.
+    fn find(&self, hello: &Hello) -> Result<Found, Errno> {
+        tracing::trace!(target: "p9::trace", "-> {} Session lane {}, {} received", hello.tag, hello.lane, hello.received);
+        let Context { tree, who, dialect, .. } = &*self.context;
+        match &self.sessions {
+            Some(sessions) if *dialect == Dialect::Slashn => match self.fresh {
+                true => sessions.find(hello, tree, who, &self.limits),
+                false => Err(Errno::EINVAL),
+            },
+            _ => Err(Errno::EOPNOTSUPP),
+        }
+    }
+
+    /// Takes up one message.
+    pub(super) async fn take(
+        &mut self, frame: &Frame, message: Result<Option<T<'_>>, Malformed>, tasks: &mut JoinSet<()>,
+    ) -> Result<(), Error> {
+        while tasks.try_join_next().is_some() {}
+        let Frame { code, tag, ref body } = *frame;
+        self.tag = tag;
+        self.fresh = false;
+        if let Ok(Some(message)) = &message {
+            tracing::trace!(target: "p9::trace", "-> {tag} {message:?}");
+        }
+        match message {
+            Ok(Some(T::Version { .. })) => return Err(Error::Session("Tversion within a session")),
+            _ if !self.versioned => return Err(Error::NoVersion(code)),
+            Ok(Some(T::Flush { oldtag })) => self.requests.flush(tag, oldtag).await?,
+            // Given back, whatever else waits: others may wait for just that.
+            Ok(Some(T::Lease { fid, kind })) if self.context.leases.lower(fid, kind) => {
+                let _begun = self.requests.begin(tag, 0)?;
+                let mut head = Vec::new();
+                R::Lease { kind }.encode(tag, &mut head);
+                self.requests.end(tag, head, Bytes::new()).await;
+            }
+            Ok(Some(T::Session { .. } | T::Ack { .. })) => self.refuse(code, tag, Errno::EOPNOTSUPP).await?,
+            Ok(Some(message)) if self.context.dialect.has(code) => {
+                self.request(&message, code, tag, body.clone(), tasks).await?;
+            }
+            Ok(_) => self.refuse(code, tag, Errno::EOPNOTSUPP).await?,
+            Err(Malformed::Name(errno)) => self.refuse(code, tag, errno).await?,
+            Err(why) => return Err(Error::Malformed { code, why }),
+        }
+        self.tag = NO_TAG;
         Ok(())
     }
 
@@ -169,7 +238,7 @@ impl Connection {
 
 impl Context {
     /// `Rlerror`, or 9P2000's `Rerror`, to a message of type `code`.
-    fn error_reply(&self, code: u8, tag: u16, errno: Errno) -> Vec<u8> {
+    pub(super) fn error_reply(&self, code: u8, tag: u16, errno: Errno) -> Vec<u8> {
         let mut head = Vec::new();
         match self.dialect {
             Dialect::Legacy => {

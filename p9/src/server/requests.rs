@@ -83,13 +83,13 @@ impl Requests {
 
     /// Sends the reply to `tag`, frees the tag, and answers the flushes that waited for it.
     pub(super) async fn end(&self, tag: u16, head: Vec<u8>, data: Bytes) {
-        let mut flushes = self.send(tag, Outgoing { head, data }).await;
+        let mut flushes = self.send(tag, Outgoing::new(head, data)).await;
         // A flush may itself be waited for by others.
         while let Some(flush) = flushes.pop_front() {
             let mut head = Vec::new();
             R::Flush {}.encode(flush, &mut head);
             tracing::trace!(target: "p9::trace", "<- {flush} Flush");
-            flushes.extend(self.send(flush, Outgoing { head, data: Bytes::new() }).await);
+            flushes.extend(self.send(flush, Outgoing::new(head, Bytes::new())).await);
         }
     }
 
@@ -165,7 +165,7 @@ impl Push {
         let full = {
             let _order = shared.tags.lock();
             let mut ahead = shared.ahead.lock();
-            ahead.push_back(Outgoing { head, data: Bytes::new() });
+            ahead.push_back(Outgoing::new(head, Bytes::new()));
             while let Ok(permit) = shared.replies.try_reserve() {
                 let Some(first) = ahead.pop_front() else { break };
                 permit.send(first);

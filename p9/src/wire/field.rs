@@ -101,6 +101,17 @@ impl<'a, T: Field<'a>> Field<'a> for Counted<T> {
     }
 }
 
+impl<'a> Field<'a> for [u8; 16] {
+    fn read(from: &'a [u8]) -> Result<(&'a [u8], Self), Malformed> {
+        let (bytes, rest) = from.split_first_chunk().ok_or(Malformed::TooShort)?;
+        Ok((rest, *bytes))
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self);
+    }
+}
+
 /// A string: a two-byte count and that many bytes.
 #[derive(Clone, Copy, Eq, PartialEq)]
 pub struct Str<'a>(pub &'a [u8]);

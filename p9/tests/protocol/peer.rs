@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use p9::server::{self, Limits};
+use p9::server::{self, Limits, SessionLimits, Sessions};
 use p9::{TreeRef, Who};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinHandle;
@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use crate::stat;
 
 /// Each message: its type byte, its name, its fields and their types. `1` `2` `4` `8`: a number of so many bytes;
-/// `s`: a string; `n`: names; `d`: data; `q`: a qid; `Q`: qids; `e`: directory entries; `S`: a stat. 9P2000 has no
+/// `s`: a string; `i`: 16 bytes; `n`: names; `d`: data; `q`: a qid; `Q`: qids; `e`: directory entries; `S`: a stat. 9P2000 has no
 /// `n_uname`: a line that has none means that.
 const TABLE: &[(u8, &str, &str)] = &[
     (7, "Rlerror", "ecode:4"),
@@ -88,6 +88,10 @@ const TABLE: &[(u8, &str, &str)] = &[
     (125, "Rstat", "stat:S"),
     (126, "Twstat", "fid:4 stat:S"),
     (127, "Rwstat", ""),
+    (200, "Tsession", "id:i lane:1 linger:4 received:8"),
+    (201, "Rsession", "boot:8 state:1 linger:4 lease:4 received:8"),
+    (202, "Tack", "received:8"),
+    (203, "Rack", "received:8"),
     (216, "Tlease", "fid:4 kind:1"),
     (217, "Rlease", "kind:1"),
     (219, "Rbreak", "fid:4 keep:1"),
@@ -102,14 +106,28 @@ pub(crate) struct Peer {
     stream: DuplexStream,
     /// What the server returned.
     pub(crate) served: JoinHandle<Result<(), server::Error>>,
+    /// For another connection: the sessions, and what is served.
+    server: (Sessions, TreeRef, Limits),
 }
 
 impl Peer {
     /// A peer of a server of `tree`, over a stream in memory.
     pub(crate) fn of(tree: TreeRef, limits: Limits) -> Self {
+        Self::at((Sessions::new(SessionLimits::default()), tree, limits))
+    }
+
+    fn at(server: (Sessions, TreeRef, Limits)) -> Self {
         let (stream, far) = tokio::io::duplex(64 << 10);
-        let served = tokio::spawn(server::serve(far, tree, Arc::new(Who::owner()), limits));
-        Self { stream, served }
+        let (sessions, tree, limits) = server.clone();
+        let serving = async move { sessions.serve(far, tree, Arc::new(Who::owner()), limits).await };
+        Self { stream, served: tokio::spawn(serving), server }
+    }
+
+    /// The connection is lost, and another made to the same server.
+    pub(crate) async fn comes_again(self) -> Self {
+        let server = self.server.clone();
+        self.hangs_up().await.expect("a connection that its peer ended");
+        Self::at(server)
     }
 
     /// One that has agreed on our dialect and attached the root as fid 0.
@@ -269,6 +287,7 @@ pub(crate) fn field(kind: char, value: &str) -> Vec<u8> {
     let list: Vec<&str> = value.split(',').filter(|item| !item.is_empty()).collect();
     let counted = |items: Vec<u8>| [&(list.len() as u16).to_le_bytes(), &items[..]].concat();
     match kind {
+        'i' => value.bytes().chain(std::iter::repeat(0)).take(16).collect(),
         's' => string(value),
         'd' => {
             let text = string(value);

@@ -1,7 +1,7 @@
 //! Conversations with the server, one message a line, in `../transcripts/*.txt`.
 //!
 //! `->` is what the peer sends (neighbouring lines in one go), `<-` the reply that must come next, `--` that nothing
-//! comes for now; `#` is a comment. Each conversation has a tree of its own, see [`served`].
+//! comes for now, `==` that the connection is lost and another made; `#` is a comment. Each conversation has a tree of its own, see [`served`].
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -51,6 +51,7 @@ async fn hold(conversation: &str) {
             "->" => unsent.extend(peer::encode(message)),
             "<-" => peer.hears(message).await,
             "--" => peer.hears_nothing().await,
+            "==" => peer = peer.comes_again().await,
             _ => panic!("no such line: {line}"),
         }
     }
@@ -92,6 +93,8 @@ conversations! {
     a_file_is_moved_and_removed_by_its_fid
     a_flush_ends_what_waits
     a_message_that_is_not_known_is_answered
+    a_session_outlives_its_connection
+    a_session_that_is_not_known_is_begun
     a_version_begins_everything_anew
     a_walk_goes_by_names_and_up
     attaching_at_a_path_gives_that_file

@@ -1,0 +1,310 @@
+//! The connections of a link, one after another: reading and writing on one, and getting back to the server when it is
+//! lost.
+//!
+//! Run in the link's one task. Without a session the first loss ends the link. With one, the server is dialled again,
+//! soon and then ever more rarely, until it has given the session back, or cannot have it any more; meanwhile those who
+//! call wait. What each side has not received of what the other sent goes out again first, so nothing is lost and
+//! nothing is done twice.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, WriteHalf};
+use tokio::task::coop::consume_budget;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::counted::{Counted, Traffic};
+use super::link::{Pen, Wire, one_way};
+use crate::Errno;
+use crate::frame::{Frame, Frames};
+use crate::server::{self, Limits};
+use crate::session::{ACK_TIME, Budget, Ledger};
+use crate::transport::Io;
+use crate::wire::{NO_TAG, R, Str, T, VERSION_SLASHN};
+use crate::writer::Outgoing;
+
+/// The reading side of a connection.
+pub(super) type Reader = Frames<Box<dyn AsyncRead + Send + Unpin>>;
+
+/// How long to wait after the first loss, and at most, before the server is dialled.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// How long a server may be refusing connections before it is taken to have ended, and its sessions with it.
+const REFUSED: Duration = Duration::from_secs(5);
+
+/// Makes one more connection to the same server. An error of the kind `PermissionDenied` or `NotFound` says that there
+/// will be none.
+pub type Dial = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = io::Result<Io>> + Send>> + Send + Sync>;
+
+/// How to get back to a server after a connection is lost.
+#[derive(Clone)]
+pub struct Resume {
+    /// How to reach it.
+    pub dial: Dial,
+    /// How long the server is asked to keep what I have there; it may keep it for a shorter time.
+    pub linger: Duration,
+}
+
+/// What a session is to its client.
+pub(super) struct Session {
+    resume: Resume,
+    id: [u8; 16],
+    msize: u32,
+    /// What the server granted, in milliseconds; none before it answered.
+    granted: AtomicU32,
+}
+
+/// Why a connection is over.
+enum Lost {
+    /// It failed.
+    Connection(String),
+    /// The server broke the protocol: there is no use in going on.
+    Protocol(String),
+}
+
+impl Session {
+    /// A new one, if there are random numbers to name it by.
+    pub(super) fn new(resume: Resume, msize: u32) -> Option<Self> {
+        let mut id = [0; 16];
+        match getrandom::fill(&mut id) {
+            Ok(()) => Some(Self { resume, id, msize, granted: AtomicU32::new(0) }),
+            Err(err) => {
+                tracing::warn!("no session: {err}");
+                None
+            }
+        }
+    }
+
+    /// The account of a new session. What is kept is bounded by the window alone.
+    pub(super) fn ledger() -> Ledger {
+        Ledger::new(Budget::new(usize::MAX))
+    }
+
+    /// What begins it, ahead of all else; the answer is waited for by nobody.
+    pub(super) fn begins(&self) -> Outgoing {
+        one_way(&self.hello(0))
+    }
+
+    fn hello(&self, received: u64) -> T<'static> {
+        let linger = u32::try_from(self.resume.linger.as_millis()).unwrap_or(u32::MAX);
+        T::Session { id: self.id, lane: 0, linger, received }
+    }
+
+    fn granted(&self) -> Option<Duration> {
+        match self.granted.load(Ordering::Relaxed) {
+            0 => None,
+            ms => Some(Duration::from_millis(ms.into())),
+        }
+    }
+}
+
+/// The two sides of a connection whose bytes are counted.
+pub(super) fn open<S>(io: S, traffic: &Arc<Traffic>, msize: u32, liveness: Duration) -> (Reader, WriteHalf<Counted<S>>)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (reader, writer) = tokio::io::split(Counted::new(io, traffic.clone()));
+    let limits =
+        Limits { msize, version_time: liveness * 2, frame_time: Duration::from_secs(120), ..Limits::default() };
+    (Frames::new(reader, limits).boxed(), writer)
+}
+
+impl Wire {
+    /// Goes on until the link ends.
+    pub(super) async fn run(self: Arc<Self>, mut frames: Reader, liveness: Duration, session: Option<Session>) {
+        let verdict = loop {
+            let lost = self.converse(&mut frames, liveness, session.as_ref()).await;
+            self.pen.lock().put_down();
+            drop(frames);
+            let why = match lost {
+                Lost::Connection(why) => why,
+                Lost::Protocol(why) => {
+                    tracing::warn!("the server is given up: {why}");
+                    break Errno::EHOSTUNREACH;
+                }
+            };
+            let Some((session, linger)) = session.as_ref().and_then(|session| Some((session, session.granted()?)))
+            else {
+                tracing::debug!("the connection ended: {why}");
+                break Errno::EHOSTUNREACH;
+            };
+            tracing::info!("the connection is lost and made again: {why}");
+            match self.again(session, liveness, linger).await {
+                Ok(resumed) => frames = resumed,
+                Err(errno) => break errno,
+            }
+        };
+        self.close(verdict);
+    }
+
+    /// Reads and writes until the connection is lost.
+    async fn converse(&self, frames: &mut Reader, liveness: Duration, session: Option<&Session>) -> Lost {
+        tokio::select! {
+            lost = self.read(frames, session) => lost,
+            err = self.write() => Lost::Connection(err.to_string()),
+            () = self.acknowledge() => Lost::Connection(String::new()),
+            () = self.watch(liveness) => Lost::Connection(format!("nothing came for {:?}", liveness * 2)),
+        }
+    }
+
+    async fn read(&self, frames: &mut Reader, session: Option<&Session>) -> Lost {
+        loop {
+            let frame = match frames.next().await {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return Lost::Connection("the server closed it".into()),
+                Err(err @ (server::Error::Io(_) | server::Error::TooSlow(..))) => {
+                    return Lost::Connection(err.to_string());
+                }
+                Err(err) => return Lost::Protocol(err.to_string()),
+            };
+            let taken = match session {
+                Some(session) if is_own(&frame) => self.take_own(&frame, session),
+                _ => self.take(frame).map_err(|tag| format!("it answered tag {tag}, which is not in use")),
+            };
+            if let Err(why) = taken {
+                return Lost::Protocol(why);
+            }
+            consume_budget().await;
+        }
+    }
+
+    /// Takes what the server says about the session itself.
+    fn take_own(&self, frame: &Frame, session: &Session) -> Result<(), String> {
+        match R::decode(frame.code, &frame.body) {
+            Ok(Some(R::Session { linger, received: 0, .. })) => session.granted.store(linger, Ordering::Relaxed),
+            // A server without sessions, or without room for one more: then there is this connection alone.
+            Ok(Some(R::Lerror { .. })) if session.granted().is_none() => {
+                let kept = self.ledger.lock().take();
+                drop(kept);
+                self.filled.notify_one();
+            }
+            Ok(Some(R::Ack { received })) => {
+                let acknowledged = match &mut *self.ledger.lock() {
+                    Some(ledger) => ledger.acknowledged(received),
+                    None => Ok(Vec::new()),
+                };
+                drop(acknowledged.map_err(|err| err.to_string())?);
+                self.filled.notify_one();
+            }
+            other => return Err(format!("it said {other:?}")),
+        }
+        Ok(())
+    }
+
+    /// Sees to it that the server is told in time what came. It never returns.
+    async fn acknowledge(&self) {
+        loop {
+            self.untold.notified().await;
+            sleep(ACK_TIME).await;
+            self.acknowledge_now();
+        }
+    }
+
+    /// Gets back to the server. Errors: `ESTALE` if it has forgotten the session, `EHOSTUNREACH` if it was not to be
+    /// reached for as long as it may have kept it.
+    async fn again(&self, session: &Session, liveness: Duration, linger: Duration) -> Result<Reader, Errno> {
+        let (lost, mut pause) = (Instant::now(), PAUSES.0);
+        let until = lost + linger;
+        loop {
+            let attempt = async {
+                let io = (session.resume.dial)().await?;
+                timeout(liveness, self.greet(io, session, liveness)).await?
+            };
+            match timeout_at(until, attempt).await {
+                Ok(Ok(Some((frames, pen)))) => {
+                    tracing::info!("the session goes on after {:?}", lost.elapsed());
+                    *self.pen.lock() = pen;
+                    return Ok(frames);
+                }
+                Ok(Ok(None)) => {
+                    tracing::warn!("the server has forgotten the session");
+                    return Err(Errno::ESTALE);
+                }
+                Ok(Err(err)) if is_final(&err, lost) => {
+                    tracing::warn!("the server is not to be reached again: {err}");
+                    return Err(Errno::EHOSTUNREACH);
+                }
+                Ok(Err(err)) => tracing::debug!("the server is not reached: {err}"),
+                Err(_) => {}
+            }
+            if Instant::now() >= until {
+                tracing::warn!("the server was not reached for {linger:?}");
+                return Err(Errno::EHOSTUNREACH);
+            }
+            sleep(jittered(pause)).await;
+            pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+
+    /// Asks for the session on a new connection; gives none if the server has it no more.
+    async fn greet(&self, io: Io, session: &Session, liveness: Duration) -> io::Result<Option<(Reader, Pen)>> {
+        let (mut frames, mut writer) = open(io, &self.traffic, session.msize, liveness);
+        let received = match &mut *self.ledger.lock() {
+            Some(ledger) => ledger.tells(),
+            None => return Ok(None),
+        };
+        let mut hello = Vec::new();
+        T::Version { msize: session.msize, version: Str(VERSION_SLASHN) }.encode(NO_TAG, &mut hello);
+        session.hello(received).encode(NO_TAG, &mut hello);
+        writer.write_all(&hello).await?;
+        writer.flush().await?;
+        match next(&mut frames).await?.reply() {
+            Some(R::Version { msize, version: Str(VERSION_SLASHN) }) if msize == session.msize => frames.agree(msize),
+            _ => return Ok(None),
+        }
+        match next(&mut frames).await?.reply() {
+            Some(R::Session { state: 1, received, .. }) => {
+                let rest: Vec<Outgoing> = match &mut *self.ledger.lock() {
+                    Some(ledger) => ledger.resumes(received).map_err(io::Error::other)?.collect(),
+                    None => return Ok(None),
+                };
+                Ok(Some((frames, Pen::new(Box::new(writer), rest))))
+            }
+            Some(R::Session { .. }) => {
+                // There is a new one now, which nobody wants.
+                let _ = writer.write_all(&one_way(&T::Ack { received: crate::session::FAREWELL }).head).await;
+                let _ = writer.flush().await;
+                Ok(None)
+            }
+            Some(R::Lerror { ecode }) => {
+                tracing::warn!("the server refuses the session: {}", Errno::from_code(ecode as i32));
+                Ok(None)
+            }
+            other => Err(io::Error::other(format!("the server answered Tsession with {other:?}"))),
+        }
+    }
+}
+
+/// Whether `frame` is about the session itself, and not one of those that are counted.
+fn is_own(frame: &Frame) -> bool {
+    frame.tag == NO_TAG && matches!(frame.reply(), Some(R::Session { .. } | R::Ack { .. } | R::Lerror { .. }))
+}
+
+async fn next(frames: &mut Reader) -> io::Result<Frame> {
+    frames.next().await.map_err(io::Error::other)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
+impl Frame {
+    fn reply(&self) -> Option<R<'_>> {
+        R::decode(self.code, &self.body).ok().flatten()
+    }
+}
+
+/// Whether dialling again is of no use.
+fn is_final(err: &io::Error, lost: Instant) -> bool {
+    match err.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound => true,
+        // Where nothing listens there is no server, but perhaps one that is just being reached another way.
+        io::ErrorKind::ConnectionRefused => lost.elapsed() >= REFUSED,
+        _ => false,
+    }
+}
+
+/// Between half of `pause` and all of it, so that many clients do not come at once.
+fn jittered(pause: Duration) -> Duration {
+    let random = getrandom::u32().unwrap_or(u32::MAX);
+    pause / 2 + (pause / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
+}

@@ -1,0 +1,337 @@
+//! One lane of a session: a stream of numbered frames each way, over one connection after another.
+//!
+//! Run by the session's task, in a task of its own, which lives as long as the session does. What a connection carries
+//! is taken up frame by frame, and what is answered is kept until the peer has it; so the end of a connection ends
+//! nothing but itself. Three things go on side by side: frames are read into a backlog, so that an acknowledgement is
+//! never stuck behind requests; the backlog is taken up, which may have to wait for room among the replies; replies are
+//! written, as far as the peer acknowledges those before. A new connection takes the place of the one before at once.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc::{Receiver, Sender};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinSet;
+use tokio::task::coop::consume_budget;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::connection::{Connection, Context};
+use super::requests::Requests;
+use super::sessions::{Connected, Registry};
+use super::{Error, LAST_WORDS, Limits};
+use crate::frame::{Frame, Frames};
+use crate::session::{ACK_TIME, FAREWELL, Ledger, WINDOW, cost};
+use crate::wire::{NO_TAG, R, T};
+use crate::writer::{Outgoing, Pieces};
+
+/// The reading side of a connection.
+pub(super) type Reader = Frames<Box<dyn AsyncRead + Send + Unpin>>;
+/// The writing side of a connection.
+pub(super) type Writer = Box<dyn AsyncWrite + Send + Unpin>;
+
+/// Its requests under way, and their replies.
+pub(super) type Queue = (Requests, Receiver<Outgoing>);
+
+/// A connection that carries the lane from now on.
+pub(super) struct Arrival {
+    pub(super) frames: Reader,
+    pub(super) writer: Writer,
+    /// The frames that the peer has taken up.
+    pub(super) received: u64,
+    /// The tag of its Tsession.
+    pub(super) tag: u16,
+    /// Its sender is gone once the connection is to be cut.
+    pub(super) cut: oneshot::Receiver<()>,
+    /// Is told how the connection ended.
+    pub(super) done: oneshot::Sender<Result<(), Error>>,
+    pub(super) connected: Connected,
+}
+
+/// What a lane of a session is told when it begins.
+pub(super) struct Lane {
+    pub(super) queue: Queue,
+    pub(super) context: Arc<Context>,
+    pub(super) limits: Limits,
+    pub(super) registry: Registry,
+    pub(super) linger: Duration,
+}
+
+/// How a connection ended.
+enum Ended {
+    /// Another may come.
+    Lost(Result<(), Error>),
+    /// The peer wants no more of the session.
+    Farewell,
+    /// The peer broke the protocol, with the message of this tag: the session ends, too.
+    Broken(Error, u16),
+}
+
+/// What the three parts of a lane share.
+struct Shared {
+    ledger: Mutex<Ledger>,
+    backlog: Mutex<Backlog>,
+    /// There is something in the backlog.
+    filled: Notify,
+    /// The writer has to look at the ledger.
+    changed: Notify,
+}
+
+/// Frames that were read and not taken up.
+#[derive(Default)]
+struct Backlog {
+    frames: VecDeque<Frame>,
+    bytes: usize,
+}
+
+impl Lane {
+    /// Goes on until the peer ends the session or breaks the protocol, or `arrivals` ends.
+    pub(super) async fn run(self, mut arrivals: Receiver<Arrival>) {
+        let Self { queue: (requests, mut to_write), context, limits, registry, linger } = self;
+        let shared = Shared {
+            ledger: Mutex::new(Ledger::new(registry.budget.clone())),
+            backlog: Mutex::default(),
+            filled: Notify::new(),
+            changed: Notify::new(),
+        };
+        let mut connection = Connection::of_lane(context.clone(), requests, limits);
+        let mut tasks = JoinSet::new();
+        // Goes on through the loss of a connection: a frame that was taken up is done with in any case.
+        let mut taking = pin!(shared.take_up(&mut connection, &mut tasks));
+        let (mut next, mut state) = (None, 0);
+        loop {
+            let arrival = match next.take() {
+                Some(arrival) => arrival,
+                None => tokio::select! {
+                    arrival = arrivals.recv() => match arrival {
+                        Some(arrival) => arrival,
+                        None => return,
+                    },
+                    (err, _) = &mut taking => return tracing::debug!("the session ended: {err}"),
+                },
+            };
+            let Arrival { mut frames, mut writer, received, tag, mut cut, done, connected } = arrival;
+            let mut pieces = Pieces::default();
+            // A peer that resumes what is not there any more learns it from the state.
+            let received = if state == 0 { 0 } else { received };
+            if let Err(err) = shared.resume(received, greeting(&registry, linger, (tag, state)), &mut pieces) {
+                let _ = done.send(Err(err));
+                return;
+            }
+            state = 1;
+            let ended = tokio::select! {
+                biased;
+                arrival = arrivals.recv() => match arrival {
+                    Some(arrival) => {
+                        next = Some(arrival);
+                        Ended::Lost(Ok(()))
+                    }
+                    None => return,
+                },
+                _ = &mut cut => Ended::Lost(Ok(())),
+                ended = shared.read(&mut frames) => ended,
+                (err, tag) = &mut taking => Ended::Broken(err, tag),
+                ended = shared.write(pieces, &mut writer, &mut to_write, &registry) => ended,
+            };
+            let end = match ended {
+                Ended::Lost(end) => {
+                    drop((frames, writer, connected));
+                    let _ = done.send(end);
+                    continue;
+                }
+                Ended::Farewell => Ok(()),
+                Ended::Broken(err, tag) => {
+                    last_words(&context, &err, tag, &mut writer).await;
+                    Err(err)
+                }
+            };
+            let _ = done.send(end);
+            return;
+        }
+    }
+}
+
+/// Tells the peer why its session ends.
+async fn last_words(context: &Context, err: &Error, tag: u16, writer: &mut Writer) {
+    let Some(errno) = err.last_words() else { return };
+    let mut pieces = Pieces::default();
+    pieces.add(Outgoing::new(context.error_reply(0, tag, errno), Bytes::new()));
+    // Who does not listen is not told.
+    let _ = timeout(LAST_WORDS, poll_fn(|cx| pieces.poll_write(Pin::new(&mut *writer), cx))).await;
+}
+
+/// `Rsession`, but for what was received.
+fn greeting(registry: &Registry, linger: Duration, (tag, state): (u16, u8)) -> impl FnOnce(u64) -> Outgoing + use<> {
+    let ms = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+    let (boot, linger, lease) = (registry.boot, ms(linger), ms(registry.limits.lease));
+    move |received| encoded(&R::Session { boot, state, linger, lease, received }, tag)
+}
+
+impl Shared {
+    /// The first things that a new connection carries: `Rsession`, and what the peer has not received.
+    fn resume(&self, received: u64, greeting: impl FnOnce(u64) -> Outgoing, pieces: &mut Pieces) -> Result<(), Error> {
+        // What was read and not taken up will be sent again.
+        *self.backlog.lock() = Backlog::default();
+        let mut ledger = self.ledger.lock();
+        pieces.add(greeting(ledger.tells()));
+        ledger.resumes(received)?.for_each(|frame| pieces.add(frame));
+        Ok(())
+    }
+
+    /// Reads frames into the backlog.
+    async fn read(&self, frames: &mut Reader) -> Ended {
+        loop {
+            let frame = match frames.next().await {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return Ended::Lost(Ok(())),
+                Err(err @ (Error::Io(_) | Error::TooSlow(..))) => return Ended::Lost(Err(err)),
+                Err(err) => return Ended::Broken(err, NO_TAG),
+            };
+            let (tag, is_ack) = (frame.tag, frame.code == T::Ack { received: 0 }.code());
+            let read = match if is_ack { T::decode(frame.code, &frame.body) } else { Ok(None) } {
+                Ok(Some(T::Ack { received: FAREWELL })) => return Ended::Farewell,
+                Ok(Some(T::Ack { received })) => self.acknowledged(received),
+                // What is garbled meets that when it is taken up.
+                _ => self.backlog.lock().push(frame),
+            };
+            if let Err(err) = read {
+                return Ended::Broken(err, tag);
+            }
+            self.filled.notify_one();
+            consume_budget().await;
+        }
+    }
+
+    fn acknowledged(&self, received: u64) -> Result<(), Error> {
+        let gone = self.ledger.lock().acknowledged(received)?;
+        drop(gone);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Takes up what is in the backlog. It returns when the peer breaks the protocol: how, and by which message.
+    async fn take_up(&self, connection: &mut Connection, tasks: &mut JoinSet<()>) -> (Error, u16) {
+        loop {
+            let Some(frame) = self.backlog.lock().pop() else {
+                self.filled.notified().await;
+                continue;
+            };
+            {
+                let mut ledger = self.ledger.lock();
+                let first = !ledger.has_untold();
+                ledger.takes(frame.size());
+                if first || ledger.is_due() {
+                    self.changed.notify_one();
+                }
+            }
+            let message = T::decode(frame.code, &frame.body);
+            if let Err(err) = connection.take(&frame, message, tasks).await {
+                return (err, frame.tag);
+            }
+            consume_budget().await;
+        }
+    }
+
+    /// Writes `pieces`, then replies and acknowledgements.
+    async fn write(
+        &self, mut pieces: Pieces, writer: &mut Writer, replies: &mut Receiver<Outgoing>, registry: &Registry,
+    ) -> Ended {
+        let (mut timer, mut armed) = (pin!(sleep(ACK_TIME)), false);
+        loop {
+            self.fill(&mut pieces, replies);
+            if !pieces.is_empty() {
+                if let Err(err) = poll_fn(|cx| pieces.poll_write(Pin::new(&mut *writer), cx)).await {
+                    return Ended::Lost(Err(err.into()));
+                }
+                continue;
+            }
+            let (room, untold) = {
+                let ledger = self.ledger.lock();
+                (ledger.has_room(), ledger.has_untold())
+            };
+            if !room {
+                registry.make_room();
+            }
+            if untold && !armed {
+                timer.as_mut().reset(Instant::now() + ACK_TIME);
+                armed = true;
+            }
+            tokio::select! {
+                biased;
+                reply = replies.recv(), if room => match reply {
+                    Some(reply) => self.send(reply, &mut pieces),
+                    None => return Ended::Lost(Ok(())),
+                },
+                () = self.changed.notified() => {}
+                () = &mut timer, if armed => {
+                    armed = false;
+                    let mut ledger = self.ledger.lock();
+                    if ledger.has_untold() {
+                        pieces.add(acknowledgement(&mut ledger));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds what may be sent now.
+    fn fill(&self, pieces: &mut Pieces, replies: &mut Receiver<Outgoing>) {
+        let mut ledger = self.ledger.lock();
+        if ledger.is_due() {
+            pieces.add(acknowledgement(&mut ledger));
+        }
+        drop(ledger);
+        for _ in 0..BATCH {
+            if !self.ledger.lock().has_room() {
+                return;
+            }
+            let Ok(reply) = replies.try_recv() else { return };
+            self.send(reply, pieces);
+        }
+    }
+
+    fn send(&self, reply: Outgoing, pieces: &mut Pieces) {
+        self.ledger.lock().sends(&reply);
+        pieces.add(reply);
+    }
+}
+
+impl Backlog {
+    /// Errors: more than the peer may have under way.
+    fn push(&mut self, frame: Frame) -> Result<(), Error> {
+        if self.bytes >= WINDOW {
+            return Err(Error::Session("it sends more than may be unacknowledged"));
+        }
+        self.bytes += cost(frame.size());
+        self.frames.push_back(frame);
+        Ok(())
+    }
+
+    fn pop(&mut self) -> Option<Frame> {
+        let frame = self.frames.pop_front()?;
+        self.bytes -= cost(frame.size());
+        Some(frame)
+    }
+}
+
+fn encoded(message: &R<'_>, tag: u16) -> Outgoing {
+    let mut head = Vec::with_capacity(64);
+    message.encode(tag, &mut head);
+    tracing::trace!(target: "p9::trace", "<- {tag} {message:?}");
+    Outgoing::new(head, Bytes::new())
+}
+
+fn acknowledgement(ledger: &mut Ledger) -> Outgoing {
+    encoded(&R::Ack { received: ledger.tells() }, NO_TAG)
+}
+
+/// Where the connections of a lane go.
+pub(super) type ToLane = Sender<Arrival>;
+
+/// Replies taken at a time.
+const BATCH: usize = 64;
