@@ -119,6 +119,16 @@ impl DiskNode {
         }
     }
 
+    /// Has the contents leased by nobody, so that the file can be opened for its locks.
+    pub(super) async fn unleased(&self) -> Option<Claim> {
+        if self.leases().is_quiet() || self.inode.format != libc::S_IFREG {
+            return None;
+        }
+        let claim = self.claimed(LeaseKind::Attr).await;
+        self.leases().make_way(self.client, self.inode.key.path, true);
+        Some(claim)
+    }
+
     /// Lets go of what keeps local processes from opening it like this, and so us, too.
     pub(super) fn make_way(&self, how: How) {
         let (leases, key) = (self.leases(), self.inode.key.path);

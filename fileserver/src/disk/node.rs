@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use p9::cancel::blocking;
-use p9::tree::{Lease, LeaseKind, Lock, OnBreak};
+use p9::tree::{Lease, LeaseKind, Lock, LockKind, OnBreak};
 use p9::{
     Attr, Created, Errno, Handle, How, LocalFile, Name, NameBuf, New, Node, NodeRef, Opened, Qid, Reached, Reply,
     SetAttr, StatFs, Stream, Walk, Want,
@@ -348,11 +348,19 @@ impl Node for DiskNode {
     }
 
     fn lock(&self, lock: Lock, wait: bool) -> Reply<'_, ()> {
-        Reply::later(self.clone().lock_now(lock, wait))
+        Reply::later(async move {
+            let claim = if lock.kind == LockKind::Unlock { None } else { self.unleased().await };
+            // It may wait for long, and is tried again and again.
+            let _claim = claim.filter(|_| !wait);
+            self.clone().lock_now(lock, wait).await
+        })
     }
 
     fn conflicting_lock(&self, lock: Lock) -> Reply<'_, Option<Lock>> {
-        self.later(move |node| node.conflict_now(&lock))
+        Reply::later(async move {
+            let _claim = self.unleased().await;
+            self.later(move |node| node.conflict_now(&lock)).await
+        })
     }
 
     fn local(&self) -> Option<OwnedFd> {

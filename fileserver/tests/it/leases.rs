@@ -11,7 +11,7 @@ use bytes::Bytes;
 use fileserver::leases::Source;
 use fileserver::{Disk, DiskOptions, LeaseOptions, Leases};
 use p9::cancel::Cancel;
-use p9::tree::{Lease, LeaseKind};
+use p9::tree::{Lease, LeaseKind, Lock, LockKind};
 use p9::{Errno, How, NodeRef, SetAttr};
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -352,6 +352,22 @@ async fn after_three_breaks_there_is_no_write_back_lease() {
         attr.unwrap();
     }
     assert_eq!(hold(&made.node, LeaseKind::Write).await.kind(), LeaseKind::Read);
+}
+
+#[tokio::test]
+async fn a_lock_ends_leases_on_contents_and_is_not_refused_for_them() {
+    let Two { dir: _dir, a, b, .. } = two();
+    put(&a, "f", "text").await.unwrap();
+    let (file, seen) = (walk(&a, "f").await.unwrap(), walk(&b, "f").await.unwrap());
+    let mut held = hold(&file, LeaseKind::Read).await;
+    assert_eq!(held.kind(), LeaseKind::Read);
+    let lock = Lock { kind: LockKind::Write, start: 0, length: 0, owner: 1, pid: 1 };
+    let (locked, told) = tokio::join!(seen.lock(lock, false), async {
+        let told = held.told.recv().await;
+        held.lease.as_ref().unwrap().keep(LeaseKind::Attr);
+        told
+    });
+    assert_eq!((locked, told), (Ok(()), Some(LeaseKind::Attr)));
 }
 
 #[tokio::test]
