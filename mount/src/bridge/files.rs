@@ -58,7 +58,7 @@ impl Open {
 }
 
 impl Bridge {
-    pub(super) async fn open(&self, id: INodeNo, flags: i32) -> Result<(u64, FopenFlags), Errno> {
+    pub(super) async fn open(&self, id: INodeNo, flags: i32, uid: u32) -> Result<(u64, FopenFlags), Errno> {
         /// The bit by which the kernel says that a program is being started (`FMODE_EXEC`).
         const EXEC: i32 = 0x20;
         let how = How { exec: flags & EXEC != 0, ..How::from_flags(flags as u32)? };
@@ -78,9 +78,22 @@ impl Bridge {
         if how.truncate {
             inode.wrote(0);
             self.foresight.changed();
+            self.changed_by(uid, &inode, &node).await?;
         }
         let (open, flags) = Open::new(inode, node, opened.handle, how, &attr, opened.first);
         Ok((self.opens.add(open), flags))
+    }
+
+    /// The contents are changed by `uid`, which costs the setuid bit unless that is root. Where the kernel checks the
+    /// rights it sees to this itself, but for a truncation at the opening, and for what does not go through its pages.
+    async fn changed_by(&self, uid: u32, inode: &Inode, node: &NodeRef) -> Result<(), Errno> {
+        if self.options.all_users
+            && uid != 0
+            && let Some(mode) = inode.mode_once_written()
+        {
+            inode.learn(&node.set_attr(SetAttr { mode: Some(mode), ..SetAttr::default() }).await?);
+        }
+        Ok(())
     }
 
     pub(super) async fn read(self: &Arc<Self>, fh: FileHandle, offset: u64, size: u32) -> Result<Bytes, Errno> {
@@ -101,14 +114,8 @@ impl Bridge {
 
     pub(super) async fn write(&self, fh: FileHandle, offset: u64, data: Bytes, uid: u32) -> Result<u32, Errno> {
         let open = self.opens.get(fh.0)?;
-        // Where the kernel checks rights it sees to this itself, but for what does not go through its pages.
-        if self.options.all_users
-            && open.direct
-            && uid != 0
-            && let Some(mode) = open.inode.mode_once_written()
-        {
-            let attr = open.node.set_attr(SetAttr { mode: Some(mode), ..SetAttr::default() }).await?;
-            open.inode.learn(&attr);
+        if open.direct {
+            self.changed_by(uid, &open.inode, &open.node).await?;
         }
         open.written.store(true, Ordering::Relaxed);
         if !open.handle.seekable() {

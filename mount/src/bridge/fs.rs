@@ -176,7 +176,8 @@ impl Filesystem for Fs {
     }
 
     fn open(&self, r: &Request, id: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        answer!(self, r, Unbounded, reply, |b| b.open(id, flags.0), |reply, (number, flags)| {
+        let uid = r.uid();
+        answer!(self, r, Unbounded, reply, |b| b.open(id, flags.0, uid), |reply, (number, flags)| {
             reply.opened(FileHandle(number), flags);
         });
     }

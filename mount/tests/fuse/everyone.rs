@@ -37,9 +37,11 @@ fn what_a_user_makes_in_a_mount_for_everyone_is_that_users() {
         let is = folder.path().join(name).symlink_metadata().unwrap();
         assert_eq!((is.uid(), is.gid()), (65534, 65534), "{name}");
     }
-    assert_eq!(as_other(&shown, "echo y >>f"), "");
-    let mode = folder.path().join("f").metadata().unwrap().mode();
-    assert_eq!(mode & 0o7777, 0o750, "a write by an ordinary user takes the setuid bit away");
+    for change in ["echo y >>f", ": >f", "echo z 1<>f", "truncate -s 1 f"] {
+        assert_eq!(as_other(&shown, &format!("chmod 4750 f && {change}")), "");
+        let mode = folder.path().join("f").metadata().unwrap().mode();
+        assert_eq!(mode & 0o7777, 0o750, "{change}: a write by an ordinary user takes the setuid bit away");
+    }
 }
 
 #[test]
