@@ -20,7 +20,7 @@ use crate::tree::{Guard, Lease, LeaseKind, OnBreak};
 use crate::wire::{R, T};
 use crate::{Errno, Reply};
 
-/// How long a lease lasts when nothing is heard.
+/// How long a lease lasts when nothing is heard, unless the server says otherwise.
 pub const LEASE: Duration = Duration::from_secs(5);
 
 /// Tells the time since the machine was started.
@@ -61,6 +61,8 @@ pub(super) struct Leases {
     used: AtomicBool,
     /// When the last request that was answered had been sent.
     heard: AtomicU64,
+    /// How long a lease lasts from then on, in nanoseconds.
+    lasts: AtomicU64,
     /// By fid, who is to be told of a break.
     holders: Mutex<HashMap<u32, OnBreak>>,
 }
@@ -68,7 +70,12 @@ pub(super) struct Leases {
 impl Leases {
     pub(super) fn new(clock: Clock) -> Self {
         let (used, heard) = (AtomicBool::new(false), AtomicU64::new(0));
-        Self { clock, used, heard, holders: Mutex::default() }
+        Self { clock, used, heard, lasts: AtomicU64::new(LEASE.as_nanos() as u64), holders: Mutex::default() }
+    }
+
+    /// Leases last for `time`, the server says.
+    pub(super) fn last(&self, time: Duration) {
+        self.lasts.store(time.as_nanos() as u64, Ordering::SeqCst);
     }
 
     /// The time for a request that is about to be sent; 0 when nobody will ask.
@@ -85,7 +92,7 @@ impl Leases {
 
     fn hold(&self) -> bool {
         let heard = self.heard.load(Ordering::SeqCst);
-        heard != 0 && self.clock.now() < heard + LEASE.as_nanos() as u64
+        heard != 0 && self.clock.now() < heard + self.lasts.load(Ordering::SeqCst)
     }
 
     /// The server wants the lease of `fid` back. There may be none any more.

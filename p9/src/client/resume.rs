@@ -174,7 +174,10 @@ impl Wire {
     /// Takes what the server says about the session itself.
     fn take_own(&self, frame: &Frame, session: &Session) -> Result<(), String> {
         match R::decode(frame.code, &frame.body) {
-            Ok(Some(R::Session { linger, received: 0, .. })) => session.granted.store(linger, Ordering::Relaxed),
+            Ok(Some(R::Session { linger, lease, received: 0, .. })) => {
+                session.granted.store(linger, Ordering::Relaxed);
+                self.leases.last(Duration::from_millis(lease.into()));
+            }
             // A server without sessions, or without room for one more: then there is this connection alone.
             Ok(Some(R::Lerror { .. })) if session.granted().is_none() => {
                 let kept = self.ledger.lock().take();

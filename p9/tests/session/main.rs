@@ -4,6 +4,7 @@
 
 mod bounds;
 mod cuts;
+mod leases;
 mod net;
 
 #[path = "../protocol/ram.rs"]
