@@ -2,8 +2,7 @@
 //!
 //! Made by [`super::Client`] in place of a [`Remote`], of which it uses the walk. Each thing is asked for in 9P2000's own
 //! messages, since such a server may drop a client that sends others. What 9P2000 cannot say answers `EOPNOTSUPP`:
-//! links, devices, extended attributes, locks; a move between directories is `EXDEV`, a change of the owner `EPERM`; an
-//! access time is left as it is.
+//! links, devices, extended attributes, locks; a move between directories is `EXDEV`, a change of the owner `EPERM`.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -76,16 +75,13 @@ impl Legacy {
         let fid = self.clone().await?;
         let opened = fid.link.call(T::Open { fid: fid.number(), mode: mode_of_open(how) }).await?;
         let qid = opened.message()?.qid().ok_or(Errno::EPROTO)?;
-        Ok(self.handle(fid, qid, how))
-    }
-
-    fn handle(&self, fid: Arc<Fid>, qid: Qid, how: How) -> Handle {
-        match qid.kind {
-            FileKind::Dir => {
-                Handle::Dir(LegacyDir::new(Self(Remote { fid: self.0.fid.clone(), qid: self.0.qid }), fid))
-            }
-            _ => Handle::Stream(Arc::new(LegacyFile::new(fid, qid, how))),
+        if qid.kind == FileKind::Dir {
+            let node = Self(Remote { fid: self.0.fid.clone(), qid: self.0.qid });
+            return Ok(Handle::Dir(LegacyDir::new(node, fid)));
         }
+        // Version 0 is that of a device, and of a file that was never written to: a device has no length.
+        let seekable = qid.version != 0 || attr(&fid).await?.size > 0;
+        Ok(Handle::Stream(Arc::new(LegacyFile::new(fid, seekable, how))))
     }
 
     async fn open_at_now(&self, names: &[Name<'_>], how: How, want: Want) -> Result<Opened, Errno> {
@@ -102,8 +98,9 @@ impl Legacy {
         let perm = perm_of(libc::S_IFREG | mode);
         let create = T::Create { fid: fid.number(), name, perm, mode: mode_of_open(How { truncate: false, ..how }) };
         match fid.link.call(create).await?.message() {
-            Ok(made) => {
-                let handle = self.handle(fid, made.qid().ok_or(Errno::EPROTO)?, how);
+            Ok(_) => {
+                // What is made is a file, whatever its version.
+                let handle = Handle::Stream(Arc::new(LegacyFile::new(fid, true, how)));
                 self.created(name, Some(handle)).await
             }
             // In 9P2000 a create makes what was not there, and nothing else.
@@ -141,13 +138,19 @@ impl Legacy {
         if let Some(size) = change.size {
             to.length = size;
         }
-        match change.mtime {
-            Some(SetTime::Now) => to.mtime = seconds(Time::now()),
-            Some(SetTime::At(time)) => to.mtime = seconds(time),
-            None => {}
-        }
-        if to != Stat::untouched() {
-            wstat(&self.0.fid, to).await?;
+        let at = |time: Option<SetTime>| match time {
+            Some(SetTime::Now) => seconds(Time::now()),
+            Some(SetTime::At(time)) => seconds(time),
+            None => Stat::untouched().atime,
+        };
+        to.mtime = at(change.mtime);
+        let all = Stat { atime: at(change.atime), ..to };
+        if all != Stat::untouched() {
+            match wstat(&self.0.fid, all).await {
+                // By the book a time of access cannot be set.
+                Err(_) if all != to && to != Stat::untouched() => wstat(&self.0.fid, to).await?,
+                done => done?,
+            }
         }
         attr(&self.0.fid).await
     }
@@ -274,9 +277,8 @@ struct LegacyFile {
 }
 
 impl LegacyFile {
-    fn new(fid: Arc<Fid>, qid: Qid, how: How) -> Self {
-        // A server that gives no version has no contents that stay: see `Qid`.
-        Self { file: RemoteFile::new(fid.clone(), qid.version != 0), fid, how }
+    fn new(fid: Arc<Fid>, seekable: bool, how: How) -> Self {
+        Self { file: RemoteFile::new(fid.clone(), seekable), fid, how }
     }
 
     /// Writes as the file was opened: 9P2000 knows files that are appended to, but not opens.

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use p9::client::{Client, Options};
 use p9::server::{self, Limits};
 use p9::wire::legacy::Stat;
-use p9::wire::{Data, Dialect, Field, NO_TAG, Qids, R, Str};
-use p9::{Dir, Errno, FileKind, Handle, How, Name, New, NodeRef, Qid, SetAttr, Tree, Want, What, Who};
+use p9::wire::{Counted, Data, Dialect, Field, NO_TAG, Qids, R, Str};
+use p9::{Dir, Errno, FileKind, Handle, How, Name, New, NodeRef, Qid, SetAttr, SetTime, Time, Tree, Want, What, Who};
 use tokio::io::AsyncWriteExt;
 
 use crate::fake::{Fake, PATIENCE, ROOT};
@@ -185,4 +185,71 @@ async fn a_listing_that_lies_is_refused() {
     assert_eq!(listed(&stat(b"..")).await, Err(Errno::EPROTO));
     assert_eq!(listed(&stat(b"motd")[..40]).await, Err(Errno::EPROTO));
     assert_eq!(listed(&[0, 0]).await, Err(Errno::EPROTO));
+}
+
+/// A file at a server that the test plays, whose qid is `qid`.
+async fn one_file(qid: Qid) -> (NodeRef, Fake) {
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let mut fake = Fake::of(far);
+    let play = async {
+        fake.hears("Version").await;
+        fake.says(NO_TAG, R::Version { msize: 8192, version: Str(b"9P2000") }).await;
+        let (tag, _) = fake.hears("Attach").await;
+        fake.says(tag, R::Attach { qid }).await;
+    };
+    let ask = async {
+        let options = Options { msize: 8192, dialect: Dialect::Legacy, ..Options::default() };
+        Client::connect(near, options).await.unwrap().attach(&Who::owner(), b"").await.unwrap()
+    };
+    let (node, ()) = tokio::join!(ask, play);
+    (node, fake)
+}
+
+/// What Plan 9's servers have where ours has a version: none.
+const PLAIN: Qid = Qid { kind: FileKind::File, version: 0, path: 3 };
+
+async fn says_stat(fake: &mut Fake, size: u64) {
+    let (tag, _) = fake.hears("Stat").await;
+    let attr = p9::Attr { size, ..p9::Attr::synthetic(PLAIN, 0o644) };
+    fake.says(tag, R::Stat { stat: Counted(Stat::of(&attr, b"f", b"glenda", b"glenda")) }).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_without_a_version_is_a_device_if_it_has_no_length() {
+    for (size, seekable) in [(0, false), (5, true)] {
+        let (node, mut fake) = one_file(PLAIN).await;
+        let play = async {
+            let (tag, _) = fake.hears("Walk").await;
+            fake.says(tag, R::Walk { qids: Qids::of(&[]) }).await;
+            let (tag, _) = fake.hears("Open").await;
+            fake.says(tag, R::Open { qid: PLAIN, iounit: 0 }).await;
+            says_stat(&mut fake, size).await;
+        };
+        let (handle, ()) = tokio::join!(node.open(How::RDWR), play);
+        assert_eq!(handle.unwrap().seekable(), seekable);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_sets_no_time_of_access_is_asked_for_the_rest() {
+    let (node, mut fake) = one_file(PLAIN).await;
+    let at = |sec| Some(SetTime::At(Time { sec, nsec: 0 }));
+    let play = async {
+        let (tag, text) = fake.hears("Wstat").await;
+        assert!(text.contains("atime: 7, mtime: 9"), "{text}");
+        fake.says(tag, R::Error { ename: Str(b"wstat prohibited") }).await;
+        let (tag, text) = fake.hears("Wstat").await;
+        assert!(text.contains("atime: 4294967295, mtime: 9"), "{text}");
+        fake.says(tag, R::Wstat {}).await;
+        says_stat(&mut fake, 5).await;
+        let (tag, _) = fake.hears("Wstat").await;
+        fake.says(tag, R::Error { ename: Str(b"wstat prohibited") }).await;
+    };
+    let change = SetAttr { atime: at(7), mtime: at(9), ..SetAttr::default() };
+    let ask = async {
+        assert_eq!(node.set_attr(change).await.unwrap().size, 5);
+        let refused = node.set_attr(SetAttr { mtime: None, ..change }).await;
+        assert_eq!(refused.err(), Some(Errno::EPERM), "nothing else was asked for");
+    };
+    tokio::join!(ask, play);
 }
