@@ -21,6 +21,7 @@ use crate::{Errno, NodeRef, Reply, Tree, Who};
 
 mod call;
 mod counted;
+mod dir;
 mod fid;
 mod lease;
 mod legacy;

@@ -12,7 +12,7 @@ mod convert;
 mod field;
 pub mod legacy;
 
-pub(crate) use convert::STATS_ALL;
+pub(crate) use convert::{ATTR_SIZE, STATS_ALL};
 pub use field::{Counted, Data, Field, Malformed, Qids, Step, Steps, Str};
 
 use legacy::Stat;
@@ -130,6 +130,12 @@ messages! {
         126 Wstat { fid: u32, stat: Counted<Stat<'a>> }
         200 Session { id: [u8; 16], lane: u8, linger: u32, received: u64 }
         202 Ack { received: u64 }
+        204 Readdirplus { fid: u32, offset: u64, count: u32 }
+        206 Rename2 { olddirfid: u32, oldname: Name<'a>, newdirfid: u32, newname: Name<'a>, flags: u32 }
+        208 Allocate { fid: u32, mode: u32, offset: u64, length: u64 }
+        210 Seek { fid: u32, offset: u64, whence: u32 }
+        212 Copy { fid: u32, offset: u64, tofid: u32, tooffset: u64, length: u64 }
+        214 Append { fid: u32, data: Data<'a> }
         216 Lease { fid: u32, kind: u8 }
     }
 }
@@ -175,6 +181,12 @@ messages! {
         127 Wstat {}
         201 Session { boot: u64, state: u8, linger: u32, lease: u32, received: u64 }
         203 Ack { received: u64 }
+        205 Readdirplus { data: Data<'a> }
+        207 Rename2 {}
+        209 Allocate {}
+        211 Seek { offset: u64 }
+        213 Copy { count: u64 }
+        215 Append { count: u32, offset: u64 }
         217 Lease { kind: u8 }
         219 Break { fid: u32, keep: u8 }
     }
@@ -219,8 +231,9 @@ impl Dialect {
     pub fn has(self, code: u8) -> bool {
         match self {
             Self::Legacy => (100..128).contains(&code),
-            // Open, create, stat and wstat have others in their place.
+            // Numbers that no other 9P has are those of our dialect.
             Self::L => code < 128 && Self::Slashn.has(code),
+            // Open, create, stat and wstat have others in their place.
             Self::Slashn => !matches!(code, 112 | 114 | 124 | 126),
         }
     }
@@ -247,6 +260,11 @@ pub mod lock {
     /// A status: not yet, so soon after the server's restart.
     pub const GRACE: u8 = 3;
 }
+
+/// `SEEK_DATA` and `SEEK_HOLE` of lseek(2), in the whence of `Tseek`.
+pub const SEEK_DATA: u32 = 3;
+/// See [`SEEK_DATA`].
+pub const SEEK_HOLE: u32 = 4;
 
 /// One entry in the data of an `Rreaddir`.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -10,6 +10,7 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 use p9::{Entry, Errno, FileKind, Handle, How, Name, NameBuf, New, NodeRef, Qid, SetAttr, Want, What};
 
+mod content;
 mod diod;
 mod legacy;
 mod locks;
@@ -90,6 +91,7 @@ pub async fn reading(root: NodeRef, skip: &[&str]) {
         let entries = list(&dir, usize::MAX).await.unwrap_or_else(|err| panic!("listing {path:?}: {err}"));
         assert_eq!(entries, list(&dir, 1).await.unwrap(), "{path:?} lists the same one entry at a time");
         missing_names(&dir).await;
+        attributes_of_entries(&dir, &path).await;
         for (entry, listed) in entries {
             let (at, text) = (format!("{path}/{entry}"), entry.to_string());
             seen += 1;
@@ -111,6 +113,25 @@ async fn missing_names(dir: &NodeRef) {
     assert_eq!(err, Some(Errno::ENOENT), "a first name that is missing is the walk's error");
     let err = dir.walk(&[missing, name("more")], Want::default()).await.err();
     assert_eq!(err, Some(Errno::ENOENT), "so it is when more names follow");
+}
+
+/// What comes along with an entry is what is said of the file.
+async fn attributes_of_entries(dir: &NodeRef, path: &str) {
+    let Handle::Dir(open) = dir.open(How { directory: true, ..How::READ }).await.unwrap() else {
+        panic!("no directory")
+    };
+    let mut brought = Vec::new();
+    let mut take = |entry: Entry<'_>| {
+        brought.extend(entry.attr.map(|attr| (NameBuf::from(entry.name), *attr)));
+        ControlFlow::Continue(())
+    };
+    open.list(0, &mut take).await.unwrap();
+    for (entry, brought) in brought {
+        let node = dir.walk(&[entry.as_name()], Want::default()).await.unwrap().reached().unwrap().node;
+        let attr = node.attr().await.unwrap();
+        let told = |attr: p9::Attr| (attr.qid.path, attr.mode, attr.uid, attr.gid, attr.size, attr.mtime);
+        assert_eq!(told(brought), told(attr), "{path}/{entry}: listed, and asked");
+    }
 }
 
 async fn one_file(dir: &NodeRef, entry: &NameBuf, listed: Qid, at: &str) -> NodeRef {

@@ -50,7 +50,7 @@ impl Remote {
                 return Err(errno);
             }
         };
-        let handle = Some(handle(open, made));
+        let handle = Some(handle(open, made, how));
         if !link.ordered {
             drop(calls);
             return Ok(Created { handle, ..self.reached(name, give).await? });

@@ -10,8 +10,9 @@ use bytes::Bytes;
 
 use super::call::Calls;
 use super::data_of;
+use super::dir::RemoteDir;
 use super::fid::Fid;
-use super::open::{RemoteDir, RemoteFile};
+use super::open::RemoteFile;
 use super::walk::Walked;
 use crate::tree::{Lease, LeaseKind, Lock, OnBreak};
 use crate::wire::{IO_HEADER, R, STATS_ALL, Steps, T};
@@ -80,7 +81,7 @@ impl Remote {
         }
         let attr = if want.attr { Some(take_attr(&mut calls).await?) } else { None };
         let first = if brings { take_data(&mut calls).await.ok() } else { None };
-        Ok(Opened { node, attr, handle: handle(to, qid), first, lease: None })
+        Ok(Opened { node, attr, handle: handle(to, qid, how), first, lease: None })
     }
 
     /// The same for a server that may do in any order what is sent together.
@@ -97,7 +98,7 @@ impl Remote {
         let qid = opened.message()?.qid().ok_or(Errno::EPROTO)?;
         let getattr = plain(T::Getattr { fid, mask: STATS_ALL });
         let attr = if want.attr { Some(take_attr(&mut self.fid.link.calls(&[getattr]).await?).await?) } else { None };
-        Ok(Opened { node: None, attr, handle: handle(to, qid), first: None, lease: None })
+        Ok(Opened { node: None, attr, handle: handle(to, qid, how), first: None, lease: None })
     }
 
     async fn open_now(&self, names: &[Name<'_>], how: How, want: Want) -> Result<Opened, Errno> {
@@ -150,13 +151,13 @@ impl Remote {
 }
 
 /// What was opened as `fid`.
-pub(super) fn handle(fid: Arc<Fid>, qid: Qid) -> Handle {
+pub(super) fn handle(fid: Arc<Fid>, qid: Qid, how: How) -> Handle {
     match qid.kind {
         FileKind::Dir => Handle::Dir(RemoteDir::new(fid)),
         _ => {
             // Without a version the contents do not stay: see `Qid`. A plain server may give none to any file.
             let seekable = qid.version != 0 || !fid.link.ordered;
-            Handle::Stream(Arc::new(RemoteFile::new(fid, seekable)))
+            Handle::Stream(Arc::new(RemoteFile::new(fid, seekable, how.append)))
         }
     }
 }
@@ -170,7 +171,7 @@ pub(super) async fn take_attr(calls: &mut Calls) -> Result<Attr, Errno> {
 pub(super) async fn take_data(calls: &mut Calls) -> Result<Bytes, Errno> {
     let answer = calls.next().await?;
     match answer.message()? {
-        R::Read { data } | R::Readdir { data } => Ok(data_of(answer.frame(), data)),
+        R::Read { data } | R::Readdir { data } | R::Readdirplus { data } => Ok(data_of(answer.frame(), data)),
         _ => Err(Errno::EPROTO),
     }
 }
@@ -214,12 +215,17 @@ impl Node for Remote {
 
     fn rename<'a>(&'a self, name: Name<'a>, new_dir: &'a NodeRef, new_name: Name<'a>, flags: u32) -> Reply<'a, ()> {
         // .L has no flags; the kernel answers EINVAL for those that a file system does not know.
-        if flags != 0 {
+        if flags != 0 && !self.fid.link.ordered {
             return Errno::EINVAL.into();
         }
         Reply::later(async move {
-            let renamed = self.rename_now(name, self.of(new_dir)?, new_name).await;
-            self.nothing_there(renamed).await
+            let to = self.of(new_dir)?;
+            if flags == 0 {
+                let renamed = self.rename_now(name, to, new_name).await;
+                return self.nothing_there(renamed).await;
+            }
+            let (olddirfid, newdirfid) = (self.fid.number(), to.fid.number());
+            self.done(T::Rename2 { olddirfid, oldname: name, newdirfid, newname: new_name, flags }).await
         })
     }
 

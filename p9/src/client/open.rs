@@ -1,15 +1,15 @@
-//! Open files and directories of the server's.
+//! Open files of the server's.
 
-use std::ops::ControlFlow;
+use std::any::Any;
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes, BytesMut};
-use parking_lot::Mutex;
+use bytes::{Bytes, BytesMut};
 
+use super::call::Answer;
 use super::fid::Fid;
 use super::node::take_data;
-use crate::wire::{Data, Dirent, FSYNC_FLUSH, IO_HEADER, R, T};
-use crate::{Dir, DirSink, Entry, Errno, Name, Reply, Stream, Written};
+use crate::wire::{Data, FSYNC_FLUSH, IO_HEADER, R, SEEK_DATA, SEEK_HOLE, T};
+use crate::{Errno, Handle, Reply, Stream, Written};
 
 /// The most messages that one read is made of.
 const PIECES: u32 = 32;
@@ -18,11 +18,14 @@ const PIECES: u32 = 32;
 pub(super) struct RemoteFile {
     fid: Arc<Fid>,
     seekable: bool,
+    /// Whether it was opened to append, and the server says where that went.
+    appends: bool,
 }
 
 impl RemoteFile {
-    pub(super) fn new(fid: Arc<Fid>, seekable: bool) -> Self {
-        Self { fid, seekable }
+    pub(super) fn new(fid: Arc<Fid>, seekable: bool, appends: bool) -> Self {
+        let appends = appends && fid.link.ordered;
+        Self { fid, seekable, appends }
     }
 
     /// The most that one message carries.
@@ -79,6 +82,37 @@ impl RemoteFile {
         }
     }
 
+    /// As much as one message carries: two might have another's between them.
+    async fn append_now(&self, mut data: Bytes) -> Result<Written, Errno> {
+        data.truncate(self.most() as usize);
+        let asked = data.len();
+        let append = (T::Append { fid: self.fid.number(), data: Data(&[]) }, data);
+        let answer = self.fid.link.calls(&[append]).await?.next().await?;
+        match answer.message()? {
+            R::Append { count, offset } if count as usize <= asked => {
+                Ok(Written { count, offset: (offset != u64::MAX).then_some(offset) })
+            }
+            _ => Err(Errno::EPROTO),
+        }
+    }
+
+    async fn copy_now(&self, offset: u64, to: &Handle, tooffset: u64, length: u64) -> Result<u64, Errno> {
+        let Handle::Stream(to) = to else { return Err(Errno::EXDEV) };
+        let to: &dyn Any = &**to;
+        let to = to.downcast_ref::<Self>().filter(|to| Arc::ptr_eq(&to.fid.link, &self.fid.link));
+        let (fid, tofid) = (self.fid.number(), to.ok_or(Errno::EXDEV)?.fid.number());
+        let answer = self.ours(T::Copy { fid, offset, tofid, tooffset, length })?.await?;
+        match answer.message()? {
+            R::Copy { count } if count <= length => Ok(count),
+            _ => Err(Errno::EPROTO),
+        }
+    }
+
+    /// Asks what only our dialect knows.
+    fn ours<'a>(&'a self, message: T<'a>) -> Result<impl Future<Output = Result<Answer, Errno>> + 'a, Errno> {
+        if self.fid.link.ordered { Ok(self.fid.link.call(message)) } else { Err(Errno::EOPNOTSUPP) }
+    }
+
     async fn write_piece(&self, start: u64, done: u64, piece: Bytes) -> Result<usize, Errno> {
         let offset = start.checked_add(done).ok_or(Errno::EFBIG)?;
         let asked = piece.len();
@@ -101,7 +135,26 @@ impl Stream for RemoteFile {
     }
 
     fn write(&self, offset: u64, data: Bytes) -> Reply<'_, Written> {
-        Reply::later(self.write_now(offset, data))
+        if self.appends { Reply::later(self.append_now(data)) } else { Reply::later(self.write_now(offset, data)) }
+    }
+
+    fn allocate(&self, mode: u32, offset: u64, length: u64) -> Reply<'_, ()> {
+        let allocate = T::Allocate { fid: self.fid.number(), mode, offset, length };
+        Reply::later(async move { self.ours(allocate)?.await?.message().map(|_| ()) })
+    }
+
+    fn copy<'a>(&'a self, offset: u64, to: &'a Handle, to_offset: u64, length: u64) -> Reply<'a, u64> {
+        Reply::later(self.copy_now(offset, to, to_offset, length))
+    }
+
+    fn seek(&self, offset: u64, hole: bool) -> Reply<'_, u64> {
+        let seek = T::Seek { fid: self.fid.number(), offset, whence: if hole { SEEK_HOLE } else { SEEK_DATA } };
+        Reply::later(async move {
+            match self.ours(seek)?.await?.message()? {
+                R::Seek { offset } => Ok(offset),
+                _ => Err(Errno::EPROTO),
+            }
+        })
     }
 
     fn sync(&self, data_only: bool) -> Reply<'_, ()> {
@@ -120,65 +173,5 @@ impl Stream for RemoteFile {
 
     fn close(&self) -> Reply<'_, ()> {
         Reply::later(self.fid.close())
-    }
-}
-
-/// An open directory, and the entries that came with the last answer but were not asked for yet.
-pub(super) struct RemoteDir {
-    fid: Arc<Fid>,
-    left: Mutex<Left>,
-}
-
-#[derive(Default)]
-struct Left {
-    /// Where the first of `entries` follows.
-    after: u64,
-    entries: Bytes,
-}
-
-impl RemoteDir {
-    pub(super) fn new(fid: Arc<Fid>) -> Arc<Self> {
-        Arc::new(Self { fid, left: Mutex::default() })
-    }
-
-    async fn list_now(&self, mut cookie: u64, each: &mut DirSink<'_>) -> Result<(), Errno> {
-        loop {
-            let kept = std::mem::take(&mut *self.left.lock());
-            let mut entries = kept.entries;
-            if entries.is_empty() || kept.after != cookie {
-                let count = self.fid.link.msize - IO_HEADER;
-                let read = (T::Readdir { fid: self.fid.number(), offset: cookie, count }, Bytes::new());
-                entries = take_data(&mut self.fid.link.calls(&[read]).await?).await?;
-            }
-            if entries.is_empty() {
-                return Ok(());
-            }
-            let from = cookie;
-            while !entries.is_empty() {
-                let (rest, entry) = Dirent::read(&entries).map_err(|_| Errno::EPROTO)?;
-                let rest = rest.len();
-                // Such a cookie would lead back here for ever.
-                if entry.offset == 0 || entry.offset == from {
-                    return Err(Errno::EPROTO);
-                }
-                if !matches!(entry.name.0, b"." | b"..") {
-                    let name = Name::new(entry.name.0).map_err(|_| Errno::EPROTO)?;
-                    let kind = u32::from(entry.kind) << 12;
-                    let entry = Entry { cookie: entry.offset, qid: entry.qid, kind, attr: None, name };
-                    if let ControlFlow::Break(()) = each(entry) {
-                        *self.left.lock() = Left { after: cookie, entries };
-                        return Ok(());
-                    }
-                }
-                cookie = entry.offset;
-                entries.advance(entries.len() - rest);
-            }
-        }
-    }
-}
-
-impl Dir for RemoteDir {
-    fn list<'a>(&'a self, cookie: u64, each: &'a mut DirSink<'a>) -> Reply<'a, ()> {
-        Reply::later(self.list_now(cookie, each))
     }
 }

@@ -12,6 +12,7 @@ use super::legacy;
 use crate::wire::{Data, Dialect, FSYNC_FLUSH, HEADER, NO_FID, Qids, R, Str, T};
 use crate::{Errno, Handle, How, Qid, What};
 
+mod content;
 mod lock;
 mod names;
 mod read;
@@ -40,6 +41,7 @@ pub(super) enum Fields {
     Link(Bytes),
     Read(Bytes),
     Dir(Vec<u8>),
+    DirPlus(Vec<u8>),
 }
 
 impl From<R<'static>> for Answer {
@@ -80,6 +82,7 @@ impl Answer {
             }
             Fields::Walk(qids) => encode(R::Walk { qids: Qids::of(&Qids::encode(&qids)) }),
             Fields::Link(target) => encode(R::Readlink { target: Str(&target) }),
+            Fields::DirPlus(entries) => encode(R::Readdirplus { data: Data(&entries) }),
             Fields::Dir(entries) => encode(R::Readdir { data: Data(&entries) }),
             Fields::Read(data) => {
                 encode(R::Read { data: Data(&[]) });
@@ -154,6 +157,9 @@ pub(super) async fn answer(context: &Context, message: &T<'_>, claim: Claim, bod
             }
             on_fid(context, message, &mut state).await
         }
+        Held::Both(from, to) if matches!(message, T::Copy { .. }) => {
+            content::copy(message, from.file()?, to.file()?).await
+        }
         Held::Both(one, other) => names::on_two(message, one.file()?, other.file()?).await,
         Held::AloneAnd(mut one, other) => names::rename(message, one.file_mut()?, other.file()?).await,
     }
@@ -176,8 +182,14 @@ async fn on_file(context: &Context, message: &T<'_>, file: &File, body: &Bytes) 
         }
         T::Readdir { offset, count, .. } => {
             let Handle::Dir(dir) = open()? else { return Err(Errno::ENOTDIR) };
-            Fields::Dir(read_dir(&**dir, offset, count.min(room) as usize).await?).into()
+            Fields::Dir(read_dir(&**dir, offset, count.min(room) as usize, false).await?).into()
         }
+        T::Readdirplus { offset, count, .. } => {
+            let Handle::Dir(dir) = open()? else { return Err(Errno::ENOTDIR) };
+            Fields::DirPlus(read_dir(&**dir, offset, count.min(room) as usize, true).await?).into()
+        }
+        T::Allocate { .. } | T::Seek { .. } => content::on_file(message, open()?).await?,
+        T::Append { data, .. } => content::append(file, body.slice_ref(data.0)).await?,
         T::Getattr { mask, .. } => R::of_attr(&node.attr().await?, mask).into(),
         T::Statfs { .. } => R::of_stat_fs(&node.stat_fs().await?).into(),
         T::Getlock { .. } => lock::conflict(context.dialect, node, message).await?,
@@ -256,16 +268,18 @@ async fn open(message: &T<'_>, file: &mut File) -> Result<Answer, Errno> {
     }
     Ok(match *message {
         T::Lopen { flags, .. } => {
-            let open = file.node.open(How::from_wire(flags)?).await?;
+            let how = How::from_wire(flags)?;
+            let open = file.node.open(how).await?;
             let qid = opened_qid(file.node.qid(), &open);
-            file.open = Some(open);
+            (file.open, file.appends) = (Some(open), how.append);
             R::Lopen { qid, iounit: 0 }.into()
         }
         T::Lcreate { name, flags, mode, gid, .. } => {
-            let made = file.node.create(name, names::new(What::File(How::from_wire(flags)?), mode, gid)).await?;
+            let how = How::from_wire(flags)?;
+            let made = file.node.create(name, names::new(What::File(how), mode, gid)).await?;
             let open = made.handle.ok_or(Errno::EIO)?;
             let qid = opened_qid(made.node.qid(), &open);
-            (file.open, file.node) = (Some(open), made.node);
+            (file.open, file.node, file.appends) = (Some(open), made.node, how.append);
             file.place.enter(name);
             R::Lcreate { qid, iounit: 0 }.into()
         }

@@ -55,9 +55,10 @@ impl Claim {
             | T::Setattr { fid, .. }
             | T::Lease { fid, .. }
             | T::Fsync { fid, .. } => Self::Alone(fids.alone(fid).await?),
-            T::Link { dfid: one, fid: other, .. } | T::Renameat { olddirfid: one, newdirfid: other, .. } => {
-                Self::Both(fids.shared(one).await?, fids.shared(other).await?)
-            }
+            T::Link { dfid: one, fid: other, .. }
+            | T::Renameat { olddirfid: one, newdirfid: other, .. }
+            | T::Rename2 { olddirfid: one, newdirfid: other, .. }
+            | T::Copy { fid: one, tofid: other, .. } => Self::Both(fids.shared(one).await?, fids.shared(other).await?),
             // Into itself: it would wait for itself, too.
             T::Rename { fid, dfid, .. } if fid == dfid => return Err(Errno::EINVAL),
             T::Rename { fid, dfid, .. } => Self::AloneAnd(fids.alone(fid).await?, fids.shared(dfid).await?),
@@ -72,6 +73,10 @@ impl Claim {
             | T::Unlinkat { dirfid: fid, .. }
             | T::Lock { fid, .. }
             | T::Getlock { fid, .. }
+            | T::Readdirplus { fid, .. }
+            | T::Allocate { fid, .. }
+            | T::Seek { fid, .. }
+            | T::Append { fid, .. }
             | T::Read { fid, .. }
             | T::Write { fid, .. } => Self::Shared(fids.shared(fid).await?),
             // Who the peer is was proven before. That nobody need authenticate in 9P is what diod answers, too, and what

@@ -34,13 +34,15 @@ pub(super) struct File {
     pub(super) node: NodeRef,
     pub(super) place: Place,
     pub(super) open: Option<Handle>,
+    /// Whether it was opened to append.
+    pub(super) appends: bool,
     /// What 9P2000 keeps with it while it is open.
     pub(super) extra: Option<Box<Extra>>,
 }
 
 impl File {
     pub(super) fn new(node: NodeRef, place: Place) -> Self {
-        Self { node, place, open: None, extra: None }
+        Self { node, place, open: None, appends: false, extra: None }
     }
 
     /// Returns once what was written is safe.

@@ -3,7 +3,7 @@
 //! Used by the server and the client, so that the numbers of the masks stand once. They are those of Linux's
 //! `include/net/9p/9p.h` (`P9_STATS_*`, `P9_ATTR_*`).
 
-use super::{R, T};
+use super::{HEADER, Malformed, R, T};
 use crate::{Attr, Errno, How, Qid, SetAttr, SetTime, StatFs, Time};
 
 /// `P9_STATS_BASIC`: everything that stat(2) has.
@@ -14,6 +14,10 @@ const STATS_BTIME: u64 = 0x800;
 const STATS_DATA_VERSION: u64 = 0x2000;
 /// `P9_STATS_ALL`.
 pub(crate) const STATS_ALL: u64 = 0x3fff;
+
+/// The type byte of an `Rgetattr`, and the bytes of its fields.
+const GETATTR: u8 = 25;
+pub(crate) const ATTR_SIZE: usize = 153;
 
 const MODE: u32 = 0x1;
 const UID: u32 = 0x2;
@@ -115,6 +119,24 @@ impl R<'_> {
             generation: 0,
             data_version: attr.qid.version.into(),
         }
+    }
+
+    /// Appends the fields of an `Rgetattr` alone, all that is known of `attr`; without one, as much with nothing valid.
+    pub fn write_attr(attr: Option<&Attr>, out: &mut Vec<u8>) {
+        let start = out.len();
+        match attr {
+            Some(attr) => Self::of_attr(attr, STATS_ALL).encode(0, out),
+            None => Self::of_attr(&Attr::default(), 0).encode(0, out),
+        }
+        out.drain(start..start + HEADER);
+    }
+
+    /// Takes the fields of an `Rgetattr` off `data`; no attributes unless all that stat(2) has are valid.
+    pub fn read_attr(data: &[u8]) -> Result<(&[u8], Option<Attr>), Malformed> {
+        let (fields, rest) = data.split_at_checked(ATTR_SIZE).ok_or(Malformed::TooShort)?;
+        let message = R::decode(GETATTR, fields)?.ok_or(Malformed::TooShort)?;
+        let known = matches!(message, R::Getattr { valid, .. } if valid & STATS_BASIC == STATS_BASIC);
+        Ok((rest, if known { message.to_attr() } else { None }))
     }
 
     /// The attributes that an `Rgetattr` carries; `None` for any other message.
@@ -242,6 +264,12 @@ mod tests {
             ..Attr::default()
         };
         assert_eq!(R::of_attr(&attr, STATS_ALL).to_attr(), Some(attr));
+        let mut out = vec![1];
+        R::write_attr(Some(&attr), &mut out);
+        R::write_attr(None, &mut out);
+        assert_eq!(out.len(), 1 + 2 * ATTR_SIZE);
+        let (rest, first) = R::read_attr(&out[1..]).unwrap();
+        assert_eq!((first, R::read_attr(rest)), (Some(attr), Ok((&[][..], None))));
         let change = SetAttr {
             size: Some(0),
             atime: Some(SetTime::Now),

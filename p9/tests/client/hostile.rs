@@ -117,8 +117,9 @@ async fn a_directory_that_leads_back_to_where_it_was_read_from_is_refused() {
         for offset in [5, 5] {
             let mut data = Vec::new();
             Dirent { qid: FILE, offset, kind: 8, name: Str(b"f") }.write(&mut data);
-            let (tag, _) = fake.hears("Readdir").await;
-            fake.says(tag, R::Readdir { data: Data(&data) }).await;
+            R::write_attr(None, &mut data);
+            let (tag, _) = fake.hears("Readdirplus").await;
+            fake.says(tag, R::Readdirplus { data: Data(&data) }).await;
         }
     };
     let list = async {

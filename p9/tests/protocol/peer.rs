@@ -15,7 +15,8 @@ use tokio::task::JoinHandle;
 use crate::stat;
 
 /// Each message: its type byte, its name, its fields and their types. `1` `2` `4` `8`: a number of so many bytes;
-/// `s`: a string; `i`: 16 bytes; `n`: names; `d`: data; `q`: a qid; `Q`: qids; `e`: directory entries; `S`: a stat. 9P2000 has no
+/// `s`: a string; `i`: 16 bytes; `n`: names; `d`: data; `q`: a qid; `Q`: qids; `e`: directory entries; `E`: the same with
+/// attributes; `S`: a stat. 9P2000 has no
 /// `n_uname`: a line that has none means that.
 const TABLE: &[(u8, &str, &str)] = &[
     (7, "Rlerror", "ecode:4"),
@@ -92,6 +93,18 @@ const TABLE: &[(u8, &str, &str)] = &[
     (201, "Rsession", "boot:8 state:1 linger:4 lease:4 received:8"),
     (202, "Tack", "received:8"),
     (203, "Rack", "received:8"),
+    (204, "Treaddirplus", "fid:4 offset:8 count:4"),
+    (205, "Rreaddirplus", "entries:E"),
+    (206, "Trename2", "olddirfid:4 oldname:s newdirfid:4 newname:s flags:4"),
+    (207, "Rrename2", ""),
+    (208, "Tallocate", "fid:4 mode:4 offset:8 length:8"),
+    (209, "Rallocate", ""),
+    (210, "Tseek", "fid:4 offset:8 whence:4"),
+    (211, "Rseek", "offset:8"),
+    (212, "Tcopy", "fid:4 offset:8 tofid:4 tooffset:8 length:8"),
+    (213, "Rcopy", "count:8"),
+    (214, "Tappend", "fid:4 data:d"),
+    (215, "Rappend", "count:4 offset:8"),
     (216, "Tlease", "fid:4 kind:1"),
     (217, "Rlease", "kind:1"),
     (219, "Rbreak", "fid:4 keep:1"),
@@ -300,8 +313,11 @@ pub(crate) fn field(kind: char, value: &str) -> Vec<u8> {
             let stat = stat::encode(value);
             [&(stat.len() as u16).to_le_bytes(), &stat[..]].concat()
         }
-        'e' => {
-            let entries: Vec<u8> = list.iter().flat_map(|entry| dirent(entry)).collect();
+        'e' | 'E' => {
+            let entries: Vec<u8> = match kind {
+                'e' => list.iter().flat_map(|entry| dirent(entry)).collect(),
+                _ => list.iter().flat_map(|entry| [dirent(entry), attributes(entry)].concat()).collect(),
+            };
             [&(entries.len() as u32).to_le_bytes(), &entries[..]].concat()
         }
         size => number(value).to_le_bytes()[..size.to_digit(10).unwrap() as usize].to_vec(),
@@ -336,12 +352,33 @@ fn dirent(text: &str) -> Vec<u8> {
     [&qid(parts[0])[..], &number(parts[1]).to_le_bytes(), &[number(parts[2]) as u8], &field('s', parts[3])].concat()
 }
 
+/// The attributes of an entry `QID:COOKIE:TYPE:NAME:MODE:LINKS:SIZE` of the test's tree, as it makes them up; none if it
+/// has no mode.
+fn attributes(text: &str) -> Vec<u8> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let mut out = Vec::new();
+    let (numbers, times): (Vec<u64>, Vec<u64>) = match parts.get(4) {
+        None => (vec![0; 5], vec![0; 8]),
+        Some(_) => {
+            (vec![number(parts[5]), 0, number(parts[6]), 4096, 0], [[1_000_000_000, 5].repeat(3), vec![0; 2]].concat())
+        }
+    };
+    let known = parts.len() > 4;
+    out.extend(if known { 0x7ff_u64 } else { 0 }.to_le_bytes());
+    out.extend(qid(if known { parts[0] } else { "f0" }));
+    for value in if known { [number(parts[4]) as u32, 1, 2] } else { [0; 3] } {
+        out.extend(value.to_le_bytes());
+    }
+    out.extend(numbers.iter().chain(&times).chain(&[0, 0]).flat_map(|value| value.to_le_bytes()));
+    out
+}
+
 /// How many bytes a field takes at the front of `bytes`.
 pub(crate) fn length(kind: char, bytes: &[u8]) -> usize {
     let count = |n: usize| bytes[..n].iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
     match kind {
         's' | 'S' => 2 + count(2),
-        'd' | 'e' => 4 + count(4),
+        'd' | 'e' | 'E' => 4 + count(4),
         'q' => 13,
         'Q' => 2 + 13 * count(2),
         'n' => panic!("no reply has names"),

@@ -255,10 +255,18 @@ impl Ram {
 
     fn renamed(&self, name: Name<'_>, new_dir: &NodeRef, new_name: Name<'_>, flags: u32) -> Result<(), Errno> {
         let new_dir = Self::own(new_dir)?;
-        if flags == libc::RENAME_NOREPLACE && new_dir.lookup(new_name).is_ok() {
-            return Err(Errno::EEXIST);
-        }
         let moved = self.lookup(name)?;
+        match (flags, new_dir.lookup(new_name)) {
+            (0, _) | (libc::RENAME_NOREPLACE, Err(Errno::ENOENT)) => {}
+            (libc::RENAME_NOREPLACE, _) => return Err(Errno::EEXIST),
+            (libc::RENAME_EXCHANGE, there) => {
+                let there = there?;
+                new_dir.entries()?.put(new_name.into(), moved);
+                self.entries()?.put(name.into(), there);
+                return Ok(());
+            }
+            _ => return Err(Errno::EINVAL),
+        }
         new_dir.entries()?.put(new_name.into(), moved);
         self.entries()?.named.remove(name.as_bytes());
         Ok(())
@@ -450,7 +458,7 @@ impl Stream for Open {
                 let end = text.len().max(start + data.len());
                 text.resize(end, 0);
                 text[start..start + data.len()].copy_from_slice(&data);
-                Reply::ok(written)
+                Reply::ok(Written { offset: self.1.append.then_some(start as u64), ..written })
             }
             Body::Other(of) => {
                 let keep = data.first().and_then(|digit| LeaseKind::from_wire(digit.wrapping_sub(b'0')));
@@ -474,6 +482,39 @@ impl Stream for Open {
 
     fn flush(&self) -> Reply<'_, ()> {
         self.close()
+    }
+
+    fn allocate(&self, mode: u32, offset: u64, length: u64) -> Reply<'_, ()> {
+        match &self.0.0.body {
+            Body::File(text) if mode == 0 && self.1.write => {
+                let mut text = text.lock();
+                let end = text.len().max((offset + length) as usize);
+                text.resize(end, 0);
+                Reply::ok(())
+            }
+            Body::File(_) if mode == 0 => Errno::EBADF.into(),
+            _ => Errno::EOPNOTSUPP.into(),
+        }
+    }
+
+    /// A run of eight zeros or more is a hole.
+    fn seek(&self, offset: u64, hole: bool) -> Reply<'_, u64> {
+        let Body::File(text) = &self.0.0.body else { return Errno::EOPNOTSUPP.into() };
+        let text = text.lock();
+        let at = |i: usize| text.len() - i >= 8 && text[i..i + 8].iter().all(|byte| *byte == 0);
+        let found = (offset as usize..text.len()).find(|i| at(*i) == hole);
+        match found.or((hole && offset < text.len() as u64).then_some(text.len())) {
+            Some(found) => Reply::ok(found as u64),
+            None => Errno::ENXIO.into(),
+        }
+    }
+
+    fn copy<'a>(&'a self, offset: u64, to: &'a Handle, to_offset: u64, length: u64) -> Reply<'a, u64> {
+        Reply::later(async move {
+            let data = self.read(offset, length.min(1 << 20) as u32).await?;
+            let count = to.write(to_offset, data).await?.count;
+            Ok(count.into())
+        })
     }
 
     fn close(&self) -> Reply<'_, ()> {
@@ -500,16 +541,17 @@ impl Pipe {
 
 impl Dir for Open {
     fn list<'a>(&'a self, cookie: u64, each: &'a mut DirSink<'a>) -> Reply<'a, ()> {
-        let mut all: Vec<(u64, NameBuf, Attr)> = match self.0.entries() {
-            Ok(entries) => {
-                entries.named.iter().map(|(name, (at, ram))| (*at, name.clone(), ram.attributes())).collect()
-            }
+        let mut all: Vec<(u64, NameBuf, Ram)> = match self.0.entries() {
+            Ok(entries) => entries.named.iter().map(|(name, (at, ram))| (*at, name.clone(), ram.clone())).collect(),
             Err(errno) => return errno.into(),
         };
         all.sort_by_key(|(at, ..)| *at);
-        for (at, name, attr) in all.iter().filter(|(at, ..)| *at > cookie) {
+        for (at, name, ram) in all.iter().filter(|(at, ..)| *at > cookie) {
+            let attr = ram.attributes();
             let (qid, kind) = (attr.qid, attr.qid.kind.mode_bits());
-            let entry = Entry { cookie: *at, qid, kind, attr: Some(attr), name: name.as_name() };
+            // Of a pipe nothing is said here.
+            let told = (!matches!(ram.0.body, Body::Pipe(_))).then_some(&attr);
+            let entry = Entry { cookie: *at, qid, kind, attr: told, name: name.as_name() };
             if let ControlFlow::Break(()) = each(entry) {
                 break;
             }

@@ -89,16 +89,20 @@ conversations! {
     a_client_may_send_what_follows_a_walk_without_waiting
     a_dialect_that_is_not_known_is_spoken_as_its_base
     a_directory_is_read_in_parts
+    a_directory_is_read_with_attributes
     a_file_is_made_written_and_read
     a_file_is_moved_and_removed_by_its_fid
     a_flush_ends_what_waits
     a_message_that_is_not_known_is_answered
+    a_rename_replaces_nothing_or_changes_places
     a_session_outlives_its_connection
     a_session_that_is_not_known_is_begun
     a_version_begins_everything_anew
     a_walk_goes_by_names_and_up
+    an_append_says_where_it_went
     attaching_at_a_path_gives_that_file
     attributes_are_changed
+    bytes_are_copied_at_the_server
     devices_fifos_and_sockets_are_made
     extended_attributes_are_read_and_set
     leases_are_granted_broken_and_given_back
@@ -106,6 +110,7 @@ conversations! {
     locks_exclude_each_other
     names_are_made_moved_and_removed
     nobody_authenticates_in_9p
+    room_is_made_and_holes_are_found
     what_closing_met_is_told
     what_closing_will_meet_is_told
 }

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use p9::{Errno, FileKind, How, New, NodeRef, SetAttr, SetTime, Time, What};
 
-use super::{list, locks, name, posix, read, walk, xattrs};
+use super::{content, list, locks, name, posix, read, walk, xattrs};
 
 pub(super) const FILE: New<'static> = New { what: What::File(EXCL), mode: 0o644, owner: None };
 const EXCL: How = How { excl: true, ..How::RDWR };
@@ -17,6 +17,7 @@ pub async fn writing(dir: NodeRef) {
     directories(&dir).await;
     names(&dir).await;
     posix::posix(&dir).await;
+    content::content(&dir).await;
     xattrs::xattrs(&dir).await;
     locks::locks(&dir).await;
     assert!(list(&dir, 100).await.unwrap().is_empty(), "all that was made is gone");

@@ -56,6 +56,10 @@ pub(super) async fn on_two(message: &T<'_>, one: &File, other: &File) -> Result<
             one.node.rename(oldname, &other.node, newname, 0).await?;
             Ok(R::Renameat {}.into())
         }
+        T::Rename2 { oldname, newname, flags, .. } => {
+            one.node.rename(oldname, &other.node, newname, flags).await?;
+            Ok(R::Rename2 {}.into())
+        }
         _ => Err(Errno::EINVAL),
     }
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::server::connection::Context;
-use crate::wire::{Dirent, Str};
+use crate::wire::{ATTR_SIZE, Dirent, R, Str};
 use crate::{Entry, Errno, Handle};
 
 /// The most that one read of what does not seek is given.
@@ -40,17 +40,22 @@ impl AsRef<[u8]> for Counted {
     }
 }
 
-/// Entries from `cookie` on, as many as fit into `room` bytes. `.` and `..` are not among them: a client knows both.
-pub(super) async fn read_dir(dir: &dyn crate::Dir, cookie: u64, room: usize) -> Result<Vec<u8>, Errno> {
+/// Entries from `cookie` on, as many as fit into `room` bytes, each followed by its attributes if `plus`. `.` and `..` are
+/// not among them: a client knows both.
+pub(super) async fn read_dir(dir: &dyn crate::Dir, cookie: u64, room: usize, plus: bool) -> Result<Vec<u8>, Errno> {
     let (mut out, mut too_long) = (Vec::new(), false);
+    let more = if plus { ATTR_SIZE } else { 0 };
     let mut take = |entry: Entry<'_>| {
         let name = entry.name.as_bytes();
-        if out.len() + Dirent::size(name.len()) > room {
+        if out.len() + Dirent::size(name.len()) + more > room {
             too_long = out.is_empty();
             return ControlFlow::Break(());
         }
         let kind = ((entry.kind & libc::S_IFMT) >> 12) as u8;
         Dirent { qid: entry.qid, offset: entry.cookie, kind, name: Str(name) }.write(&mut out);
+        if plus {
+            R::write_attr(entry.attr, &mut out);
+        }
         ControlFlow::Continue(())
     };
     dir.list(cookie, &mut take).await?;

@@ -1,0 +1,107 @@
+//! Open directories of the server's.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes};
+use parking_lot::Mutex;
+
+use super::fid::Fid;
+use super::node::take_data;
+use crate::wire::{Dirent, IO_HEADER, R, T};
+use crate::{Attr, Dir, DirSink, Entry, Errno, Name, Reply};
+
+/// Attributes that came with entries are given out this long.
+const FRESH: Duration = Duration::from_millis(500);
+
+/// An open directory, and the entries that came with the last answer but were not asked for yet.
+pub(super) struct RemoteDir {
+    fid: Arc<Fid>,
+    left: Mutex<Left>,
+    /// Whether entries come with their attributes.
+    plus: AtomicBool,
+}
+
+#[derive(Clone, Default)]
+struct Left {
+    /// Where the first of `entries` follows.
+    after: u64,
+    entries: Bytes,
+    /// Whether attributes are among them, and when they came.
+    plus: bool,
+    came: Option<Instant>,
+}
+
+impl RemoteDir {
+    pub(super) fn new(fid: Arc<Fid>) -> Arc<Self> {
+        let plus = AtomicBool::new(fid.link.ordered);
+        Arc::new(Self { fid, left: Mutex::default(), plus })
+    }
+
+    /// The entries after `cookie`, as many as the server sends.
+    async fn read(&self, cookie: u64) -> Result<Left, Errno> {
+        let (fid, count) = (self.fid.number(), self.fid.link.msize - IO_HEADER);
+        loop {
+            let plus = self.plus.load(Ordering::Relaxed);
+            let read = match plus {
+                true => T::Readdirplus { fid, offset: cookie, count },
+                false => T::Readdir { fid, offset: cookie, count },
+            };
+            match take_data(&mut self.fid.link.calls(&[(read, Bytes::new())]).await?).await {
+                // It speaks the dialect as it was before.
+                Err(Errno::EOPNOTSUPP) if plus => self.plus.store(false, Ordering::Relaxed),
+                answer => return Ok(Left { after: cookie, entries: answer?, plus, came: Some(Instant::now()) }),
+            }
+        }
+    }
+
+    async fn list_now(&self, mut cookie: u64, each: &mut DirSink<'_>) -> Result<(), Errno> {
+        loop {
+            let mut left = std::mem::take(&mut *self.left.lock());
+            if left.entries.is_empty() || left.after != cookie {
+                left = self.read(cookie).await?;
+            }
+            if left.entries.is_empty() {
+                return Ok(());
+            }
+            let (from, fresh) = (cookie, left.came.is_some_and(|came| came.elapsed() < FRESH));
+            while !left.entries.is_empty() {
+                let (rest, entry, attr) = next(&left)?;
+                // Such a cookie would lead back here for ever.
+                if entry.offset == 0 || entry.offset == from {
+                    return Err(Errno::EPROTO);
+                }
+                if !matches!(entry.name.0, b"." | b"..") {
+                    let name = Name::new(entry.name.0).map_err(|_| Errno::EPROTO)?;
+                    let (kind, attr) = (u32::from(entry.kind) << 12, attr.filter(|_| fresh));
+                    let entry = Entry { cookie: entry.offset, qid: entry.qid, kind, attr: attr.as_ref(), name };
+                    if let ControlFlow::Break(()) = each(entry) {
+                        left.after = cookie;
+                        *self.left.lock() = left;
+                        return Ok(());
+                    }
+                }
+                cookie = entry.offset;
+                left.entries.advance(left.entries.len() - rest);
+            }
+        }
+    }
+}
+
+/// The first entry, its attributes if it has any, and how many bytes follow.
+fn next(left: &Left) -> Result<(usize, Dirent<'_>, Option<Attr>), Errno> {
+    let (mut rest, entry) = Dirent::read(&left.entries).map_err(|_| Errno::EPROTO)?;
+    let mut attr = None;
+    if left.plus {
+        (rest, attr) = R::read_attr(rest).map_err(|_| Errno::EPROTO)?;
+    }
+    Ok((rest.len(), entry, attr))
+}
+
+impl Dir for RemoteDir {
+    fn list<'a>(&'a self, cookie: u64, each: &'a mut DirSink<'a>) -> Reply<'a, ()> {
+        Reply::later(self.list_now(cookie, each))
+    }
+}
