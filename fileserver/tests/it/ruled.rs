@@ -1,7 +1,12 @@
 //! A tree with rules around it shows and allows what they say, and nothing gets around them.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use fileserver::{Access, Disk, DiskOptions, Ruled, Rules};
+use p9::client::{Client, Options};
+use p9::server::{Limits, serve};
+use p9::wire::Dialect;
 use p9::{Errno, Handle, How, New, NodeRef, SetAttr, Tree, Want, What, Who};
 use tempfile::TempDir;
 
@@ -52,6 +57,26 @@ async fn what_is_absent_is_neither_walked_to_nor_listed_nor_made() {
             .await
             .is_err()
     );
+}
+
+#[tokio::test]
+async fn a_link_that_a_9p2000_walk_follows_leads_around_no_rule() {
+    let dir = home();
+    for (link, target) in [("key", "../.ssh/id"), ("start", "/u/.bashrc"), ("real", "src")] {
+        std::os::unix::fs::symlink(target, dir.path().join("u/work").join(link)).unwrap();
+    }
+    let disk = Disk::open(dir.path(), DiskOptions::new([7; 32])).unwrap();
+    let (near, far) = tokio::io::duplex(1 << 16);
+    tokio::spawn(serve(far, Ruled::new(disk, open_house()), Arc::new(Who::owner()), Limits::default()));
+    let options = Options { dialect: Dialect::Legacy, ..Options::default() };
+    let root = Client::connect(near, options).await.unwrap().attach(&Who::owner(), b"").await.unwrap();
+    assert_eq!(cat(&root, "u/work/real").await, Ok(Bytes::from("source")));
+    assert_eq!(cat(&root, "u/work/start").await, Ok(Bytes::from("start")));
+    let start = walk(&root, "u/work/start").await.unwrap();
+    assert_eq!(start.open(How::WRITE).await.err(), Some(Errno::EROFS));
+    assert!(cat(&root, "u/work/key").await.is_err());
+    let key = walk(&root, "u/work/key").await.unwrap().attr().await.unwrap();
+    assert_eq!(key.size, "../.ssh/id".len() as u64, "what is shown is the link itself");
 }
 
 #[tokio::test]
