@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tests::machine::Machine;
 
 mod mount;
+mod p9;
 mod peers;
 mod rcpu;
 mod scale;
@@ -51,8 +52,8 @@ impl Row {
 type Run = fn() -> Vec<Row>;
 
 /// The groups there are, in the order in which they run.
-const GROUPS: [(&str, Run); 4] =
-    [("mount", mount::run), ("wan", rcpu::wan), ("rcpu", rcpu::run), ("scale", scale::run)];
+const GROUPS: [(&str, Run); 5] =
+    [("p9", p9::run), ("mount", mount::run), ("wan", rcpu::wan), ("rcpu", rcpu::run), ("scale", scale::run)];
 
 fn main() -> ExitCode {
     let (mut wanted, mut json) = (Vec::new(), None);
