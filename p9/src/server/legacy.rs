@@ -103,10 +103,10 @@ async fn create(context: &Context, file: &mut File, name: Name<'_>, perm: u32, m
         Some(open) => open,
         None => made.node.open(how).await?,
     };
+    let exclusive = if is_dir { None } else { Exclusive::of(context, &made.node, perm)? };
     let qid = opened_qid(made.node.qid(), &open);
     (file.open, file.node) = (Some(open), made.node);
     file.place.enter(name);
-    let exclusive = if is_dir { None } else { Exclusive::of(context, &file.node, perm)? };
     let remove = Remove::at_close(file, mode);
     file.extra = Some(Box::new(Extra { _exclusive: exclusive, remove, ..Extra::default() }));
     Ok(R::Create { qid, iounit: 0 }.into())
