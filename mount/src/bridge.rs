@@ -31,6 +31,7 @@ mod attrs;
 mod dirs;
 mod files;
 mod fs;
+mod locks;
 mod names;
 
 use std::future::poll_fn;
@@ -51,6 +52,7 @@ use crate::Options;
 use crate::ahead::Budget;
 use crate::attr::errno;
 use crate::foresight::Foresight;
+use crate::locks::Locks;
 use crate::open::{Open, Opens};
 use crate::table::{Inode, Table};
 use crate::watch::Watch;
@@ -65,6 +67,7 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) struct Bridge {
     table: Table,
     opens: Opens,
+    locks: Locks,
     /// Files that were read, to be closed together.
     closing: Mutex<Vec<Arc<Open>>>,
     options: Options,
@@ -94,6 +97,7 @@ impl Bridge {
         Arc::new(Self {
             table,
             opens: Opens::default(),
+            locks: Locks::default(),
             closing: Mutex::default(),
             options,
             runtime,
@@ -156,6 +160,10 @@ impl Bridge {
     /// Lets go of every open file. The kernel has ended the session.
     pub(crate) fn clear(&self) {
         self.end();
+        // Where programs had no time to close their files; the tree may outlive the mount.
+        for holder in self.locks.end_all() {
+            self.runtime.spawn(async move { holder.node.lock(holder.unlock(), false).await });
+        }
         self.opens.clear();
         self.closing.lock().clear();
     }
@@ -222,6 +230,6 @@ macro_rules! refuse {
 }
 
 refuse! {
-    ReplyAttr ReplyCreate ReplyData ReplyDirectory ReplyDirectoryPlus ReplyEmpty ReplyEntry ReplyLseek ReplyOpen
+    ReplyAttr ReplyCreate ReplyData ReplyDirectory ReplyDirectoryPlus ReplyEmpty ReplyEntry ReplyLock ReplyLseek ReplyOpen
     ReplyPoll ReplyStatfs ReplyWrite ReplyXattr
 }

@@ -14,6 +14,7 @@ mod attr;
 mod bridge;
 mod foresight;
 mod kernel;
+mod locks;
 mod open;
 mod serve;
 mod table;

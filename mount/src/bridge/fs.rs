@@ -13,13 +13,14 @@ use bytes::Bytes;
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, IoctlFlags,
     KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
+    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use p9::{Errno, How, SetAttr, What};
 
 use super::attrs::Caller;
 use super::dirs::{Filling, ONLY};
+use super::locks::{of_lock, to_lock};
 use super::names::Owner;
 use super::{Bridge, Refuse, Wait};
 use crate::attr::{errno, missing, set_time};
@@ -65,6 +66,8 @@ impl Filesystem for Fs {
             | InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_CACHE_SYMLINKS
+            | InitFlags::FUSE_POSIX_LOCKS
+            | InitFlags::FUSE_FLOCK_LOCKS
             | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
         // To take away a file's setuid bit upon a write is the kernel's part where it is the one that checks rights: whoever
         // serves then has all of them, and would keep the bit.
@@ -214,16 +217,58 @@ impl Filesystem for Fs {
     }
 
     /// Asked for files that were opened to change them, each time that a descriptor is closed.
-    fn flush(&self, r: &Request, _: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        answer!(self, r, Unbounded, reply, |b| b.flush(fh), |reply, ()| reply.ok());
+    fn flush(&self, r: &Request, id: INodeNo, fh: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
+        if !self.0.locks.holds(id.0, owner.0) {
+            return answer!(self, r, Unbounded, reply, |b| b.flush(fh), |reply, ()| reply.ok());
+        }
+        let bridge = self.0.clone();
+        let work = async move {
+            bridge.unlock_all(id, owner.0).await;
+            bridge.flush(fh).await
+        };
+        // Caller 0: whoever closes by dying gives its locks back all the same.
+        self.0.answer(0, Wait::Unbounded, reply, work, |reply, ()| reply.ok());
     }
 
     fn release(
-        &self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, _: Option<LockOwner>, _: bool, reply: ReplyEmpty,
+        &self, _: &Request, id: INodeNo, fh: FileHandle, _: OpenFlags, owner: Option<LockOwner>, _: bool,
+        reply: ReplyEmpty,
     ) {
         let bridge = self.0.clone();
+        let work = async move {
+            // An owner is named only by who used flock(2).
+            if let Some(owner) = owner {
+                bridge.unlock_all(id, owner.0).await;
+            }
+            bridge.release(fh).await
+        };
         // Caller 0: whoever closes by dying must not have the closing cancelled.
-        self.0.answer(0, Wait::Unbounded, reply, async move { bridge.release(fh).await }, |reply, ()| reply.ok());
+        self.0.answer(0, Wait::Unbounded, reply, work, |reply, ()| reply.ok());
+    }
+
+    fn getlk(
+        &self, r: &Request, id: INodeNo, fh: FileHandle, owner: LockOwner, start: u64, end: u64, kind: i32, pid: u32,
+        reply: ReplyLock,
+    ) {
+        let lock = match to_lock(kind, start, end, owner.0, pid) {
+            Ok(lock) => lock,
+            Err(errno) => return reply.refuse(errno),
+        };
+        answer!(self, r, Unbounded, reply, |b| b.conflict(id, fh, lock), |reply, met| {
+            let (first, last, kind, pid) = of_lock(met);
+            reply.locked(first, last, kind, pid);
+        });
+    }
+
+    fn setlk(
+        &self, r: &Request, id: INodeNo, fh: FileHandle, owner: LockOwner, start: u64, end: u64, kind: i32, pid: u32,
+        wait: bool, reply: ReplyEmpty,
+    ) {
+        let lock = match to_lock(kind, start, end, owner.0, pid) {
+            Ok(lock) => lock,
+            Err(errno) => return reply.refuse(errno),
+        };
+        answer!(self, r, Unbounded, reply, |b| b.lock(id, fh, lock, wait), |reply, ()| reply.ok());
     }
 
     fn fsync(&self, r: &Request, _: INodeNo, fh: FileHandle, data_only: bool, reply: ReplyEmpty) {

@@ -7,6 +7,7 @@
 
 mod disk;
 mod everyone;
+mod locks;
 mod names;
 mod reads;
 mod synthetic;
