@@ -364,29 +364,38 @@ static void whole_locks(void) {
     HOLDS(unlink("a") == 0);
 }
 
-static void nothing(int signal) {
-    (void)signal;
-}
-
-/* Who waits for a lock gets it when it is let go of, and can be interrupted meanwhile. */
-static void waiting_locks(void) {
-    int fd = make("a", "x"), told[2], status;
-    char byte;
-    HOLDS(pipe(told) == 0 && lock(fd, F_SETLK, F_WRLCK, 0, 0) == 0);
+/* A child that waits for the lock on all of FAR's "a", writes there, and ends. */
+static pid_t waits_for_lock(void) {
+    char path[64], call[8];
     pid_t child = fork();
     if (child == 0) {
-        struct sigaction action = {.sa_handler = nothing};
-        HOLDS(sigaction(SIGALRM, &action, NULL) == 0);
         int far = far_open("a");
-        alarm(1);
-        REFUSED(EINTR, lock(far, F_SETLKW, F_WRLCK, 0, 0));
-        HOLDS(write(told[1], "i", 1) == 1);
         HOLDS(lock(far, F_SETLKW, F_WRLCK, 0, 0) == 0 && pwrite(far, "c", 1, 0) == 1 && close(far) == 0);
         exit(0);
     }
-    HOLDS(child > 0 && read(told[0], &byte, 1) == 1);
+    HOLDS(child > 0);
+    snprintf(path, sizeof path, "/proc/%d/syscall", child);
+    /* 72 is fcntl(2): it is in there, asleep. */
+    do {
+        usleep(10000);
+        int fd = open(path, O_RDONLY);
+        HOLDS(fd >= 0);
+        memset(call, 0, sizeof call);
+        HOLDS(read(fd, call, sizeof call - 1) > 0 && close(fd) == 0);
+    } while (strncmp(call, "72 ", 3) != 0);
+    return child;
+}
+
+/* Who waits for a lock gets it when it is let go of; who is killed meanwhile does not. */
+static void waiting_locks(void) {
+    int fd = make("a", "x"), status;
+    HOLDS(lock(fd, F_SETLK, F_WRLCK, 0, 0) == 0);
+    pid_t killed = waits_for_lock();
+    HOLDS(kill(killed, SIGKILL) == 0 && waitpid(killed, &status, 0) == killed && WIFSIGNALED(status));
+    pid_t waits = waits_for_lock();
     HOLDS(lock(fd, F_SETLK, F_UNLCK, 0, 0) == 0);
-    HOLDS(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    HOLDS(waitpid(waits, &status, 0) == waits && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    HOLDS(lock(fd, F_SETLK, F_WRLCK, 0, 0) == 0);
     HOLDS(close(fd) == 0 && unlink("a") == 0);
 }
 

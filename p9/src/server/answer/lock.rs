@@ -32,11 +32,13 @@ pub(super) async fn lock(dialect: Dialect, node: &NodeRef, message: &T<'_>) -> R
 pub(super) async fn conflict(dialect: Dialect, node: &NodeRef, message: &T<'_>) -> Result<Answer, Errno> {
     let T::Getlock { kind, start, length, proc_id, client_id, .. } = *message else { return Err(Errno::EINVAL) };
     let owner = owner(dialect, proc_id, client_id);
-    let lock = Lock { kind: kind_of(kind)?, start, length, owner, pid: proc_id };
+    let kind = match kind_of(kind)? {
+        // Linux's client says so whatever its program asks: any lock there is stands in the way of something.
+        LockKind::Unlock => LockKind::Write,
+        kind => kind,
+    };
+    let lock = Lock { kind, start, length, owner, pid: proc_id };
     lock.range()?;
-    if lock.kind == LockKind::Unlock {
-        return Err(Errno::EINVAL);
-    }
     let answer = match node.conflicting_lock(lock).await? {
         None => Fields::whole(&R::Getlock { kind: UNLCK, start, length, proc_id, client_id }),
         Some(Lock { kind, start, length, owner, pid }) => {
