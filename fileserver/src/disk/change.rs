@@ -189,6 +189,10 @@ impl DiskNode {
 
     pub(super) fn set_attr_now(&self, change: SetAttr) -> Result<(), Errno> {
         self.inode.disk.writable()?;
+        // To chown(2) it means "as it is", which is not what was asked for.
+        if change.uid == Some(u32::MAX) || change.gid == Some(u32::MAX) {
+            return Err(Errno::EINVAL);
+        }
         let reach = self.inode.reach(false)?;
         if let Some(size) = change.size {
             self.make_way(How::WRITE);

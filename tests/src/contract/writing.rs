@@ -81,6 +81,8 @@ pub(super) async fn sizes_and_times(dir: &NodeRef, nsec: u32) {
     let attr = node.attr().await.unwrap();
     assert_eq!((attr.mode & 0o7777, attr.mtime), (0o640, when));
     assert!(attr.atime.sec > when.sec, "now is later than 2001");
+    let nobody = SetAttr { uid: Some(u32::MAX), size: Some(0), ..SetAttr::default() };
+    assert!(node.set_attr(nobody).await.is_err(), "there is no owner of that number");
     dir.remove(name("s"), false).await.unwrap();
 }
 
