@@ -3,9 +3,14 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "it is test code: a failure here is the test's")]
 
+pub mod campaign;
+pub mod canary;
 pub mod contract;
+pub mod conversation;
 pub mod diod;
 pub mod grid;
 pub mod link;
 pub mod listen;
 pub mod machine;
+pub mod parked;
+pub mod said;
