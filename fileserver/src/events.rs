@@ -15,6 +15,8 @@ use p9::{Entry, Errno, Handle, How, Name, NameBuf, NodeRef, Reply, Stream, Want,
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::leases::take;
+
 /// The most directories that one open file watches.
 const MOST: usize = 256;
 /// Bytes of lines taken from a directory at a time.
@@ -91,7 +93,7 @@ impl Open {
             more.as_mut().enable();
             let watched = {
                 let mut state = self.state.lock();
-                let lines = take(&mut state.left, count)?;
+                let lines = take(&mut state.left, count);
                 if !lines.is_empty() {
                     return Ok(lines);
                 }
@@ -128,16 +130,13 @@ fn put(out: &mut BytesMut, prefix: &[u8], line: &[u8]) {
     }
 }
 
-/// Takes whole lines of at most `count` bytes. Errors: `EINVAL` if the first has no room.
-fn take(lines: &mut BytesMut, count: usize) -> Result<Bytes, Errno> {
-    let end = lines[..lines.len().min(count)].iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
-    if end == 0 && !lines.is_empty() { Err(Errno::EINVAL) } else { Ok(lines.split_to(end).freeze()) }
-}
-
 impl Stream for Open {
     fn read(&self, _offset: u64, count: u32) -> Reply<'_, Bytes> {
         if !self.how.read {
             return Errno::EBADF.into();
+        }
+        if count == 0 {
+            return Reply::ok(Bytes::new());
         }
         Reply::later(self.read_now(count as usize))
     }

@@ -37,6 +37,7 @@ use table::{Breaks, Calls, Entry, Times, Whose};
 use watch::{Target, Watch};
 
 pub(crate) use claim::{Claim, Writer};
+pub(crate) use events::take;
 pub(crate) use grant::Place;
 pub(crate) use watch::{fine_times, place_of};
 

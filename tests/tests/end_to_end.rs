@@ -21,6 +21,7 @@ as_both! {
     a_program_that_only_the_caller_has_is_compiled_and_run_there
     a_pipeline_a_status_a_signal_and_stderr_come_back_exactly
     a_session_is_driven_by_cat_and_echo
+    a_script_reads_what_happens_in_a_folder
     what_the_caller_owns_looks_owned_by_the_job
 }
 
@@ -100,6 +101,18 @@ fn a_session_is_driven_by_cat_and_echo(machine: Machine) {
     assert!(output.starts_with("hello\nexit 5"), "{output}");
     let left = machine.run("ls", &[&cpu]).text();
     assert_eq!(left.trim(), "clone", "the session went with the shell that held it");
+}
+
+fn a_script_reads_what_happens_in_a_folder(machine: Machine) {
+    let mut machine = grid(machine);
+    let n = machine.mount();
+    machine.run("mkdir", &[machine.at("files-alpha/inbox")]);
+    let script = r#"exec 3<>"$1/alpha/events"; echo files/inbox >&3
+        : >"$2/inbox/local"; : >"$1/alpha/fs/files/inbox/remote"
+        read -r first <&3; echo "$first"
+        until [ "$next" = 'create files/inbox/remote' ]; do read -r next <&3; done; echo "$next""#;
+    let told = machine.command("sh").args(["-c", script, "sh"]).arg(&n).arg(machine.at("files-alpha")).succeeds();
+    assert_eq!(told.text(), "create files/inbox/local\ncreate files/inbox/remote\n");
 }
 
 fn what_the_caller_owns_looks_owned_by_the_job(machine: Machine) {

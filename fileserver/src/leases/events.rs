@@ -4,12 +4,11 @@
 //! is what happened, a space, and the name (a directory's with `/` at its end); in names a backslash and a line end are
 //! written as `\134` and `\012`. What nobody reads in time is dropped, and said to be: `overflow`.
 
-use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use p9::{Errno, Reply, Stream};
+use p9::{Reply, Stream};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -37,8 +36,7 @@ pub(super) struct Lines {
 
 #[derive(Default)]
 struct Queue {
-    lines: VecDeque<Bytes>,
-    bytes: usize,
+    text: BytesMut,
     lost: bool,
 }
 
@@ -59,17 +57,16 @@ impl Lines {
             }
             line.extend_from_slice(slash.as_bytes());
             line.push(b'\n');
-            self.put(line.into());
+            self.put(&line);
         }
     }
 
-    fn put(&self, line: Bytes) {
+    fn put(&self, line: &[u8]) {
         let mut queue = self.queue.lock();
-        if queue.bytes + line.len() > MOST {
+        if queue.text.len() + line.len() > MOST {
             queue.lost = true;
         } else {
-            queue.bytes += line.len();
-            queue.lines.push_back(line);
+            queue.text.extend_from_slice(line);
         }
         drop(queue);
         self.more.notify_waiters();
@@ -81,26 +78,21 @@ impl Lines {
         self.more.notify_waiters();
     }
 
-    /// Whole lines, at most `count` bytes; none if there are none. Errors: `EINVAL` if the first has no room.
-    fn take(&self, count: usize) -> Result<Bytes, Errno> {
-        let (mut queue, mut taken) = (self.queue.lock(), BytesMut::new());
-        while let Some(line) = queue.lines.front() {
-            if taken.len() + line.len() > count {
-                if taken.is_empty() {
-                    return Err(Errno::EINVAL);
-                }
-                break;
-            }
-            taken.extend_from_slice(line);
-            queue.bytes -= line.len();
-            queue.lines.pop_front();
+    /// At most `count` bytes; none if there are none.
+    fn take(&self, count: usize) -> Bytes {
+        let mut queue = self.queue.lock();
+        if queue.text.is_empty() && std::mem::take(&mut queue.lost) {
+            queue.text.extend_from_slice(b"overflow\n");
         }
-        if taken.is_empty() && queue.lost {
-            queue.lost = false;
-            taken.extend_from_slice(b"overflow\n");
-        }
-        Ok(taken.freeze())
+        take(&mut queue.text, count)
     }
+}
+
+/// Takes at most `count` bytes off `text`: whole lines, if there is room for one. A shell reads one byte at a time.
+pub(crate) fn take(text: &mut BytesMut, count: usize) -> Bytes {
+    let room = text.len().min(count);
+    let end = text[..room].iter().rposition(|&b| b == b'\n').map_or(room, |at| at + 1);
+    text.split_to(end).freeze()
 }
 
 /// An open stream of lines.
@@ -111,19 +103,20 @@ pub(super) struct Events {
 
 impl Stream for Events {
     fn read(&self, _offset: u64, count: u32) -> Reply<'_, Bytes> {
-        match self.lines.take(count as usize) {
-            Ok(none) if none.is_empty() && count > 0 => {}
-            answer => return answer.into(),
+        let lines = self.lines.take(count as usize);
+        if !lines.is_empty() || count == 0 {
+            return Reply::ok(lines);
         }
         Reply::later(async move {
             loop {
                 let mut more = pin!(self.lines.more.notified());
                 // Registered before the look, so that no line is missed.
                 more.as_mut().enable();
-                match self.lines.take(count as usize) {
-                    Ok(none) if none.is_empty() => more.await,
-                    answer => return answer,
+                let lines = self.lines.take(count as usize);
+                if !lines.is_empty() {
+                    return Ok(lines);
                 }
+                more.await;
             }
         })
     }

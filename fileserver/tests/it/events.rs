@@ -20,7 +20,7 @@ async fn a_script_reads_what_happens_where_it_asked_for() {
     let wait_for = async |stream: &dyn p9::Stream, wanted: &[&str]| {
         let mut text = String::new();
         while !wanted.iter().all(|line| text.contains(line)) {
-            text += std::str::from_utf8(&stream.read(0, 64).await.unwrap()).unwrap();
+            text += std::str::from_utf8(&stream.read(0, 7).await.unwrap()).unwrap();
         }
         text
     };
