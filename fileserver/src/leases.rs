@@ -85,6 +85,8 @@ pub struct Leases {
     /// Told when the last quick operation ends while there are grants.
     drained: Notify,
     next: AtomicU64,
+    /// Clients that did not answer a break in time, and until when they are granted nothing.
+    silent: Mutex<HashMap<u64, Instant>>,
     /// Held by whoever takes a kernel lease or a watch: on the blocking pool, and never while it waits for a peer.
     gripping: Mutex<()>,
     watch: OnceLock<Result<Arc<Watch>, Errno>>,
@@ -100,6 +102,8 @@ struct Shard {
 const SHARDS: usize = 64;
 /// How long after an operation of ours an event of this process may be due to it.
 const GRACE: Duration = Duration::from_secs(2);
+/// How long a client gets no lease that did not answer a break in time.
+const SILENT: Duration = Duration::from_secs(60);
 /// Inodes of a shard whose breaks are remembered before those that say nothing any more are forgotten.
 const REMEMBERED: usize = 256;
 
@@ -113,6 +117,7 @@ impl Leases {
             quick: AtomicUsize::new(0),
             drained: Notify::new(),
             next: AtomicU64::new(1),
+            silent: Mutex::default(),
             gripping: Mutex::new(()),
             watch: OnceLock::new(),
         })
@@ -183,9 +188,10 @@ impl Leases {
         let before = entry.count();
         let answer = change(entry);
         let after = entry.count();
-        // Dropped outside the lock: each is a system call.
+        // Dropped outside the lock: each is a system call, or another's code.
         let kernel = if entry.most() < LeaseKind::Read { entry.kernel.take() } else { None };
         let watch = if entry.is_held() { None } else { entry.watch.take() };
+        let gone = std::mem::take(&mut entry.gone);
         if entry.is_empty() {
             shard.entries.remove(&key);
         }
@@ -194,7 +200,7 @@ impl Leases {
             Some(more) => self.live.fetch_add(more, Ordering::SeqCst),
             None => self.live.fetch_sub(before - after, Ordering::SeqCst),
         };
-        drop((kernel, watch));
+        drop((kernel, watch, gone));
         answer
     }
 
@@ -238,9 +244,26 @@ impl Leases {
             let Some(until) = until else { return };
             if timeout_at(until, less).await.is_err() {
                 tracing::debug!("a lease was not given back in time");
-                self.with(key, |entry| entry.force(whose, keep, Instant::now()));
+                self.force(key, whose, keep);
             }
         }
+    }
+
+    /// Takes the leases of `whose` on `key` beyond `keep` whose time is over. Whose they were keeps nobody else waiting
+    /// for a while.
+    fn force(&self, key: u64, whose: Whose, keep: LeaseKind) {
+        let now = Instant::now();
+        let forced = self.with(key, |entry| entry.force(whose, keep, now));
+        if !forced.is_empty() {
+            let mut silent = self.silent.lock();
+            silent.retain(|_, until| now < *until);
+            silent.extend(forced.into_iter().map(|client| (client, now + SILENT)));
+        }
+    }
+
+    /// Whether `client` answers breaks.
+    fn answers(&self, client: u64) -> bool {
+        self.silent.lock().get(&client).is_none_or(|until| Instant::now() >= *until)
     }
 
     /// A process of this machine, or this one (`own`), changed the inode `key`.
@@ -264,7 +287,7 @@ impl Leases {
 
     /// The local process has waited for long enough.
     fn kernel_expired(&self, key: u64) {
-        self.with(key, |entry| entry.force(Whose::All, LeaseKind::Attr, Instant::now()));
+        self.force(key, Whose::All, LeaseKind::Attr);
     }
 
     /// Breaks all leases.

@@ -35,7 +35,7 @@ impl Leases {
     pub(crate) async fn grant(
         self: &Arc<Self>, client: u64, key: u64, want: LeaseKind, on_break: OnBreak, place: impl Place,
     ) -> Option<Lease> {
-        if want == LeaseKind::None {
+        if want == LeaseKind::None || !self.answers(client) {
             return None;
         }
         self.live.fetch_add(1, Ordering::SeqCst);

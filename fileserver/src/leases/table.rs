@@ -28,6 +28,8 @@ pub(super) struct Entry {
     pub(super) kernel: Option<KernelLease>,
     /// What tells of changes by local processes.
     pub(super) watch: Option<Watched>,
+    /// Holders that hold nothing any more, to be dropped once no lock is held.
+    pub(super) gone: Vec<OnBreak>,
 }
 
 /// A lease that a client holds.
@@ -142,7 +144,8 @@ impl Entry {
         }
         let left = held.kind;
         if left == LeaseKind::None {
-            self.held.swap_remove(at);
+            let gone = self.held.swap_remove(at);
+            self.gone.push(gone.on_break);
         }
         self.less.notify_waiters();
         left
@@ -206,27 +209,30 @@ impl Entry {
         calls
     }
 
-    /// Takes from the leases of `whose` beyond `keep` what they were asked for and whose time is over. Whoever held
-    /// changes back is shut out: what it still writes would be older than what others write now.
-    pub(super) fn force(&mut self, whose: Whose, keep: LeaseKind, now: Instant) {
-        let mut shut_out = Vec::new();
-        self.held.retain_mut(|held| {
-            let Some((asked, until)) = held.asked else { return true };
+    /// Takes from the leases of `whose` beyond `keep` what they were asked for and whose time is over; gives whose they
+    /// were. Whoever held changes back is shut out: what it still writes would be older than what others write now.
+    pub(super) fn force(&mut self, whose: Whose, keep: LeaseKind, now: Instant) -> Vec<u64> {
+        let (mut forced, mut shut_out) = (Vec::new(), Vec::new());
+        for held in &mut self.held {
+            let Some((asked, until)) = held.asked else { continue };
             if !whose.is(held.client) || held.kind <= keep || now < until {
-                return true;
+                continue;
             }
+            forced.push(held.client);
             if held.kind == LeaseKind::Write {
                 shut_out.push(held.client);
             }
             (held.kind, held.asked) = (asked, None);
-            held.kind > LeaseKind::None
-        });
+        }
+        let gone = self.held.extract_if(.., |held| held.kind == LeaseKind::None);
+        self.gone.extend(gone.map(|held| held.on_break));
         for claim in self.claims.iter().filter(|claim| shut_out.contains(&claim.client)) {
             if let Some(writer) = &claim.writer {
                 writer.store(true, Ordering::SeqCst);
             }
         }
         self.less.notify_waiters();
+        forced
     }
 }
 

@@ -153,9 +153,13 @@ async fn a_holder_that_never_answers_is_waited_for_5_seconds() {
     assert_eq!(begun.elapsed().as_secs(), 5);
     assert_eq!(held.is_told(), Some(LeaseKind::None));
     assert_eq!(leases.live(), 0, "it has lost the lease");
+    // And gets none for a while, so that it keeps nobody waiting again.
+    assert_eq!(hold(&a, LeaseKind::Attr).await.kind(), LeaseKind::None);
     let begun = Instant::now();
     touch(&b, "g").await;
     assert_eq!(begun.elapsed(), Duration::ZERO);
+    tokio::time::advance(Duration::from_secs(60)).await;
+    assert_eq!(hold(&a, LeaseKind::Attr).await.kind(), LeaseKind::Attr);
 }
 
 #[tokio::test(start_paused = true)]
