@@ -45,11 +45,27 @@ enum Spot {
     Lost,
 }
 
-/// The open files of an inode: as long as one lives, the file is reached through it.
+/// The open files of an inode, and whether each is open for writing: as long as one lives, the file is reached through it.
 #[derive(Default)]
 struct Open {
-    any: Weak<LocalFile>,
-    writer: Weak<LocalFile>,
+    files: Vec<(Weak<LocalFile>, bool)>,
+    /// How many there may be before those that are closed are taken out.
+    most: usize,
+}
+
+impl Open {
+    fn add(&mut self, file: &Arc<LocalFile>, writes: bool) {
+        if self.files.len() >= self.most {
+            self.files.retain(|(file, _)| file.strong_count() > 0);
+            self.most = (self.files.len() * 2).max(4);
+        }
+        self.files.push((Arc::downgrade(file), writes));
+    }
+
+    /// The latest of them; of those open for writing, if that is wanted.
+    fn one(&self, to_write: bool) -> Option<Arc<LocalFile>> {
+        self.files.iter().rev().filter(|(_, writes)| *writes || !to_write).find_map(|(file, _)| file.upgrade())
+    }
 }
 
 /// A descriptor by which a file is reached.
@@ -222,7 +238,7 @@ impl Inode {
         if let Some(fd) = self.disk.places.get(&self.key) {
             return Some(Reach::Place(fd));
         }
-        self.open.lock().any.upgrade().map(Reach::Open)
+        self.open.lock().one(false).map(Reach::Open)
     }
 
     fn parent(&self) -> Option<(Arc<Self>, NameBuf)> {
@@ -271,11 +287,7 @@ impl Inode {
 
     /// Remembers that `file` is open on this inode.
     pub(super) fn opened(&self, file: &Arc<LocalFile>, writes: bool) {
-        let mut open = self.open.lock();
-        open.any = Arc::downgrade(file);
-        if writes {
-            open.writer = Arc::downgrade(file);
-        }
+        self.open.lock().add(file, writes);
     }
 
     /// The locks on it.
@@ -285,7 +297,7 @@ impl Inode {
 
     /// A file open for writing, if there is one.
     pub(super) fn writer(&self) -> Option<Arc<LocalFile>> {
-        self.open.lock().writer.upgrade()
+        self.open.lock().one(true)
     }
 }
 
@@ -331,5 +343,23 @@ mod tests {
         assert_eq!(walk(&*root, &["b"]).await.qid().path, b.qid().path);
         disk.root.disk.places.clear();
         assert!(a.attr().await.is_ok() && b.attr().await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_file_without_a_name_is_reached_through_any_that_has_it_open() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("f"), "text").unwrap();
+        let disk = Disk::open(dir.path(), DiskOptions::new([7; 32])).unwrap();
+        let (root, name) = (disk.root(), Name::new(b"f").unwrap());
+        let node = root.walk(&[name], Want::default()).await.unwrap().reached().unwrap().node;
+        let first = node.open(How::RDWR).await.unwrap();
+        drop(node.open(How::RDWR).await.unwrap());
+        drop(node.open(How::READ).await.unwrap());
+        root.remove(name, false).await.unwrap();
+        disk.root.disk.places.clear();
+        let shorter = p9::SetAttr { size: Some(2), ..p9::SetAttr::default() };
+        assert_eq!(node.set_attr(shorter).await.unwrap().size, 2);
+        drop(first);
+        assert_eq!(node.attr().await.err(), Some(p9::Errno::ESTALE));
     }
 }

@@ -37,12 +37,17 @@ use crate::writer::{Outgoing, Pieces};
 pub(super) const CALLS: usize = 448;
 
 /// A connection, or a session of one after another.
+/// Of these, locks that wait: however many there are, what gives one back must find room.
+const PARKED: usize = CALLS / 4;
+
 pub(super) struct Link {
     pub(super) wire: Arc<Wire>,
     pub(super) msize: u32,
     /// Whether the server orders what is done to a fid, so that messages may be sent before the answer to those before.
     pub(super) ordered: bool,
     pub(super) dialect: Dialect,
+    /// For locks that are waited for at the server.
+    pub(super) parked: Semaphore,
     _tasks: Mutex<JoinSet<()>>,
 }
 
@@ -115,7 +120,8 @@ impl Link {
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(wire.clone().run(frames, options.liveness, session));
-        Arc::new(Self { wire, msize, ordered: dialect == Dialect::Slashn, dialect, _tasks: Mutex::new(tasks) })
+        let parked = Semaphore::new(PARKED);
+        Arc::new(Self { wire, msize, ordered: dialect == Dialect::Slashn, dialect, parked, _tasks: Mutex::new(tasks) })
     }
 
     /// A fid number that is not in use, clunked when the last clone is dropped.

@@ -1,6 +1,7 @@
 //! Locks on files of the server's.
 //!
 //! One that is waited for is parked at the server, where that does so; another server is asked again, ever more rarely.
+//! So is any, where very many are parked.
 
 use std::time::Duration;
 
@@ -24,7 +25,8 @@ impl Remote {
 
     pub(super) async fn lock_now(&self, lock: Lock, wait: bool) -> Result<(), Errno> {
         let (proc_id, client_id) = self.owner(&lock);
-        let (flags, mut pause) = (if wait { BLOCK } else { 0 }, FIRST_PAUSE);
+        let parked = if wait { self.fid.link.parked.try_acquire().ok() } else { None };
+        let (flags, mut pause) = (if parked.is_some() { BLOCK } else { 0 }, FIRST_PAUSE);
         loop {
             let client_id = Str(client_id.as_bytes());
             let Lock { kind, start, length, .. } = lock;

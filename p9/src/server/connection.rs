@@ -208,7 +208,7 @@ impl Connection {
         let begun = self.requests.begin(tag, body.len())?;
         let (cancel, permit) = match begun {
             // What frees is never refused.
-            Ok(begun) | Err((begun, _)) if matches!(message, T::Clunk { .. } | T::Remove { .. }) => begun,
+            Ok(begun) | Err((begun, _)) if frees(message) => begun,
             Ok(begun) => begun,
             Err((_, errno)) => {
                 self.requests.end(tag, self.context.error_reply(code, tag, errno), Bytes::new()).await;
@@ -301,4 +301,9 @@ impl Request {
         };
         requests.end(tag, head, data).await;
     }
+}
+
+/// Whether others may wait for what this gives back.
+fn frees(message: &T<'_>) -> bool {
+    matches!(message, T::Clunk { .. } | T::Remove { .. } | T::Lock { kind: wire::lock::UNLCK, .. })
 }

@@ -283,6 +283,29 @@ async fn random_bytes_end_their_connection_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lock_is_given_back_however_many_wait_for_it() {
+    let root = Ram::root();
+    root.file("f", "x");
+    let limits = Limits { in_flight: 2, ..Limits::default() };
+    let mut peer = Peer::attached(Arc::new(root), limits).await;
+    peer.opens(1, "f", 2).await;
+    let lock = |tag: u16, kind: u8, flags: u32, client: &str| {
+        format!("{tag} Tlock fid=1 type={kind} flags={flags} start=0 length=0 proc_id=1 client_id={client}")
+    };
+    peer.say(&lock(3, 1, 0, "a")).await;
+    peer.hears("3 Rlock status=0").await;
+    for (tag, client) in [(4, "b"), (5, "c")] {
+        peer.say(&lock(tag, 1, 1, client)).await;
+    }
+    peer.hears_nothing().await;
+    peer.say("6 Tgetattr fid=1 request_mask=0x7ff").await;
+    peer.hears("6 Rlerror ecode=11").await;
+    peer.say(&lock(7, 2, 0, "a")).await;
+    peer.hears("7 Rlock status=0").await;
+    peer.hears("4 Rlock status=0").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_vanished_client_frees_everything() {
     let root = Ram::root();
     let (file, pipe, stubborn) = (root.file("f", "x"), root.pipe("pipe"), root.stubborn("s"));
