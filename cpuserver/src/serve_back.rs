@@ -2,13 +2,17 @@
 //!
 //! It begins with the line `serve N NONCE`, which no 9P frame begins with; then the roles turn and this node is the
 //! client. The node calls [`Cpu::serve_back`] from the task of that connection, once it has proven its key; a session
-//! takes a tree only from its own owner, and only with its nonce, once.
+//! takes a tree only from its own owner, and only with its nonce, once. When the connection is lost the caller brings
+//! another with the same words, on which the same 9P session goes on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use p9::client::{self, Client};
+use p9::client::{self, Client, Dial, Resume};
 use p9::transport::Io;
 use p9::{Errno, Tree, Who};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::Cpu;
 use crate::owner::Owner;
@@ -44,21 +48,67 @@ impl Cpu {
     /// Returns when the connection or the session ends; dropping the future closes the connection.
     pub async fn serve_back(self: &Arc<Self>, line: &str, io: Io, who: &Who) -> Result<(), ServeBackError> {
         let (id, nonce) = parse(line).ok_or(ServeBackError::Line)?;
-        let session = self
-            .session(id, &Owner::from(who))
-            .filter(|session| who.rights.may_run() && session.redeem(nonce))
-            .ok_or(ServeBackError::Refused(id))?;
+        let session = self.session(id, &Owner::from(who)).filter(|_| who.rights.may_run());
+        let session = session.ok_or(ServeBackError::Refused(id))?;
+        if let Some(again) = session.again(nonce) {
+            // It carries on where the one before stopped, in that one's task.
+            return again.try_send(io).map_err(|_| ServeBackError::Refused(id));
+        }
+        let mut coming = session.redeem(nonce).ok_or(ServeBackError::Refused(id))?;
+        let another = Arc::new(Another::default());
         let protocol = |err| ServeBackError::Protocol(id, err);
-        let client = Client::connect(io, client::Options::default()).await.map_err(protocol)?;
+        let client = Client::resuming(io, client::Options::default(), another.resume()).await.map_err(protocol)?;
         let root = client.attach(&Who::owner(), b"/").await.map_err(|errno| ServeBackError::Attach(id, errno))?;
         session.set_caller(root);
         let lasts = Lasts(session.clone());
-        tokio::select! {
-            _ = client.closed() => {}
-            () = session.over() => {}
+        loop {
+            tokio::select! {
+                _ = client.closed() => break,
+                () = session.over() => break,
+                Some(io) = coming.recv() => {
+                    another.came(io);
+                    // The one before may seem to be well still.
+                    client.redial();
+                }
+            }
         }
         drop(lasts);
         Ok(())
+    }
+}
+
+/// How long a caller that was lost may take to come back. What the command asks of its files waits meanwhile.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// The connection that comes next. The caller dials every one: to get back to it is to wait for it.
+#[derive(Default)]
+struct Another {
+    io: Mutex<Option<Io>>,
+    came: Notify,
+}
+
+impl Another {
+    fn came(&self, io: Io) {
+        *self.io.lock() = Some(io);
+        self.came.notify_one();
+    }
+
+    async fn comes(&self) -> Io {
+        loop {
+            if let Some(io) = self.io.lock().take() {
+                return io;
+            }
+            self.came.notified().await;
+        }
+    }
+
+    fn resume(self: &Arc<Self>) -> Resume {
+        let another = self.clone();
+        let dial: Dial = Arc::new(move || {
+            let another = another.clone();
+            Box::pin(async move { Ok(another.comes().await) })
+        });
+        Resume { dial, linger: LINGER, patience: LINGER }
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use p9::transport::Io;
 use p9::{Errno, NodeRef, Reply};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
@@ -50,6 +51,8 @@ struct Asked {
     spec: Spec,
     /// What a connection must say to bring the caller's tree; `None` once one did.
     nonce: Option<String>,
+    /// The same once one did, for a connection that takes the place of one that was lost; and where that goes.
+    again: Option<(String, mpsc::Sender<Io>)>,
     terminal: Option<Terminal>,
 }
 
@@ -97,7 +100,7 @@ impl Session {
             stdin: Input::new(buffer),
             stdout: Output::new(buffer),
             stderr: Output::new(buffer),
-            asked: Mutex::new(Asked { spec: Spec::default(), nonce: Some(nonce), terminal: None }),
+            asked: Mutex::new(Asked { spec: Spec::default(), nonce: Some(nonce), again: None, terminal: None }),
             phase: watch::Sender::new(Phase::New),
             caller: watch::Sender::new(None),
             signals,
@@ -268,14 +271,20 @@ impl Session {
         self.asked.lock().nonce.clone().unwrap_or_default()
     }
 
-    /// Whether `said` is the nonce; it is right once.
-    pub(crate) fn redeem(&self, said: &str) -> bool {
+    /// Whether `said` is the nonce; it is right once. Gives the connections that will take the place of that one.
+    pub(crate) fn redeem(&self, said: &str) -> Option<mpsc::Receiver<Io>> {
         let mut asked = self.asked.lock();
-        let right = asked.nonce.as_deref().is_some_and(|nonce| equal(nonce.as_bytes(), said.as_bytes()));
-        if right {
-            asked.nonce = None;
-        }
-        right
+        asked.nonce.as_deref().filter(|nonce| equal(nonce.as_bytes(), said.as_bytes()))?;
+        let (again, coming) = mpsc::channel(1);
+        asked.again = asked.nonce.take().map(|nonce| (nonce, again));
+        Some(coming)
+    }
+
+    /// Where a connection goes that says the nonce of one that may have been lost.
+    pub(crate) fn again(&self, said: &str) -> Option<mpsc::Sender<Io>> {
+        let asked = self.asked.lock();
+        let (nonce, again) = asked.again.as_ref()?;
+        equal(nonce.as_bytes(), said.as_bytes()).then(|| again.clone())
     }
 
     /// The clone file was closed; says whether the session lives on because a detached command runs.

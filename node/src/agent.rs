@@ -7,6 +7,7 @@
 //! without work.
 
 use std::ffi::OsStr;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,13 +18,16 @@ use bytes::Bytes;
 use cpuserver::serve_back;
 use fileserver::caller::{self, Caller, Expose, Trust};
 use fileserver::{Disk, DiskOptions, Ruled, Rules};
-use p9::server::{self, Limits};
-use p9::{Errno, Reply, TreeRef, synth};
+use p9::server::{Limits, SessionLimits, Sessions};
+use p9::{Errno, Reply, TreeRef, Who, synth};
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tokio_rustls::TlsStream;
 
 use crate::Context;
+use crate::config::NodeName;
 use crate::dial::Dialer;
 use crate::error::{At, Result};
 
@@ -157,22 +161,76 @@ impl Agent {
                 tracing::warn!("{err}");
                 Errno::EHOSTUNREACH
             })?;
-            io.write_all(serve_back::line(request.session, &request.nonce).as_bytes()).await?;
-            io.flush().await?;
+            let words = serve_back::line(request.session, &request.nonce);
+            say(&mut io, &words).await?;
             let (agent, level, name) = (self.clone(), node.trust, node.name.clone());
             let rules = p9::cancel::blocking(move || Ok(request.rules(level, agent.context.homes()))).await?;
             let tree: TreeRef = Ruled::new(self.disk.clone(), rules);
-            let who = self.dialer.who(&node);
+            let serving = Serving { who: self.dialer.who(&node), dialer: self.dialer.clone(), name, words, tree };
             let busy = Busy::new(self);
             tokio::spawn(async move {
-                if let Err(err) = server::serve(io, tree, who, Limits::default()).await {
-                    tracing::info!("serving {name} ended: {err}");
-                }
+                serving.run(io).await;
                 drop(busy);
             });
             Ok(())
         })
     }
+}
+
+/// How long to wait, at first and at most, before a node is dialled again that was lost.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Connections in a row that lead to nothing, after which the node has no use for them.
+const FRUITLESS: usize = 3;
+
+/// What one node's session is served.
+struct Serving {
+    tree: TreeRef,
+    who: Arc<Who>,
+    dialer: Dialer,
+    name: NodeName,
+    /// What a connection begins with.
+    words: String,
+}
+
+impl Serving {
+    /// Serves on `io`, and on connections like it when that is lost, for as long as the node's session lasts.
+    async fn run(self, io: TlsStream<TcpStream>) {
+        let sessions = Sessions::new(SessionLimits::default());
+        let (mut next, mut pause, mut fruitless) = (Some(io), PAUSES.0, 0);
+        loop {
+            if let Some(io) = next.take() {
+                let before = sessions.connections();
+                if let Err(err) = sessions.serve(io, self.tree.clone(), self.who.clone(), Limits::default()).await {
+                    tracing::info!("serving {} ended: {err}", self.name);
+                }
+                fruitless = if sessions.connections() == before { fruitless + 1 } else { 0 };
+            }
+            // It has ended, or lingered for as long as the node wanted it.
+            if sessions.count().0 == 0 || fruitless == FRUITLESS {
+                return;
+            }
+            tokio::time::sleep(pause).await;
+            match self.again().await {
+                Ok(io) => (next, pause) = (Some(io), PAUSES.0),
+                Err(err) if matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => return,
+                Err(err) => {
+                    tracing::info!("{} is not reached: {err}", self.name);
+                    pause = (pause * 2).min(PAUSES.1);
+                }
+            }
+        }
+    }
+
+    async fn again(&self) -> io::Result<TlsStream<TcpStream>> {
+        let mut io = self.dialer.connect_again(self.name.as_str()).await?;
+        say(&mut io, &self.words).await?;
+        Ok(io)
+    }
+}
+
+async fn say(io: &mut (impl AsyncWrite + Unpin), words: &str) -> io::Result<()> {
+    io.write_all(words.as_bytes()).await?;
+    io.flush().await
 }
 
 /// Counts one connection that is being served.

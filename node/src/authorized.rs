@@ -132,6 +132,11 @@ impl Authorized {
         self.state.read().by_spki.get(spki).cloned()
     }
 
+    /// What the key with this fingerprint was granted when the file was read last; `None`: it may not come in.
+    pub fn granted_to(&self, fingerprint: &str) -> Option<Granted> {
+        self.state.read().by_spki.values().find(|granted| &*granted.fingerprint == fingerprint).cloned()
+    }
+
     /// The lines, as they are now or were when the file could last be read.
     pub fn lines(&self) -> Arc<Lines> {
         self.state.read().lines.clone()

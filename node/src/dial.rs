@@ -1,14 +1,16 @@
 //! Dialling the nodes that I know: TLS with my key, and the key that known_nodes has for them.
 //!
 //! Used by the mount, the agent and `rcpu`, each in its own runtime. The file is read at each use, so that `slashn add`
-//! takes effect at once. Handshakes run where blocking is allowed, since an ssh-agent may ask a person.
+//! takes effect at once. Handshakes run where blocking is allowed, since an ssh-agent may ask a person. What is attached
+//! is a session: a connection that is lost is made again.
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use p9::client::{self, Client};
-use p9::transport::{self, tls};
+use p9::client::{self, Client, Dial, Resume};
+use p9::transport::{self, Io, tls};
 use p9::{NodeRef, Tree, Who};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
@@ -18,7 +20,16 @@ use crate::home::Home;
 use crate::keys::Key;
 use crate::known::{self, Known, Node};
 
+/// How long a node is asked to keep what a command has there whose connection was lost. What a command that was killed
+/// had ends so much later; a node that has not noticed the loss keeps it anyway.
+pub const LINGER: Duration = Duration::from_secs(5);
+/// The same for a mount, in which files are open.
+pub const MOUNT_LINGER: Duration = Duration::from_secs(60);
+/// How long a node may be away before what is asked of it is refused at once.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// What it takes to reach the nodes that I know.
+#[derive(Clone)]
 pub struct Dialer {
     known_nodes: std::path::PathBuf,
     me: tls::Identity,
@@ -74,13 +85,8 @@ impl Dialer {
             let thing = format!("{} at {}", node.name, node.address);
             Error::new("connect", thing, reason).remedy(format!("slashn up, on {}", node.name))
         })?;
-        let expected = node.key.clone();
-        let config = tls::client_config(&self.me, Arc::new(move |spki: &[u8]| expected.is(spki)));
-        let config = config.at("connect", &node.name)?;
-        let runtime = tokio::runtime::Handle::current();
-        let shaken = tokio::task::spawn_blocking(move || runtime.block_on(tls::connect(tcp, config)));
-        match shaken.await.unwrap_or_else(|err| Err(io::Error::other(err))) {
-            Ok((stream, _)) => Ok(stream),
+        match self.shake(tcp, node).await {
+            Ok(stream) => Ok(stream),
             Err(err) if tls::is_stranger(&err) => {
                 let reason = format!("{} shows another key than known_nodes has for it", node.address);
                 let remedy =
@@ -94,10 +100,42 @@ impl Dialer {
         }
     }
 
-    /// A client of `node`, and its root.
-    pub async fn attach(&self, node: &Node) -> Result<(Client, NodeRef)> {
+    async fn shake(&self, tcp: TcpStream, node: &Node) -> io::Result<TlsStream<TcpStream>> {
+        let expected = node.key.clone();
+        let config = tls::client_config(&self.me, Arc::new(move |spki: &[u8]| expected.is(spki)));
+        let config = config.map_err(io::Error::other)?;
+        let runtime = tokio::runtime::Handle::current();
+        let shaken = tokio::task::spawn_blocking(move || runtime.block_on(tls::connect(tcp, config)));
+        shaken.await.unwrap_or_else(|err| Err(io::Error::other(err))).map(|(stream, _)| stream)
+    }
+
+    /// One more connection to the node called `name`, as it is known then. Errors: those of the stream; `NotFound` for
+    /// one that is not known any more, `PermissionDenied` for one that has another key.
+    pub async fn connect_again(&self, name: &str) -> io::Result<TlsStream<TcpStream>> {
+        let node = self.find(name).map_err(|err| io::Error::new(io::ErrorKind::NotFound, err.to_string()))?;
+        let tcp = transport::tcp(&node.address).await?;
+        let shaken = self.shake(tcp, &node).await;
+        shaken.map_err(|err| match tls::is_stranger(&err) {
+            true => io::Error::new(io::ErrorKind::PermissionDenied, err),
+            false => err,
+        })
+    }
+
+    /// How to get back to a session at `node`.
+    fn resume(&self, node: &Node, linger: Duration) -> Resume {
+        let (dialer, name) = (self.clone(), node.name.to_string());
+        let dial: Dial = Arc::new(move || {
+            let (dialer, name) = (dialer.clone(), name.clone());
+            Box::pin(async move { Ok(Box::new(dialer.connect_again(&name).await?) as Io) })
+        });
+        Resume { dial, linger, patience: PATIENCE }
+    }
+
+    /// A client of `node`, and its root. A session that the node keeps for `linger` when the connection is lost.
+    pub async fn attach(&self, node: &Node, linger: Duration) -> Result<(Client, NodeRef)> {
         let stream = self.connect(node).await?;
-        let client = Client::connect(stream, client::Options::default()).await.map_err(|err| {
+        let connected = Client::resuming(stream, client::Options::default(), self.resume(node, linger));
+        let client = connected.await.map_err(|err| {
             let io = match &err {
                 client::Error::Io(io) | client::Error::Frame(p9::server::Error::Io(io)) => self.refused(node, io),
                 _ => None,

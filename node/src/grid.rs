@@ -13,7 +13,7 @@ use p9::client::Client;
 use p9::{Errno, NodeRef, Reply};
 use tokio::sync::Mutex;
 
-use crate::dial::Dialer;
+use crate::dial::{Dialer, MOUNT_LINGER};
 
 /// The known nodes.
 pub struct Nodes {
@@ -49,7 +49,7 @@ impl Nodes {
         }
         slot.live = None;
         let node = self.dialer.find(name).map_err(|_| Errno::ENOENT)?;
-        match self.dialer.attach(&node).await {
+        match self.dialer.attach(&node, MOUNT_LINGER).await {
             Ok((client, root)) => {
                 slot.live = Some((client, root.clone()));
                 Ok(root)

@@ -2,7 +2,8 @@
 //!
 //! Called by `slashn up` inside its runtime. A connection is one task: TLS handshake, the peer's key against
 //! `authorized_keys` of this moment, then either 9P or, when it begins with `serve `, a caller's tree for one of its
-//! sessions. When the lists change, connections that are no longer allowed what they have are ended.
+//! sessions. A peer's session outlives its connection for a while. When the lists change, connections and sessions that
+//! are no longer allowed what they have are ended.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use cpuserver::Cpu;
 use dashmap::DashMap;
-use p9::server::{self, Limits};
+use p9::server::{Limits, SessionLimits, Sessions};
 use p9::transport::tls::{self, Identity};
 use p9::{Rights, TreeRef, Who, transport};
 use parking_lot::Mutex;
@@ -41,6 +42,7 @@ pub struct Node {
     tree: TreeRef,
     cpu: Arc<Cpu>,
     live: DashMap<u64, Live>,
+    sessions: Sessions,
     next: AtomicU64,
     greeting: Greeting,
 }
@@ -65,6 +67,7 @@ impl Node {
             tree,
             cpu,
             live: DashMap::new(),
+            sessions: Sessions::new(SessionLimits::default()),
             next: AtomicU64::new(1),
             greeting: Greeting::default(),
         }))
@@ -146,7 +149,8 @@ impl Node {
         // As the size of a 9P frame this would be 1.9 GB.
         if &first != b"serv" {
             let io = Replayed { first, given: 0, io };
-            return server::serve(io, self.tree.clone(), who, Limits::default()).await.map_err(io::Error::other);
+            let serving = self.sessions.serve(io, self.tree.clone(), who, Limits::default());
+            return serving.await.map_err(io::Error::other);
         }
         let line = tokio::time::timeout(FIRST_BYTES, rest_of_line(&mut io)).await??;
         self.cpu.serve_back(&format!("serv{line}"), Box::new(io), &who).await.map_err(io::Error::other)
@@ -166,6 +170,12 @@ impl Node {
                     self.cpu.end_sessions_of(&live.who);
                 }
             }
+            // And those that have no connection just now.
+            let denied = self.sessions.end(|who| {
+                let granted = self.authorized.granted_to(&who.key).map(|granted| granted.rights);
+                !who.key.is_empty() && granted.as_ref() != Some(&who.rights)
+            });
+            denied.iter().for_each(|who| self.cpu.end_sessions_of(who));
         }
     }
 

@@ -169,6 +169,12 @@ impl Client {
         self.0.wire.closed().await;
     }
 
+    /// Gives up the connection that there is and dials, as if it were lost: for who knows of another before this side
+    /// notices. Without a session, or while none is in use, nothing happens.
+    pub fn redial(&self) {
+        self.0.wire.redial.notify_waiters();
+    }
+
     /// What it has been used for.
     pub fn counts(&self) -> Counts {
         self.0.counts()

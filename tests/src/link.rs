@@ -5,11 +5,12 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
@@ -57,6 +58,7 @@ pub struct Proxy {
     /// Where it listens.
     pub address: SocketAddr,
     accepting: JoinHandle<()>,
+    cut: Arc<Notify>,
 }
 
 impl Proxy {
@@ -64,19 +66,31 @@ impl Proxy {
     pub async fn start(to: SocketAddr, delay: Duration) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
+        let cut = Arc::new(Notify::new());
+        let cuts = cut.clone();
         let accepting = tokio::spawn(async move {
             let mut links = tokio::task::JoinSet::new();
             while let Ok((near, _)) = listener.accept().await {
+                let cuts = cuts.clone();
                 links.spawn(async move {
+                    let cut = cuts.notified();
                     // The proxy's own connection costs a round trip, as the real one would.
                     tokio::time::sleep(delay * 2).await;
                     let Ok(far) = TcpStream::connect(to).await else { return };
                     let _ = (near.set_nodelay(true), far.set_nodelay(true));
-                    relay(near, far, delay).await;
+                    tokio::select! {
+                        () = relay(near, far, delay) => {}
+                        () = cut => {}
+                    }
                 });
             }
         });
-        Ok(Self { address, accepting })
+        Ok(Self { address, accepting, cut })
+    }
+
+    /// Cuts the connections that there are; others may be made.
+    pub fn cut(&self) {
+        self.cut.notify_waiters();
     }
 }
 

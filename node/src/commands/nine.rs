@@ -19,7 +19,7 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, BufReader};
 use crate::Context;
 use crate::cli::{Nine, NineAction};
 use crate::commands::runtime;
-use crate::dial::Dialer;
+use crate::dial::{Dialer, LINGER};
 use crate::error::{At, Error, Result};
 
 mod show;
@@ -178,7 +178,7 @@ async fn connect(context: &Context, server: &str) -> Result<Client> {
 /// A node that I know, with the key that it must have.
 async fn known(context: &Context, name: &str) -> Result<Client> {
     let dialer = Dialer::open(&context.open_home()?, context.agent())?;
-    Ok(dialer.attach(&dialer.find(name)?).await?.0)
+    Ok(dialer.attach(&dialer.find(name)?, LINGER).await?.0)
 }
 
 async fn remove(place: &Place<'_>) -> Result<(), Errno> {

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use crate::agent::Serve;
 use crate::cli::Rcpu;
 use crate::commands::{agent, runtime};
-use crate::dial::Dialer;
+use crate::dial::{Dialer, LINGER};
 use crate::error::{At, Error, Result};
 use crate::home::Home;
 use crate::known::Node;
@@ -45,7 +45,7 @@ fn rcpu(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
     let raw = terminal.then(terminal::Raw::enter).transpose().at("use the terminal", "stdin")?;
     let ended = runtime.block_on(async {
         let agent = agent_root(context, &home);
-        let (agent, attached) = tokio::join!(agent, dialer.attach(&node));
+        let (agent, attached) = tokio::join!(agent, dialer.attach(&node, LINGER));
         let (agent, (_client, root)) = (agent?, attached?);
         on_node(root, agent, serve, command, terminal).await.map_err(|err| explain(&node, err))
     });

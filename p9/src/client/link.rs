@@ -65,6 +65,10 @@ pub(super) struct Wire {
     pub(super) untold: Notify,
     ended: Notify,
     closed: AtomicBool,
+    /// The connection is to be given up for another.
+    pub(super) redial: Notify,
+    /// The server has been away for longer than who asks now is to wait.
+    away: AtomicBool,
     /// What a call meets once the link has ended: an errno's number.
     verdict: AtomicU64,
     /// The stream does not take what is to be written as fast as it comes.
@@ -111,6 +115,8 @@ impl Link {
             untold: Notify::new(),
             ended: Notify::new(),
             closed: AtomicBool::new(false),
+            redial: Notify::new(),
+            away: AtomicBool::new(false),
             verdict: AtomicU64::new(Errno::EHOSTUNREACH.code() as u64),
             writing: AtomicBool::new(false),
             calls: Arc::new(Semaphore::new(CALLS)),
@@ -170,6 +176,9 @@ impl Wire {
     pub(super) fn send(
         &self, messages: &[(T<'_>, Bytes)], mut permit: OwnedSemaphorePermit,
     ) -> Result<Vec<(Ticket, oneshot::Receiver<Frame>)>, Errno> {
+        if self.away.load(Ordering::Relaxed) {
+            return Err(Errno::EHOSTUNREACH);
+        }
         let mut waits = self.open()?;
         waits.stamp = self.leases.stamp();
         let one = |(message, data): &(T<'_>, Bytes)| waits.call(message, data.clone(), permit.split(1));
@@ -282,6 +291,11 @@ impl Wire {
         // Else the stream is to wake the writer, and nobody else. The writer also meets what fails.
         pen.pieces.is_empty()
             && matches!(self.poll_write(&mut pen, &mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())))
+    }
+
+    /// Whether the server has been away for too long.
+    pub(super) fn away(&self, away: bool) {
+        self.away.store(away, Ordering::Relaxed);
     }
 
     /// Tells the server what came, now.

@@ -23,7 +23,7 @@ use crate::Errno;
 use crate::frame::{Frame, Frames};
 use crate::server::{self, Limits};
 use crate::session::{ACK_TIME, Budget, Ledger};
-use crate::transport::Io;
+use crate::transport::{Io, tls};
 use crate::wire::{NO_TAG, R, Str, T, VERSION_SLASHN};
 use crate::writer::Outgoing;
 
@@ -33,7 +33,7 @@ pub(super) type Reader = Frames<Box<dyn AsyncRead + Send + Unpin>>;
 /// How long to wait after the first loss, and at most, before the server is dialled.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// How long a server may be refusing connections before it is taken to have ended, and its sessions with it.
-const REFUSED: Duration = Duration::from_secs(5);
+const REFUSED: Duration = Duration::from_secs(2);
 
 /// Makes one more connection to the same server. An error of the kind `PermissionDenied` or `NotFound` says that there
 /// will be none.
@@ -46,6 +46,9 @@ pub struct Resume {
     pub dial: Dial,
     /// How long the server is asked to keep what I have there; it may keep it for a shorter time.
     pub linger: Duration,
+    /// How long the server may be away before what is then asked is refused at once, with `EHOSTUNREACH`. What was asked
+    /// before goes on waiting.
+    pub patience: Duration,
 }
 
 /// What a session is to its client.
@@ -132,7 +135,17 @@ impl Wire {
                 break Errno::EHOSTUNREACH;
             };
             tracing::info!("the connection is lost and made again: {why}");
-            match self.again(session, liveness, linger).await {
+            let impatience = async {
+                sleep(session.resume.patience).await;
+                self.away(true);
+                std::future::pending().await
+            };
+            let again = tokio::select! {
+                again = self.again(session, liveness, linger) => again,
+                never = impatience => never,
+            };
+            self.away(false);
+            match again {
                 Ok(resumed) => frames = resumed,
                 Err(errno) => break errno,
             }
@@ -146,6 +159,7 @@ impl Wire {
             lost = self.read(frames, session) => lost,
             err = self.write() => Lost::Connection(err.to_string()),
             () = self.acknowledge() => Lost::Connection(String::new()),
+            () = self.redial.notified(), if session.is_some() => Lost::Connection("another is at hand".into()),
             () = self.watch(liveness) => Lost::Connection(format!("nothing came for {:?}", liveness * 2)),
         }
     }
@@ -287,7 +301,11 @@ fn is_own(frame: &Frame) -> bool {
 }
 
 async fn next(frames: &mut Reader) -> io::Result<Frame> {
-    frames.next().await.map_err(io::Error::other)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    match frames.next().await {
+        Ok(frame) => frame.ok_or_else(|| io::ErrorKind::UnexpectedEof.into()),
+        Err(server::Error::Io(err)) => Err(err),
+        Err(err) => Err(io::Error::other(err)),
+    }
 }
 
 impl Frame {
@@ -302,7 +320,7 @@ fn is_final(err: &io::Error, lost: Instant) -> bool {
         io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound => true,
         // Where nothing listens there is no server, but perhaps one that is just being reached another way.
         io::ErrorKind::ConnectionRefused => lost.elapsed() >= REFUSED,
-        _ => false,
+        _ => tls::is_refusal(err),
     }
 }
 

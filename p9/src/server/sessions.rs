@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::TryFutureExt;
@@ -91,6 +91,7 @@ pub(super) struct Shared {
     pub(super) limits: SessionLimits,
     pub(super) budget: Arc<Budget>,
     live: Mutex<HashMap<[u8; 16], Live>>,
+    handed: AtomicU64,
 }
 
 /// A session as the registry knows it. Dropping it ends it.
@@ -148,7 +149,13 @@ impl Sessions {
     /// No sessions yet.
     pub fn new(limits: SessionLimits) -> Self {
         let budget = Budget::new(limits.kept);
-        Self(Arc::new(Owner(Registry(Arc::new(Shared { boot: random(), limits, budget, live: Mutex::default() })))))
+        Self(Arc::new(Owner(Registry(Arc::new(Shared {
+            boot: random(),
+            limits,
+            budget,
+            live: Mutex::default(),
+            handed: AtomicU64::new(0),
+        })))))
     }
 
     /// Serves `tree` on `stream`, as `who`, as [`super::serve`] does; a peer that wants a session gets one, or gets back
@@ -165,16 +172,21 @@ impl Sessions {
             .await
     }
 
-    /// Ends the sessions of the peers for which `gone` is true, with their connections.
-    pub fn end(&self, gone: impl Fn(&Who) -> bool) {
+    /// Ends the sessions of the peers for which `gone` is true, with their connections; gives those peers.
+    pub fn end(&self, gone: impl Fn(&Who) -> bool) -> Vec<Arc<Who>> {
         let ended: Vec<_> = self.0.0.live.lock().extract_if(|_, live| gone(&live.who)).collect();
-        drop(ended);
+        ended.into_iter().map(|(_, live)| live.who.clone()).collect()
     }
 
     /// How many there are, and how many of them have no connection.
     pub fn count(&self) -> (usize, usize) {
         let live = self.0.0.live.lock();
         (live.len(), live.values().filter(|live| live.links.lingers.lock().is_some()).count())
+    }
+
+    /// Connections that began a session or resumed one, so far.
+    pub fn connections(&self) -> u64 {
+        self.0.0.handed.load(Ordering::Relaxed)
     }
 
     /// What all of them keep of replies that were not acknowledged, in bytes.
@@ -186,6 +198,7 @@ impl Sessions {
     /// for what cannot be meant, `ENOENT` for a further lane of no session, `EMFILE` for one session too many.
     pub(super) fn find(&self, hello: &Hello, tree: &TreeRef, who: &Arc<Who>, limits: &Limits) -> Result<Found, Errno> {
         let registry = &self.0.0;
+        let handed = || registry.handed.fetch_add(1, Ordering::Relaxed);
         if usize::from(hello.lane) >= LANES {
             return Err(Errno::EINVAL);
         }
@@ -197,6 +210,7 @@ impl Sessions {
             if live.msize != hello.msize {
                 return Err(Errno::EINVAL);
             }
+            handed();
             return Ok(Found { arrivals: live.arrivals.clone(), links: live.links.clone() });
         }
         if hello.lane != 0 {
@@ -226,6 +240,7 @@ impl Sessions {
         free.insert(Live { who, msize: hello.msize, arrivals: arrivals.clone(), links: links.clone(), task });
         drop(live);
         drop(gone);
+        handed();
         Ok(Found { arrivals, links })
     }
 }
@@ -350,7 +365,7 @@ fn random() -> u64 {
     getrandom::u64().unwrap_or_else(|err| {
         tracing::error!("no random numbers: {err}");
         // Unique still, within this run.
-        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+        static NEXT: AtomicU64 = AtomicU64::new(1);
         NEXT.fetch_add(1, Ordering::Relaxed)
     })
 }

@@ -62,7 +62,7 @@ async fn a_connection_may_be_cut_after_any_byte() {
     let net = Net::new(ram);
     let (_client, root) = net.client().await;
     let before = net.passed();
-    work(&root, 5).await;
+    work(&root, 2).await;
     let all = net.passed();
     assert!(all[0] - before[0] > 300 && all[1] - before[1] > 300, "{all:?}");
     for way in 0..2 {
@@ -74,8 +74,8 @@ async fn a_connection_may_be_cut_after_any_byte() {
             let mut left = [u64::MAX; 2];
             left[way] = bytes;
             net.cut_after(left);
-            timeout(PATIENCE, work(&root, 5)).await.unwrap_or_else(|_| panic!("stuck: {bytes} bytes, way {way}"));
-            assert_eq!(log.contents(), lines(5), "{bytes} bytes, way {way}");
+            timeout(PATIENCE, work(&root, 2)).await.unwrap_or_else(|_| panic!("stuck: {bytes} bytes, way {way}"));
+            assert_eq!(log.contents(), lines(2), "{bytes} bytes, way {way}");
             assert_eq!(net.dialled(), 2, "{bytes} bytes, way {way}");
         }
     }
@@ -190,7 +190,7 @@ async fn a_server_that_was_started_anew_ends_the_client_and_what_is_under_way_is
         }
     };
     let first = net.connect(crate::net::who("SHA256:me"));
-    let resume = Resume { dial: Arc::new(dial), linger: Duration::from_secs(60) };
+    let resume = Resume { dial: Arc::new(dial), linger: Duration::from_secs(60), patience: Duration::from_secs(50) };
     let client = Client::resuming(first, Options::default(), resume).await.unwrap();
     let root = client.attach(&Who::owner(), b"").await.unwrap();
     let stream = open(&root, "pipe", How::RDWR).await;
@@ -221,8 +221,13 @@ async fn a_server_that_cannot_be_reached_ends_the_client_when_its_session_must_h
     let before = holders();
     assert!(before > 1, "a fid holds it");
     net.down(true);
-    let asked = timeout(PATIENCE, root.attr()).await.unwrap();
-    assert_eq!(asked, Err(Errno::EHOSTUNREACH));
+    let (asked, late) = tokio::join!(timeout(PATIENCE, root.attr()), async {
+        tokio::time::sleep(Duration::from_secs(51)).await;
+        assert!(!client.is_closed());
+        // After so long who asks is told at once.
+        timeout(Duration::from_millis(1), root.attr()).await.expect("an answer")
+    });
+    assert_eq!((asked.unwrap(), late), (Err(Errno::EHOSTUNREACH), Err(Errno::EHOSTUNREACH)));
     client.closed().await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!((net.sessions().count(), holders()), ((0, 0), 1), "the fids are free");

@@ -44,7 +44,8 @@ async fn a_lease_lasts_for_as_long_as_the_server_says() {
     let hand = Arc::new(AtomicU64::new(1000));
     let seen = hand.clone();
     let clock = Clock::new(move || Duration::from_secs(seen.load(Ordering::SeqCst)));
-    let resume = Resume { dial: net.dial(who("SHA256:me")), linger: Duration::from_secs(60) };
+    let resume =
+        Resume { dial: net.dial(who("SHA256:me")), linger: Duration::from_secs(60), patience: Duration::from_secs(50) };
     let options = Options { clock, ..Options::default() };
     let client = Client::resuming(net.connect(who("SHA256:me")), options, resume).await.unwrap();
     let root = client.attach(&p9::Who::owner(), b"").await.unwrap();

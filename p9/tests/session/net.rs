@@ -167,7 +167,11 @@ impl Net {
 
     /// A client with a session, and its root. The session has been confirmed: an attach was answered.
     pub(crate) async fn client(&self) -> (Client, NodeRef) {
-        let resume = Resume { dial: self.dial(self.0.who.clone()), linger: Duration::from_secs(60) };
+        let resume = Resume {
+            dial: self.dial(self.0.who.clone()),
+            linger: Duration::from_secs(60),
+            patience: Duration::from_secs(50),
+        };
         let client = Client::resuming(self.connect(self.0.who.clone()), Options::default(), resume).await.unwrap();
         let root = client.attach(&Who::owner(), b"").await.unwrap();
         (client, root)

@@ -97,7 +97,7 @@ async fn with_tls(machine: &Machine, address: &str, ours: &Ours, dir: &Path) -> 
     let alpha = dialer.find("alpha").expect("the node that was added");
     assert_eq!(alpha.address.to_string(), address);
     fs::copy(dir.join("big"), machine.at("files-alpha/big")).expect("the large file");
-    let (_client, root) = dialer.attach(&alpha).await.expect("alpha");
+    let (_client, root) = dialer.attach(&alpha, ::node::dial::LINGER).await.expect("alpha");
     let secret = At { root: walk(&root, b"fs/files").await, _client };
     let plain = attach(&ours.tcp, b"fs/served").await;
     let (mut of_secret, mut of_plain) = (0.0_f64, 0.0_f64);

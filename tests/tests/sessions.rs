@@ -1,0 +1,87 @@
+//! Connections between the built binaries are cut: commands and mounts go on.
+
+#![allow(clippy::unwrap_used, reason = "it is a test: a failure here is the test's")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tests::link::Proxy;
+use tests::machine::Machine;
+
+/// A machine whose node beta is reached through a link that can be cut.
+fn grid() -> (Machine, Proxy, tokio::runtime::Runtime) {
+    let mut machine = Machine::root();
+    let address = machine.node("beta");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let proxy = runtime.block_on(Proxy::start(address.parse().unwrap(), Duration::ZERO)).unwrap();
+    let known = machine.at("me/known_nodes");
+    let text = fs::read_to_string(&known).unwrap();
+    assert!(text.contains(&address));
+    fs::write(known, text.replace(&address, &proxy.address.to_string())).unwrap();
+    (machine, proxy, runtime)
+}
+
+#[test]
+fn files_that_are_open_in_a_mount_go_on_when_the_connection_is_cut() {
+    let (mut machine, proxy, _runtime) = grid();
+    let n = machine.mount();
+    let there = machine.at("files-beta").join("f");
+    let script = "exec 3>\"$1\" 4<\"$1\"; while read -r line; do echo \"$line\" >&3 && echo done; done; cat <&4";
+    let mut child = machine.command("sh");
+    child.args(["-c", script, "sh"]).arg(n.join("beta/fs/files/f"));
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut expected = String::new();
+    for line in 0..20 {
+        writeln!(stdin, "{line}").unwrap();
+        let mut heard = [0; 5];
+        stdout.read_exact(&mut heard).unwrap();
+        assert_eq!(&heard, b"done\n");
+        expected += &format!("{line}\n");
+        assert_eq!(
+            fs::read_to_string(&there).unwrap_or_default(),
+            if line < 15 { expected.clone() } else { String::new() }
+        );
+        if line == 14 {
+            // Its name is gone: what is open is the very file, and not one that was found again.
+            fs::remove_file(&there).unwrap();
+        }
+        if line % 3 == 0 {
+            proxy.cut();
+        }
+    }
+    drop(stdin);
+    let mut read = String::new();
+    stdout.read_to_string(&mut read).unwrap();
+    assert_eq!((read, child.wait().unwrap().success()), (expected, true));
+}
+
+#[test]
+fn a_command_goes_on_when_its_connections_are_cut() {
+    let (machine, proxy, _runtime) = grid();
+    machine.write("notes", "my notes\n");
+    let script = "echo ready; while read -r line; do cat notes; echo \"$line\" >>log; echo \"$line\"; done; exit 7";
+    let mut child = machine.rcpu(&["beta", "sh", "-c", script]);
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut hears = |expected: &str| {
+        let mut heard = vec![0; expected.len()];
+        stdout.read_exact(&mut heard).unwrap();
+        assert_eq!(String::from_utf8(heard).unwrap(), expected);
+    };
+    hears("ready\n");
+    for line in 0..10 {
+        // Both are cut: that of the command, and that over which its files come.
+        proxy.cut();
+        writeln!(stdin, "{line}").unwrap();
+        hears(&format!("my notes\n{line}\n"));
+    }
+    drop(stdin);
+    proxy.cut();
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!((ended.status.code(), &ended.stderr[..]), (Some(7), &b""[..]));
+    let expected: String = (0..10).map(|line| format!("{line}\n")).collect();
+    assert_eq!(fs::read_to_string(machine.at("work/log")).unwrap(), expected);
+}
