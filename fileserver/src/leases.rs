@@ -89,7 +89,7 @@ pub struct Leases {
     silent: Mutex<HashMap<u64, Instant>>,
     /// Held by whoever takes a kernel lease or a watch: on the blocking pool, and never while it waits for a peer.
     gripping: Mutex<()>,
-    watch: OnceLock<Result<Arc<Watch>, Errno>>,
+    watch: Mutex<Option<Arc<Watch>>>,
 }
 
 #[derive(Default)]
@@ -119,7 +119,7 @@ impl Leases {
             next: AtomicU64::new(1),
             silent: Mutex::default(),
             gripping: Mutex::new(()),
-            watch: OnceLock::new(),
+            watch: Mutex::default(),
         })
     }
 
@@ -165,8 +165,12 @@ impl Leases {
 
     /// What watches local processes, started when it is first needed.
     fn watch(self: &Arc<Self>) -> Result<Arc<Watch>, Errno> {
-        let start = || Watch::start(Arc::downgrade(self), self.options.source, self.options.most);
-        self.watch.get_or_init(start).clone()
+        let mut watch = self.watch.lock();
+        if let Some(watch) = &*watch {
+            return Ok(watch.clone());
+        }
+        // What fails now, for want of descriptors perhaps, may not fail the next time.
+        Ok(watch.insert(Watch::start(Arc::downgrade(self), self.options.source, self.options.most)?).clone())
     }
 
     fn id(&self) -> u64 {
@@ -307,7 +311,7 @@ impl fmt::Debug for Leases {
 
 impl Drop for Leases {
     fn drop(&mut self) {
-        if let Some(Ok(watch)) = self.watch.get() {
+        if let Some(watch) = self.watch.get_mut() {
             watch.end();
         }
     }
