@@ -52,25 +52,27 @@ impl Random {
     }
 
     fn steps(&mut self) -> Vec<Step<'static>> {
-        let count = self.below(5);
-        (0..count).map(|_| if self.below(4) == 0 { Step::Up } else { Step::Into(self.name()) }).collect()
+        let count = self.of(&[0, 0, 1, 1, 1, 2, 2, 3, 4]);
+        (0..count).map(|_| if self.below(6) == 0 { Step::Up } else { Step::Into(self.name()) }).collect()
     }
 
     /// Any message of `dialect`, whose borrowed parts are in `steps` or for ever.
     fn message<'a>(&mut self, dialect: Dialect, steps: &'a [u8], count: u16) -> T<'a> {
         let (fid, other, name, number) = (self.fid(), self.fid(), self.name(), self.number());
+        // Fid 0 stays what was attached to, so that there is always a way on.
+        let own = fid.max(1);
         let flags = self.of(&[0, 1, 2, 0o1000, 0o1002, 0o2001, 0o200]);
         let mode = self.of(&[0o644, 0o700, 0o777, 0o4755, 0]);
-        match self.below(if dialect == Dialect::Legacy { 14 } else { 12 }) {
-            0..=2 => T::Walk { fid, newfid: other, steps: Steps::of(steps, count) },
+        match self.below(16) {
+            0..=2 => T::Walk { fid: self.of(&[0, fid]), newfid: other.max(1), steps: Steps::of(steps, count) },
             3 => T::Read { fid, offset: self.of(&[0, 0, 10, number]), count: 4000 },
             4 => T::Write { fid, offset: self.below(1000), data: Data(b"written") },
-            5 => T::Clunk { fid: fid.max(1) },
-            6 => T::Remove { fid: fid.max(1) },
+            5 => T::Clunk { fid: own },
+            6 => self.of(&[T::Remove { fid: own }, T::Clunk { fid: own }, T::Clunk { fid: own }]),
             _ if dialect == Dialect::Legacy => self.only_legacy(fid, name, number),
-            7 => T::Lopen { fid, flags },
-            8 => T::Lcreate { fid, name, flags, mode, gid: !0 },
-            9 => T::Getattr { fid, mask: !0 },
+            7 | 9 => T::Lopen { fid: own, flags },
+            8 => T::Lcreate { fid: own, name, flags, mode, gid: !0 },
+            10 => T::Getattr { fid, mask: !0 },
             _ => self.only_l(fid, other, name, mode, number),
         }
     }
@@ -81,8 +83,8 @@ impl Random {
         let stat = Stat::untouched();
         let new = Str(self.name().as_bytes());
         match self.below(8) {
-            0..=2 => T::Open { fid, mode },
-            3 | 4 => T::Create { fid, name, perm, mode },
+            0..=2 => T::Open { fid: fid.max(1), mode },
+            3 | 4 => T::Create { fid: fid.max(1), name, perm, mode },
             5 => T::Stat { fid },
             _ => {
                 let changed = [
@@ -100,14 +102,38 @@ impl Random {
 
     fn only_l(&mut self, fid: u32, other: u32, name: Name<'static>, mode: u32, number: u64) -> T<'static> {
         let (newname, gid) = (self.name(), !0);
-        match self.below(10) {
+        match self.below(22) {
+            10 => T::Mknod { dfid: fid, name, mode: libc::S_IFIFO | mode, major: 0, minor: 0, gid },
+            11 => T::Xattrwalk { fid, newfid: other.max(1), name: Str(self.of(&[&b""[..], b"user.x"])) },
+            12 => T::Xattrcreate {
+                fid: fid.max(1),
+                name: Str(b"user.x"),
+                size: self.of(&[0, 7, number]),
+                flags: self.of(&[0, 1, 2]),
+            },
+            13 => {
+                let (kind, length) = (self.of(&[0, 1, 2]), self.number());
+                T::Lock { fid, kind, flags: 0, start: number, length, proc_id: 1, client_id: Str(b"peer") }
+            }
+            14 => T::Getlock { fid, kind: 1, start: 0, length: number, proc_id: 1, client_id: Str(b"peer") },
+            15 => T::Fsync { fid, datasync: self.of(&[0, 1]) },
+            // What only our dialect has, and any other refuses.
+            16 => T::Readdirplus { fid, offset: self.of(&[0, 0, number]), count: 2000 },
+            17 => {
+                let flags = self.of(&[0, 1, 2, 4]);
+                T::Rename2 { olddirfid: fid, oldname: name, newdirfid: other, newname, flags }
+            }
+            18 => T::Allocate { fid, mode: self.of(&[0, 1, 3]), offset: self.below(1000), length: number },
+            19 => T::Seek { fid, offset: number, whence: self.of(&[3, 4, 9]) },
+            20 => T::Copy { fid, offset: self.below(10), tofid: other, tooffset: self.below(10), length: number },
+            21 => T::Append { fid, data: Data(b"appended") },
             0 | 1 => T::Symlink { fid, name, target: Str(self.of(&TARGETS)), gid },
             2 => T::Mkdir { dfid: fid, name, mode, gid },
             3 => T::Renameat { olddirfid: fid, oldname: name, newdirfid: other, newname },
             4 => T::Unlinkat { dirfid: fid, name, flags: self.of(&[0, 0x200]) },
             5 => T::Link { dfid: fid, fid: other, name },
             6 => T::Rename { fid, dfid: other, name },
-            7 => T::Readdir { fid, offset: number, count: 1000 },
+            7 => T::Readdir { fid, offset: self.of(&[0, 0, number]), count: 1000 },
             8 => T::Readlink { fid },
             _ => {
                 let valid = self.of(&[1, 8, 0x30, 0x1b0]);
