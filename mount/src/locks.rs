@@ -12,7 +12,7 @@ use p9::locks::Ranges;
 use p9::tree::{Lock, LockKind};
 use p9::{Errno, NodeRef};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Mutex as Turn, Notify};
 
 /// The locks of one mount.
 #[derive(Default)]
@@ -32,6 +32,8 @@ pub(crate) struct Holder {
     pub(crate) pid: u32,
     /// Where they were taken.
     pub(crate) node: NodeRef,
+    /// Held while all is given back. The kernel may use the owner's number again before that is done.
+    pub(crate) ending: Arc<Turn<()>>,
 }
 
 /// The locks of a file whose tree keeps none: they hold within this mount.
@@ -55,9 +57,14 @@ impl Locks {
         self.holders.contains_key(&(file, owner))
     }
 
-    /// This owner is about to give all back.
-    pub(crate) fn ends(&self, file: u64, owner: u64) -> Option<Holder> {
-        self.holders.remove(&(file, owner)).map(|(_, holder)| holder)
+    /// Who this owner is, if it may hold something.
+    pub(crate) fn holder(&self, file: u64, owner: u64) -> Option<Holder> {
+        self.holders.get(&(file, owner)).map(|holder| holder.clone())
+    }
+
+    /// This owner has given all back.
+    pub(crate) fn ended(&self, holder: &Holder) {
+        self.holders.remove(&(holder.file, holder.owner));
     }
 
     /// All who may hold something are about to give it back.

@@ -3,6 +3,9 @@
 //! Called through `fs`, in the request's own task. A lock that is waited for is one parked request, watched like any
 //! other. A tree that keeps no locks leaves them to this mount.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use fuser::{FileHandle, INodeNo};
 use p9::Errno;
 use p9::tree::{Lock, LockKind};
@@ -10,12 +13,20 @@ use p9::tree::{Lock, LockKind};
 use super::Bridge;
 use crate::locks::Holder;
 
+/// How long a close(2) waits for locks to be given back.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
 impl Bridge {
     /// Takes, changes or drops a lock.
     pub(super) async fn lock(&self, id: INodeNo, fh: FileHandle, lock: Lock, wait: bool) -> Result<(), Errno> {
         let open = self.opens.get(fh.0)?;
-        let holder = Holder { file: id.0, owner: lock.owner, pid: lock.pid, node: open.node.clone() };
+        let holder =
+            Holder { file: id.0, owner: lock.owner, pid: lock.pid, node: open.node.clone(), ending: Arc::default() };
         if lock.kind != LockKind::Unlock {
+            // What had this number before gives its locks back first.
+            if let Some(before) = self.locks.holder(id.0, lock.owner) {
+                drop(before.ending.lock().await);
+            }
             self.locks.takes(holder.clone());
         }
         self.ask_lock(&holder, lock, wait).await
@@ -33,13 +44,20 @@ impl Bridge {
         }
     }
 
-    /// Gives back all that an owner holds who has closed the file.
-    pub(super) async fn unlock_all(&self, id: INodeNo, owner: u64) {
-        if let Some(holder) = self.locks.ends(id.0, owner)
-            && let Err(errno) = self.ask_lock(&holder, holder.unlock(), false).await
-        {
-            tracing::warn!(?errno, "giving back the locks of a closed file failed");
-        }
+    /// Gives back all that an owner holds who has closed the file, who need not wait for ever for that: a server that does
+    /// not answer is asked in the background.
+    pub(super) async fn unlock_all(self: &Arc<Self>, id: INodeNo, owner: u64) {
+        let Some(holder) = self.locks.holder(id.0, owner) else { return };
+        let ending = holder.ending.clone().lock_owned().await;
+        let bridge = self.clone();
+        let asked = self.runtime.spawn(async move {
+            if let Err(errno) = bridge.ask_lock(&holder, holder.unlock(), false).await {
+                tracing::warn!(?errno, "giving back the locks of a closed file failed");
+            }
+            bridge.locks.ended(&holder);
+            drop(ending);
+        });
+        _ = tokio::time::timeout(CLOSE_LIMIT, asked).await;
     }
 
     async fn ask_lock(&self, holder: &Holder, lock: Lock, wait: bool) -> Result<(), Errno> {

@@ -4,7 +4,9 @@ use std::fs::{self, File, TryLockError};
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 
-use p9::synth;
+use p9::layer::Layer;
+use p9::tree::{Lock, LockKind};
+use p9::{Reply, synth};
 
 use super::*;
 
@@ -104,4 +106,33 @@ fn a_tree_that_keeps_no_locks_leaves_them_to_the_mount() {
     let waits = std::thread::spawn(move || other.lock());
     drop(one);
     waits.join().unwrap().unwrap();
+}
+
+/// A tree that never answers whoever gives a lock back.
+#[derive(Clone)]
+struct Silent;
+
+impl Layer for Silent {
+    fn lock<'a>(&'a self, below: &'a NodeRef, lock: Lock, wait: bool) -> Reply<'a, ()> {
+        if lock.kind == LockKind::Unlock { Reply::later(std::future::pending()) } else { below.lock(lock, wait) }
+    }
+}
+
+#[test]
+fn a_server_that_does_not_take_a_lock_back_holds_up_no_close() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("f"), "x").unwrap();
+    let disk = Disk::open(folder.path(), DiskOptions::new([7; 32])).unwrap();
+    let tree = p9::layer::tree(disk, Silent);
+    let root = runtime().block_on(async { tree.attach(&Who::owner(), b"").await }).unwrap();
+    let shown = Shown::new(root);
+    let (mine, other) = (open(&shown.path("f")), open(&shown.path("f")));
+    mine.lock().unwrap();
+    drop(mine);
+    assert!(matches!(other.try_lock(), Err(TryLockError::WouldBlock)), "it is not given back, which nobody waits for");
+    fs::write(folder.path().join("g"), "x").unwrap();
+    let posix = open(&shown.path("g"));
+    fcntl(&posix, libc::F_WRLCK).unwrap();
+    // close(2) asks, and goes on.
+    drop(posix);
 }
