@@ -254,7 +254,7 @@ fn judge(state: &mut State, frame: &[u8], canary: &Canary) -> Result<(), String>
         };
     };
     // When the peer has said more than it may, the last words are in the dialect that there is.
-    let answers = |asked: &u8| code == asked + 1 || code == failed;
+    let answers = |asked: &u8| code.checked_sub(1) == Some(*asked) || code == failed;
     match codes.iter().position(answers) {
         Some(at) => drop(codes.remove(at)),
         None if state.lapsed.contains(&tag) => return Ok(()),

@@ -12,5 +12,7 @@ pub mod grid;
 pub mod link;
 pub mod listen;
 pub mod machine;
+pub mod model;
 pub mod parked;
+pub mod rough;
 pub mod said;
