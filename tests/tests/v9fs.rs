@@ -55,7 +55,7 @@ const DOTL: &[&str] = &[
 ];
 /// What is asked of 9P2000 alone.
 const PLAN9: &[&str] = &["refusing"];
-/// What is asked where pages are cached.
+/// What is asked of 9P2000.L where pages are cached.
 const PAGES: &[&str] = &["mapped"];
 
 #[test]
@@ -97,8 +97,8 @@ fn keeps(kernel: &Path, modes: &[(&str, &str)]) {
     let results: BTreeMap<(&str, &str, &str), &str> = said.iter().filter_map(|line| result(line)).collect();
     let mut wrong = Vec::new();
     for (version, cache) in modes {
-        let of = if *version == "9p2000.L" { DOTL } else { PLAN9 };
-        let more = [(of, true), (PAGES, *cache != "none")]
+        let dotl = *version == "9p2000.L";
+        let more = [(DOTL, dotl), (PLAN9, !dotl), (PAGES, dotl && *cache != "none")]
             .into_iter()
             .filter(|(_, asked)| *asked)
             .flat_map(|(names, _)| names);
