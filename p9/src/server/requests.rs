@@ -185,3 +185,29 @@ impl Push {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_pushed_goes_before_a_reply_that_waited_for_room_already() {
+        let (replies, mut to_write) = tokio::sync::mpsc::channel(1);
+        let requests = Requests::new(replies, &Limits::default());
+        let reply = |tag: u16| (tag, vec![tag as u8], Bytes::new());
+        let ((one, head, data), (other, head_2, data_2)) = (reply(1), reply(2));
+        requests.end(one, head, data).await;
+        let mut waits = Box::pin(requests.end(other, head_2, data_2));
+        let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(waits.as_mut().poll(cx).is_pending())).await;
+        assert!(polled, "there is no room");
+        requests.pushes().send(&R::Break { fid: 7, keep: 0 });
+        let mut heads = Vec::new();
+        let reading = async {
+            while heads.len() < 3 {
+                heads.push(to_write.recv().await.unwrap().head);
+            }
+        };
+        tokio::join!(waits, reading);
+        assert_eq!((&heads[0][..], heads[1][4], &heads[2][..]), (&[1][..], 219, &[2][..]));
+    }
+}
