@@ -109,6 +109,10 @@ impl Remote {
     }
 
     async fn set_now(&self, change: SetAttr) -> Result<Attr, Errno> {
+        // No owner has this number: a plain server may take it for no change.
+        if [change.uid, change.gid].contains(&Some(u32::MAX)) {
+            return Err(Errno::EINVAL);
+        }
         let (fid, link) = (self.fid.number(), &self.fid.link);
         let set = plain(T::of_set_attr(fid, &change));
         let get = plain(T::Getattr { fid, mask: STATS_ALL });
