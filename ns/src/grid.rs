@@ -80,7 +80,8 @@ impl Remote {
     /// The root to ask once more, when `root` answered `errno` because its connection turned out to be dead. Errors:
     /// `errno`, when that is not why.
     async fn again(&self, root: &NodeRef, errno: Errno) -> Result<NodeRef, Errno> {
-        if errno != Errno::EHOSTUNREACH {
+        // The second: it was started anew, and what was open there is gone.
+        if !matches!(errno, Errno::EHOSTUNREACH | Errno::ESTALE) {
             return Err(errno);
         }
         let again = self.root().await?;

@@ -100,8 +100,7 @@ async fn a_lost_node_is_reached_again_at_the_next_use() {
 }
 
 /// A node whose connection turns out to be dead when it is used; reached again, it is there.
-#[derive(Default)]
-struct Roaming(AtomicUsize);
+struct Roaming(AtomicUsize, Errno);
 
 impl Names for Roaming {
     fn names(&self) -> Vec<String> {
@@ -109,14 +108,15 @@ impl Names for Roaming {
     }
 
     fn reach<'a>(&'a self, _name: &'a str) -> Reply<'a, NodeRef> {
-        Reply::ok(if self.0.fetch_add(1, Ordering::SeqCst) == 0 { Dead::node() } else { Numbered::root(1) })
+        Reply::ok(if self.0.fetch_add(1, Ordering::SeqCst) == 0 { Dead::of(self.1) } else { Numbered::root(1) })
     }
 }
 
 #[tokio::test]
 async fn a_connection_that_turns_out_to_be_dead_is_made_again_before_anyone_is_told() {
-    for path in ["a/x", "a"] {
-        let grid = Grid::new(Arc::new(Roaming::default()));
+    let lost = [Errno::EHOSTUNREACH, Errno::ESTALE];
+    for (path, errno) in ["a/x", "a"].into_iter().flat_map(|path| lost.map(|errno| (path, errno))) {
+        let grid = Grid::new(Arc::new(Roaming(AtomicUsize::new(0), errno)));
         match path {
             "a" => assert_eq!(names_of(&entry(&grid, "a").await.unwrap()).await.unwrap(), ["x", "y", "z"]),
             path => assert_eq!(read_of(&grid, path).await.unwrap(), "x"),

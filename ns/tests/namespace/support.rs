@@ -200,11 +200,16 @@ impl Dir for Numbered {
 }
 
 /// The root of a server that does not answer any more.
-pub(crate) struct Dead;
+pub(crate) struct Dead(Errno);
 
 impl Dead {
     pub(crate) fn node() -> NodeRef {
-        Arc::new(Self)
+        Self::of(Errno::EHOSTUNREACH)
+    }
+
+    /// One that answers `errno`.
+    pub(crate) fn of(errno: Errno) -> NodeRef {
+        Arc::new(Self(errno))
     }
 }
 
@@ -214,15 +219,15 @@ impl Node for Dead {
     }
 
     fn walk<'a>(&'a self, _names: &'a [Name<'a>], _want: Want) -> Reply<'a, Walk> {
-        Errno::EHOSTUNREACH.into()
+        self.0.into()
     }
 
     fn attr(&self) -> Reply<'_, Attr> {
-        Errno::EHOSTUNREACH.into()
+        self.0.into()
     }
 
     fn open(&self, _how: How) -> Reply<'_, Handle> {
-        Errno::EHOSTUNREACH.into()
+        self.0.into()
     }
 }
 
