@@ -33,6 +33,7 @@ mod fids;
 mod lane;
 mod leases;
 mod legacy;
+mod locks;
 mod requests;
 mod sessions;
 

@@ -145,7 +145,7 @@ pub(super) async fn answer(context: &Context, message: &T<'_>, claim: Claim, bod
         Held::Shared(state) if matches!(message, T::Lock { .. }) => {
             let node = state.file()?.node.clone();
             drop(state);
-            lock::lock(context.dialect, &node, message).await
+            lock::lock(context, &node, message).await
         }
         Held::Shared(state) => on_file(context, message, state.file()?, body).await,
         Held::Alone(mut state) => {
@@ -192,7 +192,7 @@ async fn on_file(context: &Context, message: &T<'_>, file: &File, body: &Bytes) 
         T::Append { data, .. } => content::append(file, body.slice_ref(data.0)).await?,
         T::Getattr { mask, .. } => R::of_attr(&node.attr().await?, mask).into(),
         T::Statfs { .. } => R::of_stat_fs(&node.stat_fs().await?).into(),
-        T::Getlock { .. } => lock::conflict(context.dialect, node, message).await?,
+        T::Getlock { .. } => lock::conflict(context, node, message).await?,
         T::Readlink { .. } => Fields::Link(node.read_link().await?).into(),
         T::Mkdir { .. } | T::Symlink { .. } | T::Mknod { .. } => names::make(node, message).await?.into(),
         T::Unlinkat { name, flags, .. } => {

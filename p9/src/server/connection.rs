@@ -21,6 +21,7 @@ use super::claim::Claim;
 use super::fids::{Fids, State};
 use super::leases::Leases;
 use super::legacy;
+use super::locks::Locks;
 use super::requests::{Permit, Push, Requests};
 use super::sessions::{Found, Sessions};
 use super::{Error, Limits, agree, version_reply};
@@ -39,6 +40,7 @@ pub(super) struct Context {
     /// What the data of replies may still take, in bytes.
     pub(super) reading: Arc<Semaphore>,
     pub(super) leases: Leases,
+    pub(super) locks: Locks,
     pub(super) push: Push,
 }
 
@@ -47,7 +49,17 @@ impl Context {
         tree: TreeRef, who: Arc<Who>, (msize, dialect): (u32, Dialect), limits: &Limits, push: Push,
     ) -> Self {
         let reading = Arc::new(Semaphore::new(limits.bytes_in_flight.max(Limits::MSIZE_MAX as usize)));
-        Self { tree, who, fids: Fids::new(), msize, dialect, reading, leases: Leases::default(), push }
+        Self {
+            tree,
+            who,
+            fids: Fids::new(),
+            msize,
+            dialect,
+            reading,
+            leases: Leases::default(),
+            locks: Locks::default(),
+            push,
+        }
     }
 }
 
@@ -178,12 +190,23 @@ impl Connection {
         }
         self.requests.clear();
         self.context.fids.clear();
+        // Before the same client takes others.
+        self.context.locks.give_back().await;
         let (tree, who, reading) = (self.context.tree.clone(), self.context.who.clone(), self.context.reading.clone());
         let (leases, push) = (Leases::default(), self.context.push.clone());
         self.versioned = dialect.is_some();
         let spoken = dialect.unwrap_or_default();
-        self.context =
-            Arc::new(Context { tree, who, fids: Fids::new(), msize, dialect: spoken, reading, leases, push });
+        self.context = Arc::new(Context {
+            tree,
+            who,
+            fids: Fids::new(),
+            msize,
+            dialect: spoken,
+            reading,
+            leases,
+            locks: Locks::default(),
+            push,
+        });
         let version = dialect.map_or(wire::VERSION_UNKNOWN, Dialect::version);
         self.requests.end(tag, version_reply(tag, msize, version), Bytes::new()).await;
         Ok(msize)

@@ -5,21 +5,22 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::{Answer, Fields};
+use crate::server::connection::Context;
 use crate::tree::{Lock, LockKind};
 use crate::wire::lock::{BLOCK, BLOCKED, ERROR, RDLCK, RECLAIM, SUCCESS, UNLCK, WRLCK};
 use crate::wire::{Dialect, R, Str, T};
 use crate::{Errno, NodeRef};
 
 /// Takes or drops a lock on `node`.
-pub(super) async fn lock(dialect: Dialect, node: &NodeRef, message: &T<'_>) -> Result<Answer, Errno> {
+pub(super) async fn lock(context: &Context, node: &NodeRef, message: &T<'_>) -> Result<Answer, Errno> {
     let T::Lock { kind, flags, start, length, proc_id, client_id, .. } = *message else { return Err(Errno::EINVAL) };
     if flags & !(BLOCK | RECLAIM) != 0 {
         return Err(Errno::EINVAL);
     }
-    let owner = owner(dialect, proc_id, client_id);
+    let owner = owner(context, proc_id, client_id);
     let lock = Lock { kind: kind_of(kind)?, start, length, owner, pid: proc_id };
     lock.range()?;
-    let status = match node.lock(lock, flags & BLOCK != 0).await {
+    let status = match context.locks.lock(node, lock, flags & BLOCK != 0).await {
         Ok(()) => SUCCESS,
         Err(Errno::EAGAIN) => BLOCKED,
         Err(Errno::ENOLCK) => ERROR,
@@ -29,9 +30,9 @@ pub(super) async fn lock(dialect: Dialect, node: &NodeRef, message: &T<'_>) -> R
 }
 
 /// A lock that stands in the way; or the one that was asked about, which then is free.
-pub(super) async fn conflict(dialect: Dialect, node: &NodeRef, message: &T<'_>) -> Result<Answer, Errno> {
+pub(super) async fn conflict(context: &Context, node: &NodeRef, message: &T<'_>) -> Result<Answer, Errno> {
     let T::Getlock { kind, start, length, proc_id, client_id, .. } = *message else { return Err(Errno::EINVAL) };
-    let owner = owner(dialect, proc_id, client_id);
+    let owner = owner(context, proc_id, client_id);
     let kind = match kind_of(kind)? {
         // Linux's client says so whatever its program asks: any lock there is stands in the way of something.
         LockKind::Unlock => LockKind::Write,
@@ -60,11 +61,12 @@ fn kind_of(kind: u8) -> Result<LockKind, Errno> {
     }
 }
 
-/// The owner within its client. In our dialect `client_id` alone says who, and `proc_id` is there to be shown.
-fn owner(dialect: Dialect, proc_id: u32, Str(client_id): Str<'_>) -> u64 {
+/// The owner, another for each client: what is below a namespace knows of one alone. In our dialect `client_id` alone says who, and `proc_id` is there to be shown.
+fn owner(context: &Context, proc_id: u32, Str(client_id): Str<'_>) -> u64 {
     let mut hasher = DefaultHasher::new();
+    context.who.client.hash(&mut hasher);
     client_id.hash(&mut hasher);
-    if dialect != Dialect::Slashn {
+    if context.dialect != Dialect::Slashn {
         proc_id.hash(&mut hasher);
     }
     hasher.finish()
