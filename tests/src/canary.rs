@@ -23,6 +23,9 @@ const SIZE: u64 = 0x0007_3519_bd2f;
 /// When it was last read, and changed.
 const TIMES: (u64, u64) = (1_123_581_321, 1_618_033_988);
 
+/// Where both are in a directory of their own: who gets out as far as any link here leads does no harm to others.
+const BASE: &str = "x/y";
+
 /// An export and what lies beside it. Both are removed when it is dropped.
 pub struct Canary {
     dir: TempDir,
@@ -44,8 +47,8 @@ impl Canary {
     /// An empty export, and the canary beside it.
     pub fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("canary").tempdir().unwrap();
-        let outside = dir.path().join("outside");
-        fs::create_dir(dir.path().join("export")).unwrap();
+        let (export, outside) = (dir.path().join(BASE).join("export"), dir.path().join(BASE).join("outside"));
+        fs::create_dir_all(export).unwrap();
         fs::create_dir_all(outside.join("d")).unwrap();
         let files = [outside.join("f"), outside.join("d/f"), outside.join(LISTED)];
         for file in &files {
@@ -66,14 +69,18 @@ impl Canary {
         Self { dir, events, marks: marks(), before }
     }
 
+    fn base(&self) -> PathBuf {
+        self.dir.path().join(BASE)
+    }
+
     /// The directory to serve.
     pub fn export(&self) -> PathBuf {
-        self.dir.path().join("export")
+        self.base().join("export")
     }
 
     /// The directory that nobody may touch: `f`, `d/f`, and another file.
     pub fn outside(&self) -> PathBuf {
-        self.dir.path().join("outside")
+        self.base().join("outside")
     }
 
     /// Files, directories, and links that lead out, in the export.
@@ -89,8 +96,8 @@ impl Canary {
         link(Path::new("../outside"), "up");
         link(Path::new("../../outside/f"), "d/up");
         link(Path::new("d/../../outside/d"), "d/around");
-        link(Path::new("/proc/self/root"), "proc");
-        link(Path::new("/"), "root");
+        link(&Path::new("/proc/self/root").join(self.base().strip_prefix("/").unwrap()), "proc");
+        link(&self.base(), "root");
         link(Path::new("loop"), "loop");
         link(Path::new(".."), "d/e/parent");
         link(Path::new("/d"), "inner");
@@ -108,9 +115,9 @@ impl Canary {
             .collect()
     }
 
-    /// The names that lead to it from `/`.
+    /// The names on the way to it.
     pub fn way(&self) -> Vec<Vec<u8>> {
-        self.outside().iter().skip(1).map(|name| name.as_encoded_bytes().to_vec()).collect()
+        [BASE, "outside"].join("/").split('/').map(|name| name.as_bytes().to_vec()).collect()
     }
 
     /// Which of its marks `bytes`, which were given to somebody, carry.
