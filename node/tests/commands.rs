@@ -178,6 +178,11 @@ fn a_key_is_allowed_to_everything_or_only_to_some_exports_and_denied() {
     let place = Place::made();
     let out = place.run(&["allow", KEY]).succeeds();
     assert!(out.contains(KEY_PRINT) && out.contains("may run commands as you"), "{out}");
+    let ran = place.run(&["allow", KEY, "--only", "docs:ro"]);
+    assert!(ran.err.contains("docs: nothing is exported by that name yet"), "{ran:?}");
+    for export in ["docs", "src"] {
+        place.run(&["export", &format!("{export}=/etc")]).succeeds();
+    }
     let out = place.run(&["allow", KEY, "--only", "docs:ro", "--only", "src"]).succeeds();
     assert!(out.contains("only docs:ro,src, no commands"), "{out}");
     let allowed = place.run(&["allowed"]).succeeds();

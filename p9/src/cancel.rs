@@ -28,6 +28,8 @@ pub struct Cancel(Arc<State>);
 #[derive(Default)]
 struct State {
     asked: AtomicBool,
+    /// Whether anything of it was ever under way elsewhere.
+    held: AtomicBool,
     holds: AtomicUsize,
     changed: Notify,
 }
@@ -52,6 +54,10 @@ impl Cancel {
             // Registered before the look at the state, so that no change is missed.
             changed.as_mut().enable();
             let step = poll_fn(|cx| {
+                // What merely waited takes nothing that comes after it was to end: no byte of a stream goes to nobody.
+                if self.is_asked() && !self.0.held.load(Ordering::SeqCst) {
+                    return Poll::Ready(Some(Err(Errno::EINTR)));
+                }
                 if let Poll::Ready(answer) = work.as_mut().poll(cx) {
                     return Poll::Ready(Some(answer));
                 }
@@ -76,6 +82,7 @@ pub struct Hold(Option<Cancel>);
 pub fn hold() -> Hold {
     let current = CURRENT.try_with(Cancel::clone).ok();
     if let Some(Cancel(state)) = &current {
+        state.held.store(true, Ordering::SeqCst);
         state.holds.fetch_add(1, Ordering::SeqCst);
     }
     Hold(current)
@@ -120,6 +127,19 @@ mod tests {
         let run = cancel.run(std::future::pending::<Result<(), Errno>>());
         let (answer, ()) = tokio::join!(run, async { cancel.cancel() });
         assert_eq!(answer, Err(Errno::EINTR));
+    }
+
+    #[tokio::test]
+    async fn what_waits_takes_nothing_that_comes_after_it_was_to_end() {
+        let cancel = Cancel::default();
+        let (sender, mut queue) = tokio::sync::mpsc::channel(1);
+        let run = cancel.run(async { queue.recv().await.ok_or(Errno::EIO) });
+        let (answer, ()) = tokio::join!(run, async {
+            cancel.cancel();
+            sender.send("to nobody").await.unwrap();
+        });
+        assert_eq!(answer, Err(Errno::EINTR));
+        assert_eq!(queue.try_recv(), Ok("to nobody"));
     }
 
     #[tokio::test]
