@@ -14,5 +14,6 @@ pub mod listen;
 pub mod machine;
 pub mod model;
 pub mod parked;
+pub mod programs;
 pub mod rough;
 pub mod said;

@@ -11,6 +11,7 @@ use tests::contract;
 use tests::diod::Diod;
 use tests::listen::Listening;
 use tests::machine::{Done, Machine, Text};
+use tests::programs;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tree_of_diod_keeps_the_contract_of_reading() {
@@ -45,17 +46,10 @@ async fn a_tree_of_diod_keeps_the_contract_of_writing() {
 #[test]
 fn programs_find_what_they_expect_in_a_mount_of_diods_tree() {
     let dir = tempfile::tempdir().unwrap();
-    let (export, at, program) = (dir.path().join("export"), dir.path().join("mnt"), dir.path().join("guest"));
+    let export = dir.path().join("export");
     std::fs::create_dir(&export).unwrap();
-    std::fs::create_dir(&at).unwrap();
-    // What the Linux kernel's client is asked, too: tests/tests/v9fs.rs.
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/v9fs/guest.c");
-    Command::new("gcc").arg("-o").arg(&program).arg(source).succeeds();
     let diod = Diod::serve(&export, dir.path());
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let root = runtime.block_on(diod.root());
-    let shown = mount::mount(root, &at, mount::Options::default(), runtime.handle().clone()).unwrap();
-    for case in [
+    let cases = [
         "create",
         "directories",
         "listing",
@@ -72,11 +66,8 @@ fn programs_find_what_they_expect_in_a_mount_of_diods_tree() {
         "mapped",
         "mapped-to-read",
         "statfs",
-    ] {
-        Command::new(&program).arg(case).args([&at, &at, &at]).stdin(Stdio::null()).succeeds();
-    }
-    drop(shown);
-    runtime.shutdown_background();
+    ];
+    programs::find(dir.path(), |runtime| runtime.block_on(diod.root()), true, &cases);
 }
 
 /// What one of diod's tools says, which ends well and complains of nothing.
