@@ -46,15 +46,18 @@ use p9::{Errno, NodeRef};
 use parking_lot::Mutex;
 use tokio::runtime::Handle as Runtime;
 
+pub(crate) use files::FIRST_BYTES;
 pub(crate) use fs::Fs;
 
 use crate::Options;
 use crate::ahead::Budget;
 use crate::attr::errno;
 use crate::foresight::Foresight;
+use crate::kept::Kept;
 use crate::locks::Locks;
 use crate::open::{Open, Opens};
 use crate::table::{Inode, Table};
+use crate::tell::Teller;
 use crate::watch::Watch;
 
 /// The longest that a name or an attribute is waited for: the kernel holds locks meanwhile, and the processes that wait
@@ -75,6 +78,8 @@ pub(crate) struct Bridge {
     watch: Watch,
     read_ahead: Budget,
     foresight: Foresight,
+    kept: Arc<Kept>,
+    teller: Teller,
     ended: AtomicBool,
 }
 
@@ -90,10 +95,12 @@ enum Wait {
 type Work<T> = Pin<Box<dyn Future<Output = Result<T, Errno>> + Send>>;
 
 impl Bridge {
-    pub(crate) fn new(root: NodeRef, options: Options, runtime: Runtime, watch: Watch) -> Arc<Self> {
+    pub(crate) fn new(
+        root: NodeRef, options: Options, runtime: Runtime, watch: Watch, kept: Arc<Kept>, teller: Teller,
+    ) -> Arc<Self> {
         let table = Table::new(root, options.max_inodes_held);
         let (read_ahead, ended) = (Budget::new(runtime.clone()), AtomicBool::new(false));
-        let foresight = Foresight::new(options.ttl, runtime.clone());
+        let foresight = Foresight::new(options.ttl, runtime.clone(), teller.clone());
         Arc::new(Self {
             table,
             opens: Opens::default(),
@@ -104,6 +111,8 @@ impl Bridge {
             watch,
             read_ahead,
             foresight,
+            kept,
+            teller,
             ended,
         })
     }
@@ -166,6 +175,7 @@ impl Bridge {
         }
         self.opens.clear();
         self.closing.lock().clear();
+        self.kept.clear();
     }
 
     /// The inode that the kernel calls `id`.
@@ -182,13 +192,21 @@ impl Bridge {
     /// The answer of `inode`'s node to a change. A change is not asked for twice; but if the node is dead, it is not used
     /// again.
     fn changed<T>(&self, inode: &Arc<Inode>, answer: Result<T, Errno>) -> Result<T, Errno> {
-        self.foresight.changed();
         if let Err(errno) = &answer
             && is_lost(*errno)
         {
             self.table.lost(inode);
         }
         answer
+    }
+
+    /// `inode` was changed through this mount, or may have been: something up to `end` was written, if anything was.
+    fn has_changed(&self, inode: &Inode, end: u64) {
+        inode.wrote(end);
+        self.kept.forget(inode.id);
+        for place in inode.places() {
+            self.foresight.changed(place.dir.id, place.name.as_name());
+        }
     }
 
     fn writable(&self) -> Result<(), Errno> {

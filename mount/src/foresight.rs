@@ -1,219 +1,224 @@
-//! Names that are about to be looked up, asked about before the kernel does.
+//! Files that are about to be looked up or opened, asked about before the kernel does.
 //!
-//! A program that has listed a directory often opens its files one after the other, as they were listed or in the order
-//! of their names: `cat *`, `grep -r`, `tar`. Each name is a question that waits for its answer. From the third in order
-//! on, the next ones are asked about together, in a task of their own, and the lookup that comes finds its answer there.
-//! Used by lookups and listings, in the request's task. Invariant: no answer is given that is older than the kernel may
-//! keep one, or than a change through this mount.
+//! A program that has listed a directory often goes through its files one after the other, as they were listed or in the
+//! order of their names: `ls -l`, `cat *`, `grep -r`, `tar`. Each is a question that waits for its answer. Once a few came
+//! in order the next ones are asked about together: their attributes where they are looked up; where they are opened,
+//! they are opened, too, each with its first bytes and a lease. The lookup or open that comes finds its answer here.
+//! Used by lookups, opens and listings, in the request's task. Invariant: no answer is given for a name that was
+//! changed through this mount since, nor one without a lease that is older than the kernel may keep one.
 
-use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::{Shared, join_all};
-use p9::{Attr, Name, NameBuf, NodeRef, Walk, Want};
-use parking_lot::Mutex;
+use p9::tree::LeaseKind;
+use p9::{Attr, FileKind, How, Name, NodeRef, Walk, Want};
 use quick_cache::sync::Cache;
 use tokio::runtime::Handle as Runtime;
-use tokio::task::AbortHandle;
+
+use crate::bridge::FIRST_BYTES;
+use crate::kept::File;
+use crate::tell::Teller;
+use order::{Listed, Places, State};
+
+mod order;
+
+pub(crate) use order::Seen;
 
 /// Directories whose listings are remembered.
 const DIRECTORIES: usize = 32;
 /// The most names that are remembered of one; a directory with more is not.
 pub(crate) const NAMES: usize = 20_000;
-/// Names that are asked about together.
-const BATCH: usize = 32;
+/// Names that are asked about together at first, and at most.
+const BATCH: (usize, usize) = (8, 64);
+/// What the first bytes of one batch take at most.
+const BYTES: u64 = 4 << 20;
 /// Lookups in order before anything is foreseen.
-const RUN: u32 = 3;
-/// Names that a lookup in order may leave out: the kernel knows some already.
-const STEP: usize = 8;
+const LOOKUPS: u32 = 3;
+/// The same of opens, which say more.
+const OPENS: u32 = 1;
+/// How long what was not used after all is kept.
+const UNUSED: Duration = Duration::from_secs(5);
 
 /// What one mount foresees.
 pub(crate) struct Foresight {
     dirs: Cache<u64, Arc<Listed>>,
-    changes: AtomicU64,
     ttl: Duration,
     runtime: Runtime,
+    teller: Teller,
 }
 
-/// A directory that was listed.
-struct Listed {
-    /// As they were listed, and as they are sorted.
-    orders: [Vec<NameBuf>; 2],
-    /// Where a name is in each.
-    places: HashMap<NameBuf, [usize; 2]>,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    last: Option<[usize; 2]>,
-    runs: [u32; 2],
-    batches: VecDeque<Batch>,
-}
-
-/// Files by their place in the order that was followed.
-type Answers = Arc<HashMap<usize, (NodeRef, Attr)>>;
-type Asked = Shared<Pin<Box<dyn Future<Output = Answers> + Send>>>;
-
-struct Batch {
-    order: usize,
-    from: usize,
-    to: usize,
-    begun: Instant,
-    changes: u64,
-    asked: Asked,
-    task: AbortHandle,
-}
-
-impl Drop for Batch {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-/// An answer that was foreseen.
+/// What was asked about one name.
+#[derive(Clone)]
 pub(crate) struct Foreseen {
-    place: usize,
     begun: Instant,
-    changes: u64,
-    asked: Asked,
+    /// Whether it was opened, too.
+    opened: bool,
+    answer: Shared<Pin<Box<dyn Future<Output = Option<Answer>> + Send>>>,
+}
+
+#[derive(Clone)]
+enum Answer {
+    Looked(NodeRef, Attr),
+    Opened(Arc<File>),
+}
+
+/// A file that was foreseen.
+pub(crate) enum Found {
+    /// It was looked up, and the kernel may keep that for so long.
+    Looked(NodeRef, Attr, Duration),
+    /// It was opened.
+    Opened(Arc<File>),
 }
 
 impl Foresight {
-    /// Answers are given for `ttl` after they were asked for.
-    pub(crate) fn new(ttl: Duration, runtime: Runtime) -> Self {
-        Self { dirs: Cache::new(DIRECTORIES), changes: AtomicU64::new(0), ttl, runtime }
+    /// Answers without a lease are given for `ttl` after they were asked for.
+    pub(crate) fn new(ttl: Duration, runtime: Runtime, teller: Teller) -> Self {
+        Self { dirs: Cache::new(DIRECTORIES), ttl, runtime, teller }
     }
 
     /// The directory `id` was listed, whole or in part.
-    pub(crate) fn listed(&self, id: u64, names: Vec<NameBuf>) {
-        if (BATCH..=NAMES).contains(&names.len()) && !self.ttl.is_zero() {
-            self.dirs.insert(id, Arc::new(Listed::new(names)));
+    pub(crate) fn listed(&self, id: u64, entries: Vec<Seen>) {
+        if (BATCH.0..=NAMES).contains(&entries.len()) && !self.ttl.is_zero() {
+            self.dirs.insert(id, Arc::new(Listed::new(entries)));
         }
     }
 
-    /// Something was changed through this mount: what was asked before is old.
-    pub(crate) fn changed(&self) {
-        self.changes.fetch_add(1, Ordering::AcqRel);
+    /// `name` in the directory `id` was changed through this mount, or what it stands for.
+    pub(crate) fn changed(&self, id: u64, name: Name<'_>) {
+        if let Some(listed) = self.dirs.get(&id)
+            && let Some(places) = listed.find(name)
+        {
+            drop(listed.state.lock().foreseen.remove(&places[0]));
+        }
     }
 
-    /// What was asked about `name` in the directory `id`, if it was; and asks about the names that seem to come next, of
-    /// which `dir` is the directory.
-    pub(crate) fn look(&self, id: u64, dir: &NodeRef, name: Name<'_>) -> Option<Foreseen> {
+    /// What is known of `name` in the directory `id`, which is looked up; and asks about the names that seem to come next,
+    /// of which `dir` is the directory.
+    pub(crate) async fn look(&self, id: u64, dir: &NodeRef, name: Name<'_>) -> Option<Found> {
         let listed = self.dirs.get(&id)?;
-        let places = *listed.places.get(name.as_bytes())?;
-        let changes = self.changes.load(Ordering::Acquire);
-        let mut state = listed.state.lock();
-        state.batches.retain(|batch| batch.changes == changes && batch.begun.elapsed() < self.ttl);
-        state.step(places);
-        let found = state.batches.iter().find(|batch| batch.covers(places));
-        let found = found.map(|batch| {
-            let (place, asked) = (places[batch.order], batch.asked.clone());
-            Foreseen { place, begun: batch.begun, changes, asked }
-        });
-        if let Some(order) = (0..2).find(|order| state.runs[*order] >= RUN) {
-            let names = &listed.orders[order];
-            let (from, to) = state.next(order, places[order], names.len());
-            if from < to {
-                let asked = ask(dir.clone(), from, names[from..to].to_vec()).boxed().shared();
-                let task = self.runtime.spawn(asked.clone().map(drop)).abort_handle();
-                let begun = Instant::now();
-                state.batches.push_back(Batch { order, from, to, begun, changes, asked, task });
+        let places = listed.find(name)?;
+        let foreseen = {
+            let mut state = listed.state.lock();
+            // What is about to be opened is looked up by that.
+            let opened = !state.unleased && state.opens.is_near(places);
+            if let Some(order) = state.lookups.step(places, LOOKUPS).filter(|_| !opened) {
+                self.foresee(&listed, dir, &mut state, order, places, false);
             }
-        }
-        found
-    }
-
-    /// The answer, and how long the kernel may keep it; `None` if there is none after all.
-    pub(crate) async fn answer(&self, foreseen: Foreseen) -> Option<(NodeRef, Attr, Duration)> {
-        let answers = foreseen.asked.await;
-        let left = self.ttl.checked_sub(foreseen.begun.elapsed())?;
-        let (node, attr) = answers.get(&foreseen.place)?.clone();
-        (foreseen.changes == self.changes.load(Ordering::Acquire)).then_some((node, attr, left))
-    }
-}
-
-impl Listed {
-    fn new(names: Vec<NameBuf>) -> Self {
-        let mut sorted = names.clone();
-        sorted.sort_unstable();
-        let mut places: HashMap<NameBuf, [usize; 2]> = HashMap::with_capacity(names.len());
-        for (order, names) in [&names, &sorted].into_iter().enumerate() {
-            for (place, name) in names.iter().enumerate() {
-                places.entry(name.clone()).or_default()[order] = place;
-            }
-        }
-        Self { orders: [names, sorted], places, state: Mutex::default() }
-    }
-}
-
-impl State {
-    /// Takes note of a lookup, in whichever order it came.
-    fn step(&mut self, places: [usize; 2]) {
-        for order in 0..2 {
-            let before = self.last.map(|last| last[order]);
-            let follows = before.is_some_and(|before| before < places[order] && places[order] <= before + STEP);
-            self.runs[order] = if follows { self.runs[order].saturating_add(1) } else { 0 };
-        }
-        self.last = Some(places);
-    }
-
-    /// Which names to ask about when `place` was looked up: none while enough are asked about already.
-    fn next(&self, order: usize, place: usize, names: usize) -> (usize, usize) {
-        let ahead = self.batches.iter().filter(|batch| batch.order == order && batch.to > place).map(|batch| batch.to);
-        let from = ahead.max().unwrap_or(place + 1);
-        if from > place + BATCH / 2 { (from, from) } else { (from.min(names), (from + BATCH).min(names)) }
-    }
-}
-
-impl Batch {
-    fn covers(&self, places: [usize; 2]) -> bool {
-        (self.from..self.to).contains(&places[self.order])
-    }
-}
-
-/// Asks about `names`, entries of `dir`, all at once; those that fail are left out, to be asked about again.
-async fn ask(dir: NodeRef, from: usize, names: Vec<NameBuf>) -> Answers {
-    let questions = names.iter().enumerate().map(async |(n, name)| {
-        let reached = dir.walk(&[name.as_name()], Want::ATTR).await.and_then(Walk::reached).ok()?;
-        let attr = match reached.attr {
-            Some(attr) => attr,
-            None => reached.node.attr().await.ok()?,
+            state.foreseen.get(&places[0]).cloned()
         };
-        Some((from + n, (reached.node, attr)))
-    });
-    Arc::new(join_all(questions).await.into_iter().flatten().collect())
+        self.answer(&listed, places, foreseen?).await
+    }
+
+    /// The same of a file that is opened: only if it was opened ahead.
+    pub(crate) async fn open(&self, id: u64, dir: &NodeRef, name: Name<'_>) -> Option<Arc<File>> {
+        let listed = self.dirs.get(&id)?;
+        let places = listed.find(name)?;
+        let foreseen = {
+            let mut state = listed.state.lock();
+            let foreseen = state.foreseen.remove(&places[0]);
+            if let Some(order) = state.opens.step(places, OPENS).filter(|_| !state.unleased) {
+                self.foresee(&listed, dir, &mut state, order, places, true);
+            }
+            foreseen
+        };
+        match foreseen?.answer.await? {
+            Answer::Opened(file) if file.is_good() => Some(file),
+            _ => None,
+        }
+    }
+
+    /// Whether anything is known of the directory `id`.
+    pub(crate) fn knows(&self, id: u64) -> bool {
+        self.dirs.peek(&id).is_some()
+    }
+
+    /// Asks about what comes after `places` in `order`, if it is time to; of files that are `opened` only those that can be.
+    fn foresee(&self, listed: &Arc<Listed>, dir: &NodeRef, state: &mut State, order: usize, places: Places, opened: bool) {
+        let followed = if opened { &mut state.opens } else { &mut state.lookups };
+        let next = followed.next(order, places[order], listed.len());
+        if next.is_empty() {
+            return;
+        }
+        // What was passed over is not asked for any more.
+        state.foreseen.retain(|entry, _| listed.place_in(order, *entry) >= places[order]);
+        let (begun, mut room, mut asked) = (Instant::now(), BYTES, Vec::new());
+        for place in next {
+            let (entry, seen) = listed.at(order, place);
+            let length = match seen.plain {
+                _ if !opened => 0,
+                Some(length) if length <= FIRST_BYTES && length <= room => length,
+                _ => continue,
+            };
+            if state.foreseen.get(&entry).is_some_and(|there| there.opened || !opened) {
+                continue;
+            }
+            room -= length;
+            let (dir, name, teller, listed) = (dir.clone(), seen.name.clone(), self.teller.clone(), listed.clone());
+            let answer = async move {
+                match opened {
+                    true => open(&dir, name.as_name(), length as u32, &teller, &listed).await.map(Answer::Opened),
+                    false => look(&dir, name.as_name()).await,
+                }
+            };
+            let foreseen = Foreseen { begun, opened, answer: answer.boxed().shared() };
+            asked.push((entry, foreseen.answer.clone()));
+            state.foreseen.insert(entry, foreseen);
+        }
+        let listed = Arc::downgrade(listed);
+        self.runtime.spawn(async move {
+            let (entries, answers): (Vec<_>, Vec<_>) = asked.into_iter().unzip();
+            join_all(answers).await;
+            tokio::time::sleep(UNUSED).await;
+            let Some(listed) = listed.upgrade() else { return };
+            let mut state = listed.state.lock();
+            let old = |entry: &usize| state.foreseen.get(entry).is_some_and(|there| there.begun == begun);
+            let unused: Vec<_> = entries.into_iter().filter(old).collect();
+            let gone: Vec<_> = unused.iter().map(|entry| state.foreseen.remove(entry)).collect();
+            drop((state, gone));
+        });
+    }
+
+    /// The answer to `foreseen`, if it is still good once it has come.
+    async fn answer(&self, listed: &Listed, places: Places, foreseen: Foreseen) -> Option<Found> {
+        let answer = foreseen.answer.await?;
+        // It may have been changed meanwhile.
+        let there = listed.state.lock().foreseen.get(&places[0]).is_some_and(|there| there.begun == foreseen.begun);
+        match answer {
+            _ if !there => None,
+            Answer::Opened(file) => file.is_good().then_some(Found::Opened(file)),
+            Answer::Looked(node, attr) => {
+                let left = self.ttl.checked_sub(foreseen.begun.elapsed())?;
+                Some(Found::Looked(node, attr, left))
+            }
+        }
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Asks about `name`, an entry of `dir`. What fails is asked again by whoever wants to know why.
+async fn look(dir: &NodeRef, name: Name<'_>) -> Option<Answer> {
+    let reached = dir.walk(&[name], Want::ATTR).await.and_then(Walk::reached).ok()?;
+    let attr = match reached.attr {
+        Some(attr) => attr,
+        None => reached.node.attr().await.ok()?,
+    };
+    has_one_name(&attr).then_some(Answer::Looked(reached.node, attr))
+}
 
-    fn names(names: &[&str]) -> Vec<NameBuf> {
-        names.iter().map(|name| NameBuf::new(*name).unwrap()).collect()
-    }
+/// Whether it cannot be changed under another name without that being noticed.
+fn has_one_name(attr: &Attr) -> bool {
+    attr.nlink == 1 || attr.qid.kind == FileKind::Dir
+}
 
-    #[test]
-    fn both_orders_are_followed_and_a_jump_ends_a_run() {
-        let listed = Listed::new(names(&["c", "a", "b"]));
-        assert_eq!(listed.places[b"c".as_slice()], [0, 2]);
-        let mut state = State::default();
-        for places in [[0, 9], [1, 3], [4, 0], [5, 8]] {
-            state.step(places);
-        }
-        assert_eq!(state.runs, [3, 1]);
-        state.step([5 + STEP + 1, 9]);
-        assert_eq!(state.runs, [0, 2]);
+/// Opens `name`, a file of `dir` that was `length` long, with its contents.
+async fn open(dir: &NodeRef, name: Name<'_>, length: u32, teller: &Teller, listed: &Listed) -> Option<Arc<File>> {
+    let want = Want { attr: true, data: length, lease: LeaseKind::Attr };
+    let opened = dir.open_at(&[name], How::READ, want).await.ok()?;
+    let file = opened.node.as_ref().and_then(|node| File::of(node, &opened, teller));
+    if file.is_none() {
+        listed.state.lock().unleased = true;
     }
-
-    #[test]
-    fn the_next_names_are_asked_about_when_few_are_left() {
-        let state = State::default();
-        assert_eq!(state.next(0, 10, 1000), (11, 11 + BATCH));
-        assert_eq!(state.next(0, 999, 1000), (1000, 1000));
-    }
+    file.filter(|file| has_one_name(&file.attr))
 }

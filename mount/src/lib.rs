@@ -13,11 +13,13 @@ mod allocator;
 mod attr;
 mod bridge;
 mod foresight;
+mod kept;
 mod kernel;
 mod locks;
 mod open;
 mod serve;
 mod table;
+mod tell;
 mod watch;
 
 use std::time::Duration;

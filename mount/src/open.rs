@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use dashmap::DashMap;
-use p9::{Errno, Handle, NameBuf, NodeRef};
+use p9::{Errno, Handle, NodeRef};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::AbortHandle;
 
 use crate::ahead::Ahead;
+use crate::foresight::Seen;
+use crate::kept::File;
 use crate::table::Inode;
 
 /// The open files of one mount.
@@ -45,8 +47,10 @@ pub(crate) struct Open {
     pub(crate) ahead: Ahead,
     /// How many entries of a directory are asked about together.
     pub(crate) batch: AtomicUsize,
-    /// The names of a directory, as far as it was listed.
-    pub(crate) listed: Mutex<Vec<NameBuf>>,
+    /// The entries of a directory, as far as it was listed.
+    pub(crate) listed: Mutex<Vec<Seen>>,
+    /// What it shares with others who have the file open, if it does.
+    pub(crate) kept: Option<Arc<File>>,
     /// The task that waits for what a poll asked about.
     pub(crate) poll: Mutex<Option<AbortHandle>>,
 }

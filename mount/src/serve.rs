@@ -15,7 +15,9 @@ use tokio::runtime::Handle as Runtime;
 use tokio::sync::watch;
 
 use crate::bridge::{Bridge, Fs};
+use crate::kept::Kept;
 use crate::kernel::{self, Error};
+use crate::tell::Teller;
 use crate::watch::Watch;
 use crate::{Options, clean};
 
@@ -74,9 +76,12 @@ fn begin(
     config.acl = acl;
     config.n_threads = Some(options.threads.max(1));
     let watch = Watch::start().map_err(Error::Session)?;
-    let bridge = Bridge::new(root, options, runtime, watch);
+    let kept = Arc::<Kept>::default();
+    let teller = Teller::start(kept.clone()).map_err(Error::Session)?;
+    let bridge = Bridge::new(root, options, runtime, watch, kept, teller.clone());
     let fs = Fs(bridge.clone());
     let session = Session::from_fd(fs, fuse, acl, config).map_err(Error::Session)?;
+    teller.begin(session.notifier());
     let (tell, ended) = watch::channel(false);
     let thread = std::thread::Builder::new().name("fuse-session".into()).spawn({
         let bridge = bridge.clone();

@@ -96,22 +96,25 @@ impl Table {
         self.held.remove(&id);
     }
 
-    /// `name` is no longer in `dir`.
-    pub(crate) fn removed(&self, dir: &Arc<Inode>, name: Name<'_>) {
-        self.maps.lock().vacate(dir.id, name.into());
+    /// `name` is no longer in `dir`; gives what it was.
+    pub(crate) fn removed(&self, dir: &Arc<Inode>, name: Name<'_>) -> Option<Arc<Inode>> {
+        self.maps.lock().vacate(dir.id, name.into())
     }
 
-    /// What was `name` in `dir` is now `new_name` in `new_dir`; with `exchange`, the other way round too.
-    pub(crate) fn renamed(&self, from: (&Arc<Inode>, Name<'_>), to: (&Arc<Inode>, Name<'_>), exchange: bool) {
+    /// What was `name` in `dir` is now `new_name` in `new_dir`; with `exchange`, the other way round too. Gives both.
+    pub(crate) fn renamed(
+        &self, from: (&Arc<Inode>, Name<'_>), to: (&Arc<Inode>, Name<'_>), exchange: bool,
+    ) -> [Option<Arc<Inode>>; 2] {
         let mut maps = self.maps.lock();
         let moved = maps.vacate(from.0.id, from.1.into());
         let other = maps.vacate(to.0.id, to.1.into());
-        if let Some(inode) = moved {
-            maps.occupy(to.0, to.1, &inode);
+        if let Some(inode) = &moved {
+            maps.occupy(to.0, to.1, inode);
         }
-        if let Some(inode) = other.filter(|_| exchange) {
-            maps.occupy(from.0, from.1, &inode);
+        if let Some(inode) = other.as_ref().filter(|_| exchange) {
+            maps.occupy(from.0, from.1, inode);
         }
+        [moved, other]
     }
 
     /// The node of `inode`, and whether it was walked to just now.

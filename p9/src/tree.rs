@@ -176,7 +176,8 @@ pub struct Want {
     pub attr: bool,
     /// Up to this many of its first bytes.
     pub data: u32,
-    /// A lease on it.
+    /// A lease on it, under which what else comes along may be kept. Who wants to hear of a break says so by
+    /// [`Lease::tell`].
     pub lease: LeaseKind,
 }
 
@@ -234,7 +235,7 @@ pub struct Opened {
     pub node: Option<NodeRef>,
     /// Its attributes after the open, if wanted and at hand.
     pub attr: Option<Attr>,
-    /// The open file.
+    /// The open file. At a server the node may stand for the same: it is closed when both are gone.
     pub handle: Handle,
     /// Its first bytes, if wanted and at hand.
     pub first: Option<Bytes>,
@@ -445,6 +446,9 @@ pub trait Guard: Send + Sync + 'static {
 
     /// Gives back all but `kind`. It does not wait for anything.
     fn keep(&self, kind: LeaseKind);
+
+    /// See [`Lease::tell`]. A guard whose lease was asked for with an [`OnBreak`] has somebody to tell already.
+    fn tell(&self, _on_break: OnBreak) {}
 }
 
 impl Lease {
@@ -456,6 +460,12 @@ impl Lease {
     /// Gives back all but `kind`, at once.
     pub fn keep(&self, kind: LeaseKind) {
         self.guard.keep(kind);
+    }
+
+    /// Has `on_break` told of breaks of a lease that came along with something else ([`Want::lease`]): at once of one
+    /// that has come already.
+    pub fn tell(&self, on_break: OnBreak) {
+        self.guard.tell(on_break);
     }
 }
 

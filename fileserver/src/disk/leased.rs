@@ -253,7 +253,7 @@ impl DiskNode {
 
     pub(super) fn events_now(&self) -> Result<Arc<dyn Stream>, Errno> {
         match self.inode.format {
-            libc::S_IFDIR if !self.inode.mount.remote => self.leases().events(self.place()?),
+            libc::S_IFDIR if !self.inode.mount.remote => self.leases().events(self.place(false)?),
             libc::S_IFDIR => Err(Errno::EOPNOTSUPP),
             _ => Err(Errno::ENOTDIR),
         }
@@ -261,8 +261,8 @@ impl DiskNode {
 }
 
 impl Place for DiskNode {
-    fn place(&self) -> Result<Arc<OwnedFd>, Errno> {
-        match self.inode.reach(false)? {
+    fn place(&self, cached: bool) -> Result<Arc<OwnedFd>, Errno> {
+        match self.inode.reach(cached)? {
             Reach::Place(fd) => Ok(fd),
             // Not the open file itself: it would stay open for writing.
             Reach::Open(file) => Ok(Arc::new(place_of(file.as_fd())?)),

@@ -20,8 +20,8 @@ use super::{Leases, sys};
 
 /// A file as the authority needs it.
 pub(crate) trait Place: Send + 'static {
-    /// An `O_PATH` descriptor of it.
-    fn place(&self) -> Result<Arc<OwnedFd>, Errno>;
+    /// An `O_PATH` descriptor of it. Errors: `EAGAIN` if one is not at hand and it is to be `cached`.
+    fn place(&self, cached: bool) -> Result<Arc<OwnedFd>, Errno>;
     /// It, opened for reading without waiting, if it is a regular file.
     fn reader(&self) -> Result<OwnedFd, Errno>;
     /// A duplicate of a descriptor of ours that has it open for writing.
@@ -42,10 +42,23 @@ impl Leases {
         let live = Live(self.clone());
         self.drain().await;
         let grant = Granted { leases: self.clone(), key, id: self.id() };
-        blocking(move || {
-            let kind = grant.leases.grip(client, &grant, want, on_break, &place);
+        let done = |grant: Granted, kind| (kind > LeaseKind::None).then(|| Lease { kind, guard: Arc::new(grant) });
+        // A watch on what is at hand waits for nobody.
+        if want == LeaseKind::Attr
+            && let Some(_one) = self.gripping.try_lock()
+            && let Ok(at_hand) = place.place(true)
+        {
+            let kind = self.grip(client, &grant, want, on_break, &place, Some(at_hand));
             drop(live);
-            Ok((kind > LeaseKind::None).then(|| Lease { kind, guard: Arc::new(grant) }))
+            return done(grant, kind);
+        }
+        blocking(move || {
+            let kind = {
+                let _one = grant.leases.gripping.lock();
+                grant.leases.grip(client, &grant, want, on_break, &place, None)
+            };
+            drop(live);
+            Ok(done(grant, kind))
         })
         .await
         .ok()?
@@ -63,12 +76,12 @@ impl Leases {
         }
     }
 
-    /// Does what a grant needs; gives what was granted.
+    /// Does what a grant needs, with `gripping` locked; gives what was granted.
     fn grip(
         self: &Arc<Self>, client: u64, grant: &Granted, want: LeaseKind, on_break: OnBreak, place: &impl Place,
+        at_hand: Option<Arc<OwnedFd>>,
     ) -> LeaseKind {
         let (key, id) = (grant.key, grant.id);
-        let _one = self.gripping.lock();
         let calm = self.calm(key);
         // Held from here on, so that whatever changes from here on breaks it.
         let kind = self.with(key, |entry| {
@@ -79,7 +92,7 @@ impl Leases {
             }
             kind
         });
-        if kind == LeaseKind::None || self.watched(key, place).is_err() {
+        if kind == LeaseKind::None || self.watched(key, place, at_hand).is_err() {
             return LeaseKind::None;
         }
         let kind = if kind > LeaseKind::Attr { self.exclude(client, key, kind, place) } else { kind };
@@ -91,11 +104,14 @@ impl Leases {
     }
 
     /// Has changes of the inode `key` by local processes noticed.
-    fn watched(self: &Arc<Self>, key: u64, place: &impl Place) -> Result<(), Errno> {
+    fn watched(
+        self: &Arc<Self>, key: u64, place: &impl Place, at_hand: Option<Arc<OwnedFd>>,
+    ) -> Result<(), Errno> {
         if self.with(key, |entry| entry.watch.is_some()) {
             return Ok(());
         }
-        let mark = self.watch()?.add(place.place()?, Target::Leases(key))?;
+        let at = at_hand.map_or_else(|| place.place(false), Ok)?;
+        let mark = self.watch()?.add(at, Target::Leases(key))?;
         self.with(key, |entry| entry.watch = Some(mark));
         Ok(())
     }

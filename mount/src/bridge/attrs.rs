@@ -21,6 +21,9 @@ pub(super) struct Caller {
 impl Bridge {
     pub(super) async fn attr(&self, id: INodeNo) -> Result<FileAttr, Errno> {
         let inode = self.inode(id)?;
+        if let Some(file) = self.kept.get(inode.id) {
+            return Ok(to_fuse(&file.attr, inode.id));
+        }
         let attr = ask!(self, &inode, |node| node.attr().await)?;
         inode.learn(&attr);
         Ok(to_fuse(&attr, inode.id))
@@ -33,11 +36,10 @@ impl Bridge {
         let inode = self.inode(id)?;
         let attr = {
             let node = self.to_change(&inode).await?;
-            self.changed(&inode, node.set_attr(change).await)?
+            let answer = node.set_attr(change).await;
+            self.has_changed(&inode, 0);
+            self.changed(&inode, answer)?
         };
-        if change.size.is_some() {
-            inode.wrote(0);
-        }
         inode.learn(&attr);
         Ok(to_fuse(&attr, inode.id))
     }
@@ -81,7 +83,9 @@ impl Bridge {
     ) -> Result<(), Errno> {
         let inode = self.inode(id)?;
         let node = self.to_change(&inode).await?;
-        self.changed(&inode, node.set_xattr(name, value, flags).await).map_err(never_enosys)
+        let answer = node.set_xattr(name, value, flags).await;
+        self.has_changed(&inode, 0);
+        self.changed(&inode, answer).map_err(never_enosys)
     }
 }
 

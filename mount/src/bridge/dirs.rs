@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use super::names::attr_of;
 use super::{Bridge, Refuse};
 use crate::attr::{entry_type, to_fuse};
-use crate::foresight::NAMES;
+use crate::foresight::{NAMES, Seen};
 use crate::open::Open;
 use crate::table::Inode;
 
@@ -87,7 +87,7 @@ impl Bridge {
         if !matches!(handle, Handle::Dir(_)) {
             return Err(Errno::ENOTDIR);
         }
-        Ok(self.opens.add(Open::new(inode, node, handle, how, &Attr::default(), None).0))
+        Ok(self.opens.add(Open::new(inode, node, handle, how, &Attr::default(), None, None).0))
     }
 
     /// Fills `list` with the entries after `offset`.
@@ -100,18 +100,18 @@ impl Bridge {
         let Some(cookie) = dots(offset, |next, name| add(open.inode.id, next, FileType::Directory, name)) else {
             return Ok(());
         };
-        let mut names = Vec::new();
+        let mut seen = Vec::new();
         let each = &mut |entry: Entry<'_>| {
             let kind = entry_type(entry.kind, entry.qid.kind);
             // A number that is not zero, which some programs take for no entry at all.
             if add(entry.qid.path.max(1), entry.cookie, kind, entry.name.as_bytes()) {
                 return ControlFlow::Break(());
             }
-            names.push(entry.name.into());
+            seen.push(Seen { name: entry.name.into(), plain: plain(entry.qid, entry.attr) });
             ControlFlow::Continue(())
         };
         let answer = dir.list(cookie, each).await;
-        open.has_listed(offset, names);
+        open.has_listed(offset, seen);
         answer
     }
 
@@ -136,13 +136,15 @@ impl Bridge {
             cookie = last.cookie;
             look_up(&open.node, &mut batch).await;
         }
-        let names: Vec<_> = batch.iter().map(|found| found.name.clone()).collect();
-        let fitted = batch.into_iter().take_while(|found| !self.is_full_with(found, &open.inode, &list)).count();
-        if fitted == names.len() {
+        let fits = |found: &&Found| !self.is_full_with(found, &open.inode, &list);
+        let fitted = batch.iter().take_while(fits).count();
+        if fitted == batch.len() {
             // There was room for more.
             open.batch.store(LARGEST_BATCH.min(most * 2), Ordering::Relaxed);
         }
-        open.has_listed(offset, names.into_iter().take(fitted));
+        batch.truncate(fitted);
+        let seen = |found: Found| Seen { name: found.name, plain: plain(found.qid, found.attr.as_ref()) };
+        open.has_listed(offset, batch.into_iter().map(seen));
         Ok(())
     }
 
@@ -164,16 +166,22 @@ impl Bridge {
 }
 
 impl Open {
-    /// These names were listed after `offset`.
-    fn has_listed(&self, offset: u64, names: impl IntoIterator<Item = NameBuf>) {
+    /// These entries were listed after `offset`.
+    fn has_listed(&self, offset: u64, entries: impl IntoIterator<Item = Seen>) {
         let mut listed = self.listed.lock();
         if offset == 0 {
             listed.clear();
         }
         // One more than are remembered says that there are too many.
         let room = NAMES + 1 - listed.len();
-        listed.extend(names.into_iter().take(room));
+        listed.extend(entries.into_iter().take(room));
     }
+}
+
+/// The length of a regular file whose contents stay what they are while nobody changes them.
+fn plain(qid: Qid, attr: Option<&Attr>) -> Option<u64> {
+    let regular = attr.filter(|attr| attr.mode & libc::S_IFMT == libc::S_IFREG && qid.version != 0);
+    regular.map(|attr| attr.size)
 }
 
 /// The generation of every node id.

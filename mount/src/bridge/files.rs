@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fuser::{FileHandle, FopenFlags, INodeNo};
 use futures_util::future::join_all;
+use p9::tree::LeaseKind;
 use p9::{Attr, Errno, Handle, How, NodeRef, SetAttr, Time, Want};
 use parking_lot::Mutex;
 
@@ -18,16 +19,18 @@ use super::Bridge;
 use super::dirs::FIRST_BATCH;
 use super::names::attr_of;
 use crate::ahead::Ahead;
+use crate::kept::File;
 use crate::open::{Open, Position};
 use crate::table::{Inode, Version};
 
 /// How much of a file is asked for along with its opening: what the kernel asks for first.
-const FIRST_BYTES: u64 = 128 << 10;
+pub(crate) const FIRST_BYTES: u64 = 128 << 10;
 
 impl Open {
     /// The open file, and how the kernel is to treat it.
     pub(super) fn new(
         inode: Arc<Inode>, node: NodeRef, handle: Handle, how: How, attr: &Attr, first: Option<Bytes>,
+        kept: Option<Arc<File>>,
     ) -> (Self, FopenFlags) {
         let seekable = handle.seekable();
         // Contents made at each opening belong to that opening alone; an append goes where the server says; and what
@@ -42,8 +45,11 @@ impl Open {
             if !seekable {
                 flags |= FopenFlags::FOPEN_NONSEEKABLE | FopenFlags::FOPEN_STREAM;
             }
-        } else if inode.keeps_pages(Version::of(attr, Time::now())) {
-            flags |= FopenFlags::FOPEN_KEEP_CACHE;
+        } else {
+            let same = inode.keeps_pages(Version::of(attr, Time::now()));
+            if kept.as_ref().is_some_and(|file| file.opens()) || same {
+                flags |= FopenFlags::FOPEN_KEEP_CACHE;
+            }
         }
         if !how.changes() {
             // There is nothing to tell when it is closed.
@@ -53,7 +59,7 @@ impl Open {
         let (batch, listed) = (FIRST_BATCH.into(), Mutex::default());
         let ahead = Ahead::new(first, inode.writes());
         let (writes_too, written) = (how.changes(), AtomicBool::new(false));
-        (Self { inode, node, handle, direct, writes_too, written, reads, writes, ahead, batch, listed, poll }, flags)
+        (Self { inode, node, handle, direct, writes_too, written, reads, writes, ahead, batch, listed, kept, poll }, flags)
     }
 }
 
@@ -66,22 +72,62 @@ impl Bridge {
             self.writable()?;
         }
         let inode = self.inode(id)?;
+        if how == How::READ
+            && let Some(file) = self.opened_before(&inode).await
+        {
+            return Ok(self.share(inode, &file));
+        }
         // Nothing of what has no length: it may be a stream, whose opening must not wait for something to read.
         let data = if how.changes() { 0 } else { inode.size().min(FIRST_BYTES) as u32 };
-        let want = Want { attr: true, data, ..Want::default() };
+        let lease = if how == How::READ { LeaseKind::Attr } else { LeaseKind::None };
+        let want = Want { attr: true, data, lease };
+        let changes = inode.writes();
         let (node, opened, attr) = ask!(self, &inode, |node| {
             let opened = node.open_at(&[], how, want).await?;
             let attr = attr_of(node, opened.attr).await?;
             Ok((node.clone(), opened, attr))
         })?;
         inode.learn(&attr);
+        if let Some(file) = File::of(&node, &opened, &self.teller)
+            && file.is_known_as(&inode)
+            && inode.writes() == changes
+        {
+            self.kept.keep(inode.id, file.clone());
+            return Ok(self.share(inode, &file));
+        }
         if how.truncate {
-            inode.wrote(0);
-            self.foresight.changed();
+            self.has_changed(&inode, 0);
             self.changed_by(uid, &inode, &node).await?;
         }
-        let (open, flags) = Open::new(inode, node, opened.handle, how, &attr, opened.first);
+        let (open, flags) = Open::new(inode, node, opened.handle, how, &attr, opened.first, None);
         Ok((self.opens.add(open), flags))
+    }
+
+    /// The file of `inode`, if it was opened before, or ahead, and has not changed since.
+    async fn opened_before(&self, inode: &Arc<Inode>) -> Option<Arc<File>> {
+        let place = inode.place().filter(|place| self.foresight.knows(place.dir.id));
+        let ahead = match place {
+            Some(place) => {
+                let (dir, _) = self.table.node(&place.dir).await.ok()?;
+                self.foresight.open(place.dir.id, &dir, place.name.as_name()).await
+            }
+            None => None,
+        };
+        if let Some(file) = self.kept.get(inode.id) {
+            return Some(file);
+        }
+        let file = ahead.filter(|file| inode.is(file.attr.qid) && file.is_known_as(inode))?;
+        self.kept.keep(inode.id, file.clone());
+        Some(file)
+    }
+
+    /// One more opening of `file`, which is `inode`.
+    fn share(&self, inode: Arc<Inode>, file: &Arc<File>) -> (u64, FopenFlags) {
+        let File { node, attr, handle, first, .. } = &**file;
+        inode.learn(attr);
+        let (node, handle, first) = (node.clone(), handle.clone(), first.clone());
+        let (open, flags) = Open::new(inode, node, handle, How::READ, attr, first, Some(file.clone()));
+        (self.opens.add(open), flags)
     }
 
     /// The contents are changed by `uid`, which costs the setuid bit unless that is root. Where the kernel checks the
@@ -129,8 +175,7 @@ impl Bridge {
             let at = offset + done as u64;
             let written = open.handle.write(at, data.slice(done..)).await?;
             let count = written.count as usize;
-            open.inode.wrote(written.offset.unwrap_or(at) + count as u64);
-            self.foresight.changed();
+            self.has_changed(&open.inode, written.offset.unwrap_or(at) + count as u64);
             done += count.min(size - done);
             // Pages are written whole, or not at all: the rest meets the reason why it was left.
             if open.direct || count == 0 {
@@ -153,6 +198,10 @@ impl Bridge {
     pub(super) async fn release(self: &Arc<Self>, fh: FileHandle) -> Result<(), Errno> {
         let Some(open) = self.opens.remove(fh.0) else { return Err(Errno::EBADF) };
         open.ahead.stop();
+        if open.kept.is_some() {
+            // Others may have it open, too: it is closed when nobody keeps it any more.
+            return Ok(());
+        }
         if open.writes_too || open.direct {
             return close(&open).await;
         }
@@ -176,8 +225,7 @@ impl Bridge {
     pub(super) async fn allocate(&self, fh: FileHandle, offset: u64, length: u64, mode: i32) -> Result<(), Errno> {
         let open = self.opens.get(fh.0)?;
         open.handle.allocate(mode as u32, offset, length).await?;
-        open.inode.wrote(0);
-        self.foresight.changed();
+        self.has_changed(&open.inode, 0);
         Ok(())
     }
 
@@ -210,8 +258,7 @@ impl Bridge {
         let copied = source.handle.copy(from.1, &target.handle, to.1, length).await;
         // Upon either of these the kernel copies by reading and writing.
         let copied = copied.map_err(|errno| if errno == Errno::ENOSYS { Errno::EOPNOTSUPP } else { errno })?;
-        target.inode.wrote(to.1 + copied);
-        self.foresight.changed();
+        self.has_changed(&target.inode, to.1 + copied);
         Ok(copied as u32)
     }
 

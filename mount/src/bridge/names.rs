@@ -11,6 +11,7 @@ use p9::{Attr, Created, Errno, How, Name, New, NodeRef, Walk, Want, What};
 
 use super::Bridge;
 use crate::attr::to_fuse;
+use crate::foresight::Found;
 use crate::open::Open;
 use crate::table::Inode;
 
@@ -22,10 +23,17 @@ impl Bridge {
     pub(super) async fn lookup(&self, parent: INodeNo, name: &[u8]) -> Result<Option<(FileAttr, Duration)>, Errno> {
         let (dir, name) = (self.inode(parent)?, Name::new(name)?);
         let (node, _) = self.table.node(&dir).await?;
-        if let Some(foreseen) = self.foresight.look(dir.id, &node, name)
-            && let Some((node, attr, ttl)) = self.foresight.answer(foreseen).await
-        {
-            return Ok(Some((self.entry(&dir, name, node, &attr).1, ttl)));
+        match self.foresight.look(dir.id, &node, name).await {
+            Some(Found::Looked(node, attr, ttl)) => return Ok(Some((self.entry(&dir, name, node, &attr).1, ttl))),
+            Some(Found::Opened(file)) => {
+                let inode = self.table.enter(&dir, name, file.node.qid(), None);
+                if file.is_known_as(&inode) {
+                    inode.learn(&file.attr);
+                    return Ok(Some((to_fuse(&file.attr, inode.id), self.options.ttl)));
+                }
+                self.table.forget(inode.id, 1);
+            }
+            None => {}
         }
         let found = ask!(self, &dir, |node| {
             let reached = node.walk(&[name], Want::ATTR).await.and_then(Walk::reached)?;
@@ -62,7 +70,9 @@ impl Bridge {
 
     async fn create_in(&self, dir: &Arc<Inode>, name: Name<'_>, new: New<'_>) -> Result<Created, Errno> {
         let node = self.to_change(dir).await?;
-        self.changed(dir, node.create(name, new).await)
+        let created = node.create(name, new).await;
+        self.foresight.changed(dir.id, name);
+        self.changed(dir, created)
     }
 
     /// Makes a file and opens it, in one step. The kernel asks for this only where it knows of no file: where it checks
@@ -83,18 +93,21 @@ impl Bridge {
         let attr = attr_of(&created.node, created.attr).await?;
         let (inode, shown) = self.entry(&dir, name, created.node.clone(), &attr);
         if how.truncate {
-            inode.wrote(0);
+            self.has_changed(&inode, 0);
         }
-        let (open, flags) = Open::new(inode, created.node, handle, how, &attr, None);
+        let (open, flags) = Open::new(inode, created.node, handle, how, &attr, None, None);
         Ok((shown, self.opens.add(open), flags))
     }
 
     /// Makes `name` in `parent` another name of `target`.
     pub(super) async fn link(&self, target: INodeNo, parent: INodeNo, name: &[u8]) -> Result<FileAttr, Errno> {
         let (target, dir, name) = (self.inode(target)?, self.inode(parent)?, Name::new(name)?);
-        let (target, _) = self.table.node(&target).await?;
+        let (linked, _) = self.table.node(&target).await?;
         let node = self.to_change(&dir).await?;
-        self.changed(&dir, node.link(&target, name).await)?;
+        let answer = node.link(&linked, name).await;
+        self.has_changed(&target, 0);
+        self.foresight.changed(dir.id, name);
+        self.changed(&dir, answer)?;
         // Asked for anew: the number of links has changed, and the node should be the one at this place.
         let reached = ask!(self, &dir, |node| node.walk(&[name], Want::ATTR).await.and_then(Walk::reached))?;
         let attr = attr_of(&reached.node, reached.attr).await?;
@@ -105,8 +118,12 @@ impl Bridge {
     pub(super) async fn remove(&self, parent: INodeNo, name: &[u8], directory: bool) -> Result<(), Errno> {
         let (dir, name) = (self.inode(parent)?, Name::new(name)?);
         let node = self.to_change(&dir).await?;
-        self.changed(&dir, node.remove(name, directory).await)?;
-        self.table.removed(&dir, name);
+        let answer = node.remove(name, directory).await;
+        self.foresight.changed(dir.id, name);
+        self.changed(&dir, answer)?;
+        if let Some(inode) = self.table.removed(&dir, name) {
+            self.has_changed(&inode, 0);
+        }
         Ok(())
     }
 
@@ -116,8 +133,14 @@ impl Bridge {
         let (new_dir, new_name) = (self.inode(to.0)?, Name::new(to.1)?);
         let (target, _) = self.table.node(&new_dir).await?;
         let node = self.to_change(&dir).await?;
-        self.changed(&dir, node.rename(name, &target, new_name, flags).await)?;
-        self.table.renamed((&dir, name), (&new_dir, new_name), flags & libc::RENAME_EXCHANGE != 0);
+        let answer = node.rename(name, &target, new_name, flags).await;
+        self.foresight.changed(dir.id, name);
+        self.foresight.changed(new_dir.id, new_name);
+        self.changed(&dir, answer)?;
+        let exchange = flags & libc::RENAME_EXCHANGE != 0;
+        for inode in self.table.renamed((&dir, name), (&new_dir, new_name), exchange).into_iter().flatten() {
+            self.has_changed(&inode, 0);
+        }
         Ok(())
     }
 }

@@ -34,9 +34,9 @@ struct State {
 
 /// Where a file is seen.
 #[derive(Clone)]
-pub(super) struct Place {
-    pub(super) dir: Arc<Inode>,
-    pub(super) name: NameBuf,
+pub(crate) struct Place {
+    pub(crate) dir: Arc<Inode>,
+    pub(crate) name: NameBuf,
 }
 
 /// What is the same while a file's contents are.
@@ -79,8 +79,14 @@ impl Inode {
         (self.kind, self.qid_path)
     }
 
-    pub(super) fn places(&self) -> Vec<Place> {
+    /// Where it is seen, the latest last.
+    pub(crate) fn places(&self) -> Vec<Place> {
         self.state.lock().places.clone()
+    }
+
+    /// Where it was seen last.
+    pub(crate) fn place(&self) -> Option<Place> {
+        self.state.lock().places.last().cloned()
     }
 
     pub(super) fn add_place(&self, place: Place) {

@@ -1,6 +1,6 @@
 //! Leases from a server, and the clock by which they end.
 //!
-//! A lease has a fid of its own, so that giving the fid back gives the lease back. A break is told by the task that reads,
+//! A lease is held by a fid, its own or that of the open file that it came along with; giving the fid back gives it back. A break is told by the task that reads,
 //! before it takes the next message off the stream: whoever has seen a later answer has seen the break. What is kept may
 //! be used for [`LEASE`] from when the last request was sent that was answered since: a server that hears nothing from us
 //! waits for so long, and then goes on without us. The clock goes on while the machine sleeps.
@@ -14,8 +14,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::call::Answer;
 use super::fid::Fid;
-use super::node::{Remote, plain};
+use super::node::{Message, Remote, plain};
 use crate::tree::{Guard, Lease, LeaseKind, OnBreak};
 use crate::wire::{R, T};
 use crate::{Errno, Reply};
@@ -63,8 +64,44 @@ pub(super) struct Leases {
     heard: AtomicU64,
     /// How long a lease lasts from then on, in nanoseconds.
     lasts: AtomicU64,
-    /// By fid, who is to be told of a break.
-    holders: Mutex<HashMap<u32, OnBreak>>,
+    /// By fid, what a break rings.
+    holders: Mutex<HashMap<u32, Arc<Bell>>>,
+}
+
+/// Tells of breaks whoever wants to know, and keeps the one that came before anybody did.
+#[derive(Default)]
+struct Bell(Mutex<Listener>);
+
+#[derive(Default)]
+struct Listener {
+    on_break: Option<OnBreak>,
+    missed: Option<LeaseKind>,
+}
+
+impl Bell {
+    fn ring(&self, keep: LeaseKind) {
+        let on_break = {
+            let mut listener = self.0.lock();
+            if listener.on_break.is_none() {
+                listener.missed = Some(listener.missed.map_or(keep, |missed| missed.min(keep)));
+            }
+            listener.on_break.clone()
+        };
+        if let Some(on_break) = on_break {
+            on_break(keep);
+        }
+    }
+
+    fn tell(&self, on_break: OnBreak) {
+        let missed = {
+            let mut listener = self.0.lock();
+            listener.on_break = Some(on_break.clone());
+            listener.missed.take()
+        };
+        if let Some(keep) = missed {
+            on_break(keep);
+        }
+    }
 }
 
 impl Leases {
@@ -98,23 +135,61 @@ impl Leases {
     /// The server wants the lease of `fid` back. There may be none any more.
     pub(super) fn broken(&self, fid: u32, keep: LeaseKind) {
         let holder = self.holders.lock().get(&fid).cloned();
-        if let Some(on_break) = holder {
-            on_break(keep);
+        if let Some(bell) = holder {
+            bell.ring(keep);
         }
     }
 
     /// The connection has ended, and all leases with it.
     pub(super) fn end(&self) {
         let holders = std::mem::take(&mut *self.holders.lock());
-        holders.into_values().for_each(|on_break| on_break(LeaseKind::None));
+        holders.into_values().for_each(|bell| bell.ring(LeaseKind::None));
     }
 }
 
 /// A lease that was granted, or is being asked for.
 struct Held {
     fid: Arc<Fid>,
+    bell: Arc<Bell>,
     /// Whether the server has it.
     granted: AtomicBool,
+}
+
+/// A lease that is asked for along with other things of its fid.
+pub(super) struct Asked {
+    held: Held,
+    want: LeaseKind,
+}
+
+impl Asked {
+    /// Asks for a lease of `want` on `fid`, by the message that is given along.
+    pub(super) fn new(fid: &Arc<Fid>, want: LeaseKind) -> (Self, Message<'static>) {
+        let (leases, number, bell) = (&fid.link.wire.leases, fid.number(), Arc::<Bell>::default());
+        leases.used.store(true, Ordering::Relaxed);
+        // Before it is asked for: it may be broken before the answer is read here.
+        leases.holders.lock().insert(number, bell.clone());
+        let held = Held { fid: fid.clone(), bell, granted: AtomicBool::new(false) };
+        (Self { held, want }, plain(T::Lease { fid: number, kind: want.to_wire() }))
+    }
+
+    /// The lease, as far as the server granted it by `answer`.
+    pub(super) fn granted(self, answer: Result<Answer, Errno>) -> Result<Option<Lease>, Errno> {
+        let answer = answer?;
+        let kind = match answer.message() {
+            Ok(R::Lease { kind }) => {
+                LeaseKind::from_wire(kind).filter(|kind| *kind <= self.want).ok_or(Errno::EPROTO)?
+            }
+            // An older server.
+            Err(Errno::EOPNOTSUPP) => LeaseKind::None,
+            Err(errno) => return Err(errno),
+            Ok(_) => return Err(Errno::EPROTO),
+        };
+        if kind == LeaseKind::None {
+            return Ok(None);
+        }
+        self.held.granted.store(true, Ordering::SeqCst);
+        Ok(Some(Lease { kind, guard: Arc::new(self.held) }))
+    }
 }
 
 impl Guard for Held {
@@ -125,6 +200,10 @@ impl Guard for Held {
 
     fn keep(&self, kind: LeaseKind) {
         self.fid.link.wire.tell(&T::Lease { fid: self.fid.number(), kind: kind.to_wire() });
+    }
+
+    fn tell(&self, on_break: OnBreak) {
+        self.bell.tell(on_break);
     }
 }
 
@@ -148,27 +227,11 @@ impl Remote {
     }
 
     async fn lease_now(&self, want: LeaseKind, on_break: OnBreak) -> Result<Option<Lease>, Errno> {
-        let (link, fid) = (&self.fid.link, self.fid.link.fid()?);
-        let leases = &link.wire.leases;
-        leases.used.store(true, Ordering::Relaxed);
-        let number = fid.number();
-        // Before it is asked for: it may be broken before the answer is read here.
-        leases.holders.lock().insert(number, on_break);
-        let held = Held { fid: fid.clone(), granted: AtomicBool::new(false) };
-        let lease = plain(T::Lease { fid: number, kind: want.to_wire() });
+        let fid = self.fid.link.fid()?;
+        let (asked, lease) = Asked::new(&fid, want);
+        asked.held.bell.tell(on_break);
         let mut calls = self.walk_and(&[], &fid, &[lease]).await?.calls.ok_or(Errno::EPROTO)?;
-        let answer = match calls.next().await?.message() {
-            Ok(R::Lease { kind }) => LeaseKind::from_wire(kind).filter(|kind| *kind <= want).ok_or(Errno::EPROTO)?,
-            // An older server.
-            Err(Errno::EOPNOTSUPP) => LeaseKind::None,
-            Err(errno) => return Err(errno),
-            Ok(_) => return Err(Errno::EPROTO),
-        };
-        if answer == LeaseKind::None {
-            return Ok(None);
-        }
-        held.granted.store(true, Ordering::SeqCst);
-        Ok(Some(Lease { kind: answer, guard: Arc::new(held) }))
+        asked.granted(calls.next().await)
     }
 }
 

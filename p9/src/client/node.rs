@@ -12,10 +12,11 @@ use super::call::Calls;
 use super::data_of;
 use super::dir::RemoteDir;
 use super::fid::Fid;
+use super::lease::Asked;
 use super::open::RemoteFile;
 use super::walk::Walked;
 use crate::tree::{Lease, LeaseKind, Lock, OnBreak};
-use crate::wire::{IO_HEADER, R, STATS_ALL, Steps, T};
+use crate::wire::{IO_HEADER, R, STATS_ALL, T};
 use crate::{
     Attr, Created, Errno, FileKind, Handle, How, Name, New, Node, NodeRef, Opened, Qid, Reply, SetAttr, StatFs, Walk,
     Want,
@@ -45,17 +46,18 @@ impl Remote {
         if Arc::ptr_eq(&self.fid.link, &other.fid.link) { Ok(other) } else { Err(Errno::EXDEV) }
     }
 
-    /// All in one go: the walk, the open, a fid of its own for the node, the attributes, the first bytes.
+    /// All in one go: the walk, the lease, the open, the attributes, the first bytes.
     async fn open_ordered(&self, names: &[Name<'_>], how: How, want: Want) -> Result<Opened, Errno> {
-        let (to, again) = (self.fid.link.fid()?, self.fid.link.fid()?);
-        let (fid, walked, brings) = (to.number(), !names.is_empty(), want.data > 0 && how.read);
-        let clone = Steps::encode(&[]);
-        let mut more = vec![plain(T::Lopen { fid, flags: how.to_wire(false) })];
-        if walked {
-            more.push(plain(T::Walk { fid, newfid: again.number(), steps: Steps::of(&clone, 0) }));
-        } else {
-            again.never_made();
-        }
+        let to = self.fid.link.fid()?;
+        let (fid, brings) = (to.number(), want.data > 0 && how.read);
+        let mut more = Vec::with_capacity(4);
+        let asked = (want.lease > LeaseKind::None).then(|| Asked::new(&to, want.lease));
+        // First, so that what comes along may be kept under it.
+        let asked = asked.map(|(asked, lease)| {
+            more.push(lease);
+            asked
+        });
+        more.push(plain(T::Lopen { fid, flags: how.to_wire(false) }));
         if want.attr {
             more.push(plain(T::Getattr { fid, mask: STATS_ALL }));
         }
@@ -65,6 +67,14 @@ impl Remote {
         }
         let Walked { qids, calls, .. } = self.walk_and(names, &to, &more).await?;
         let mut calls = calls.ok_or(Errno::EPROTO)?;
+        let lease = match asked {
+            Some(asked) => match asked.granted(calls.next().await) {
+                Err(Errno::EINTR) => return Err(Errno::EINTR),
+                // What the walk was poisoned with, which the open meets, too.
+                answer => answer.ok().flatten(),
+            },
+            None => None,
+        };
         let opened = calls.next().await?;
         let qid = match opened.message() {
             Ok(message) => message.qid().ok_or(Errno::EPROTO)?,
@@ -73,15 +83,15 @@ impl Remote {
                 return Err(errno);
             }
         };
-        let mut node = None;
-        if walked {
-            calls.next().await?.message()?;
-            let walked = *qids.last().ok_or(Errno::EPROTO)?;
-            node = Some(Self::node(again, Qid { version: qid.version, ..walked }));
-        }
         let attr = if want.attr { Some(take_attr(&mut calls).await?) } else { None };
         let first = if brings { take_data(&mut calls).await.ok() } else { None };
-        Ok(Opened { node, attr, handle: handle(to, qid, how), first, lease: None })
+        let node = match (names.is_empty(), qids.last()) {
+            (true, _) => None,
+            // The fid that was opened can be walked and asked like any other.
+            (false, Some(walked)) => Some(Self::node(to.clone(), Qid { version: qid.version, ..*walked })),
+            (false, None) => return Err(Errno::EPROTO),
+        };
+        Ok(Opened { node, attr, handle: handle(to, qid, how), first, lease })
     }
 
     /// The same for a server that may do in any order what is sent together.

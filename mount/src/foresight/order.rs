@@ -1,0 +1,162 @@
+//! In which order a directory's entries are gone through.
+//!
+//! Kept for each directory that was listed, under a lock that is held for moments only.
+
+use std::collections::HashMap;
+
+use p9::{Name, NameBuf};
+use parking_lot::Mutex;
+
+use super::{BATCH, Foreseen};
+
+/// Names that one in order may leave out: the kernel knows some already.
+const STEP: usize = 8;
+
+/// An entry of a directory, as it was listed.
+pub(crate) struct Seen {
+    pub(crate) name: NameBuf,
+    /// Its length, if it is a regular file whose contents stay.
+    pub(crate) plain: Option<u64>,
+}
+
+/// A place in each of the two orders: as entries were listed, and as their names are sorted.
+pub(super) type Places = [usize; 2];
+
+/// A directory that was listed.
+pub(crate) struct Listed {
+    /// As they were listed.
+    entries: Vec<Seen>,
+    /// Where in `entries` each is, as they are sorted.
+    sorted: Vec<usize>,
+    places: HashMap<NameBuf, Places>,
+    pub(super) state: Mutex<State>,
+}
+
+/// How it is gone through, and what was asked ahead.
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) lookups: Followed,
+    pub(super) opens: Followed,
+    /// By the place in the listing.
+    pub(super) foreseen: HashMap<usize, Foreseen>,
+    /// Files of this directory are opened without a lease: to open them ahead is of no use.
+    pub(super) unleased: bool,
+}
+
+impl Listed {
+    pub(super) fn new(entries: Vec<Seen>) -> Self {
+        let mut sorted: Vec<usize> = (0..entries.len()).collect();
+        sorted.sort_unstable_by(|a, b| entries[*a].name.cmp(&entries[*b].name));
+        let mut places: HashMap<NameBuf, Places> = HashMap::with_capacity(entries.len());
+        for (place, &entry) in sorted.iter().enumerate() {
+            places.insert(entries[entry].name.clone(), [entry, place]);
+        }
+        Self { entries, sorted, places, state: Mutex::default() }
+    }
+
+    /// Where `name` is.
+    pub(super) fn find(&self, name: Name<'_>) -> Option<Places> {
+        self.places.get(name.as_bytes()).copied()
+    }
+
+    /// How many entries there are.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The entry at `place` of an order, and its place in the listing.
+    pub(super) fn at(&self, order: usize, place: usize) -> (usize, &Seen) {
+        let entry = if order == 0 { place } else { self.sorted[place] };
+        (entry, &self.entries[entry])
+    }
+
+    /// The place in an order of the entry at `entry` in the listing.
+    pub(super) fn place_in(&self, order: usize, entry: usize) -> usize {
+        if order == 0 { entry } else { self.find(self.entries[entry].name.as_name()).map_or(0, |places| places[1]) }
+    }
+}
+
+/// How requests of one kind go through a directory.
+pub(super) struct Followed {
+    last: Option<Places>,
+    runs: [u32; 2],
+    /// What was asked about ends here, in each order.
+    asked: Places,
+    /// How many are asked about next.
+    window: usize,
+}
+
+impl Default for Followed {
+    fn default() -> Self {
+        Self { last: None, runs: [0; 2], asked: [0; 2], window: BATCH.0 }
+    }
+}
+
+impl Followed {
+    /// Takes note of a request; gives the order that is followed once `enough` came in it.
+    pub(super) fn step(&mut self, places: Places, enough: u32) -> Option<usize> {
+        for order in 0..2 {
+            let before = self.last.map(|last| last[order]);
+            let follows = before.is_some_and(|before| before < places[order] && places[order] <= before + STEP);
+            self.runs[order] = if follows { self.runs[order].saturating_add(1) } else { 0 };
+            if !follows {
+                self.asked[order] = 0;
+            }
+        }
+        self.last = Some(places);
+        let order = (0..2).find(|order| self.runs[*order] >= enough);
+        if order.is_none() {
+            self.window = BATCH.0;
+        }
+        order
+    }
+
+    /// Whether the last request was for a name just before `places`, or for that.
+    pub(super) fn is_near(&self, places: Places) -> bool {
+        self.last.is_some_and(|last| (0..2).any(|order| (last[order]..=last[order] + STEP).contains(&places[order])))
+    }
+
+    /// Which places of `order` to ask about when that of `place` was asked for: none while enough were. Each time it is
+    /// twice as many.
+    pub(super) fn next(&mut self, order: usize, place: usize, entries: usize) -> std::ops::Range<usize> {
+        let from = self.asked[order].max(place + 1);
+        if from > place + self.window / 2 {
+            return from..from;
+        }
+        let to = (from + self.window).min(entries);
+        self.asked[order] = to;
+        self.window = (self.window * 2).min(BATCH.1);
+        from.min(to)..to
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_orders_are_followed_and_a_jump_ends_a_run() {
+        let seen = |name: &str| Seen { name: NameBuf::new(name).unwrap(), plain: None };
+        let listed = Listed::new(["c", "a", "b"].map(seen).into());
+        assert_eq!(listed.find(Name::new(b"c").unwrap()), Some([0, 2]));
+        assert_eq!((listed.at(1, 2).0, listed.place_in(1, 0)), (0, 2));
+        let mut followed = Followed::default();
+        for places in [[0, 9], [1, 3], [4, 0]] {
+            assert_eq!(followed.step(places, 3), None);
+        }
+        assert_eq!(followed.step([5, 8], 3), Some(0));
+        assert!(followed.is_near([6, 100]) && followed.is_near([5, 8]) && !followed.is_near([4, 100]));
+        assert_eq!(followed.step([5 + STEP + 1, 9], 3), None);
+        assert_eq!(followed.step([100, 10], 3), Some(1));
+    }
+
+    #[test]
+    fn twice_as_many_are_asked_about_each_time_when_few_are_left() {
+        let mut followed = Followed::default();
+        let first = 11 + BATCH.0;
+        assert_eq!(followed.next(0, 10, 1000), 11..first);
+        assert_eq!(followed.next(0, 11, 1000), first..first + 2 * BATCH.0);
+        assert_eq!(followed.next(0, 12, 1000).len(), 0);
+        assert_eq!(followed.next(1, 999, 1000).len(), 0);
+    }
+}

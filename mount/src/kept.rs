@@ -1,0 +1,154 @@
+//! Files that were opened for reading and may be opened again without asking.
+//!
+//! A file is opened together with a lease on its attributes. While nobody else changes it the lease is not broken, so
+//! whoever opens it again sees what an open asked of the server would show: its attributes, the same open file, its first
+//! bytes, and the kernel's pages. Filled and asked by opens and lookups, in the request's task; broken by the task that
+//! reads from the server, or whichever thread changes the file. Invariant: what is given out was asked for after the
+//! lease was, and neither the lease was broken nor the file changed through this mount since.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use p9::tree::{Lease, LeaseKind};
+use p9::{Attr, Handle, NodeRef, Opened};
+use parking_lot::Mutex;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+use crate::table::Inode;
+use crate::tell::Teller;
+
+/// What the bytes of files that are kept may take.
+const BYTES: u64 = 64 << 20;
+/// What a file counts beside its bytes: it costs the server a descriptor.
+const EACH: u64 = 64 << 10;
+
+/// A file that was opened for reading under a lease.
+pub(crate) struct File {
+    /// The place in the tree where it was opened.
+    pub(crate) node: NodeRef,
+    /// Its attributes, as it was opened.
+    pub(crate) attr: Attr,
+    /// Where its bytes are.
+    pub(crate) handle: Handle,
+    /// Its first bytes.
+    pub(crate) first: Option<Bytes>,
+    lease: Lease,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Whether the lease was broken, or given back.
+    broken: bool,
+    /// Which file it is to the kernel, once that was told of it.
+    inode: Option<Arc<Inode>>,
+    /// Whether it was opened, so that the kernel may have pages of it.
+    opened: bool,
+}
+
+impl File {
+    /// What was `opened` as `node`, if that may be kept. `teller` tells the kernel when it no longer may.
+    pub(crate) fn of(node: &NodeRef, opened: &Opened, teller: &Teller) -> Option<Arc<Self>> {
+        let (Some(attr), Some(lease)) = (opened.attr, &opened.lease) else { return None };
+        if lease.kind < LeaseKind::Attr || !opened.handle.seekable() {
+            return None;
+        }
+        let (handle, first) = (opened.handle.clone(), opened.first.clone());
+        let (node, lease) = (node.clone(), lease.clone());
+        let file = Arc::new(Self { node, attr, handle, first, lease, state: Mutex::default() });
+        let (weak, teller) = (Arc::downgrade(&file), teller.clone());
+        file.lease.tell(Arc::new(move |_| {
+            if let Some(file) = weak.upgrade() {
+                file.broken();
+                teller.broken(file);
+            }
+        }));
+        Some(file)
+    }
+
+    /// Whether it is what the server would show now.
+    pub(crate) fn is_good(&self) -> bool {
+        !self.state.lock().broken && self.lease.holds()
+    }
+
+    fn broken(&self) {
+        let inode = {
+            let mut state = self.state.lock();
+            state.broken = true;
+            state.inode.clone()
+        };
+        if let Some(inode) = inode {
+            inode.wrote(0);
+        }
+    }
+
+    /// Gives the lease back.
+    pub(crate) fn let_go(&self) {
+        self.state.lock().broken = true;
+        self.lease.keep(LeaseKind::None);
+    }
+
+    /// The kernel is told that it is `inode`; gives whether it still is what the server would show.
+    pub(crate) fn is_known_as(&self, inode: &Arc<Inode>) -> bool {
+        self.state.lock().inode = Some(inode.clone());
+        self.is_good()
+    }
+
+    /// Which file it is to the kernel, if that knows of it.
+    pub(crate) fn inode(&self) -> Option<Arc<Inode>> {
+        self.state.lock().inode.clone()
+    }
+
+    /// It is opened; gives whether it was before, so that the kernel may keep its pages.
+    pub(crate) fn opens(&self) -> bool {
+        std::mem::replace(&mut self.state.lock().opened, true)
+    }
+}
+
+/// The files that one mount keeps, by the kernel's number.
+pub(crate) struct Kept(Cache<u64, Arc<File>, Weight>);
+
+#[derive(Clone)]
+struct Weight;
+
+impl Weighter<u64, Arc<File>> for Weight {
+    fn weight(&self, _: &u64, file: &Arc<File>) -> u64 {
+        EACH + file.first.as_ref().map_or(0, |first| first.len() as u64)
+    }
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self(Cache::with_weighter((BYTES / EACH) as usize, BYTES, Weight))
+    }
+}
+
+impl Kept {
+    /// The file `id`, if it is kept and good.
+    pub(crate) fn get(&self, id: u64) -> Option<Arc<File>> {
+        self.0.get(&id).filter(|file| file.is_good())
+    }
+
+    /// `file` is not good any more.
+    pub(crate) fn drop_file(&self, file: &Arc<File>) {
+        if let Some(inode) = file.inode() {
+            self.0.remove_if(&inode.id, |there| Arc::ptr_eq(there, file));
+        }
+    }
+
+    /// Keeps `file` as `id`.
+    pub(crate) fn keep(&self, id: u64, file: Arc<File>) {
+        self.0.insert(id, file);
+    }
+
+    /// The file `id` was changed through this mount, or the kernel has forgotten it.
+    pub(crate) fn forget(&self, id: u64) {
+        self.0.remove(&id);
+    }
+
+    /// Keeps nothing any more.
+    pub(crate) fn clear(&self) {
+        self.0.clear();
+    }
+}
