@@ -100,7 +100,7 @@ impl Bridge {
     ) -> Arc<Self> {
         let table = Table::new(root, options.max_inodes_held);
         let (read_ahead, ended) = (Budget::new(runtime.clone()), AtomicBool::new(false));
-        let foresight = Foresight::new(options.ttl, runtime.clone(), teller.clone());
+        let foresight = Foresight::new(options.ttl, runtime.clone(), kept.clone(), teller.clone());
         Arc::new(Self {
             table,
             opens: Opens::default(),

@@ -19,7 +19,7 @@ use quick_cache::sync::Cache;
 use tokio::runtime::Handle as Runtime;
 
 use crate::bridge::FIRST_BYTES;
-use crate::kept::File;
+use crate::kept::{File, Kept};
 use crate::tell::Teller;
 use order::{Listed, Places, State};
 
@@ -47,6 +47,7 @@ pub(crate) struct Foresight {
     dirs: Cache<u64, Arc<Listed>>,
     ttl: Duration,
     runtime: Runtime,
+    kept: Arc<Kept>,
     teller: Teller,
 }
 
@@ -75,8 +76,8 @@ pub(crate) enum Found {
 
 impl Foresight {
     /// Answers without a lease are given for `ttl` after they were asked for.
-    pub(crate) fn new(ttl: Duration, runtime: Runtime, teller: Teller) -> Self {
-        Self { dirs: Cache::new(DIRECTORIES), ttl, runtime, teller }
+    pub(crate) fn new(ttl: Duration, runtime: Runtime, kept: Arc<Kept>, teller: Teller) -> Self {
+        Self { dirs: Cache::new(DIRECTORIES), ttl, runtime, kept, teller }
     }
 
     /// The directory `id` was listed, whole or in part.
@@ -103,7 +104,7 @@ impl Foresight {
         let foreseen = {
             let mut state = listed.state.lock();
             // What is about to be opened is looked up by that.
-            let opened = !state.unleased && state.opens.is_near(places);
+            let opened = !state.is_unleased() && state.opens.is_near(places);
             if let Some(order) = state.lookups.step(places, LOOKUPS).filter(|_| !opened) {
                 self.foresee(&listed, dir, &mut state, order, places, false);
             }
@@ -119,7 +120,7 @@ impl Foresight {
         let foreseen = {
             let mut state = listed.state.lock();
             let foreseen = state.foreseen.remove(&places[0]);
-            if let Some(order) = state.opens.step(places, OPENS).filter(|_| !state.unleased) {
+            if let Some(order) = state.opens.step(places, OPENS).filter(|_| !state.is_unleased()) {
                 self.foresee(&listed, dir, &mut state, order, places, true);
             }
             foreseen
@@ -136,7 +137,9 @@ impl Foresight {
     }
 
     /// Asks about what comes after `places` in `order`, if it is time to; of files that are `opened` only those that can be.
-    fn foresee(&self, listed: &Arc<Listed>, dir: &NodeRef, state: &mut State, order: usize, places: Places, opened: bool) {
+    fn foresee(
+        &self, listed: &Arc<Listed>, dir: &NodeRef, state: &mut State, order: usize, places: Places, opened: bool,
+    ) {
         let followed = if opened { &mut state.opens } else { &mut state.lookups };
         let next = followed.next(order, places[order], listed.len());
         if next.is_empty() {
@@ -156,10 +159,21 @@ impl Foresight {
                 continue;
             }
             room -= length;
-            let (dir, name, teller, listed) = (dir.clone(), seen.name.clone(), self.teller.clone(), listed.clone());
+            let (dir, name, listed) = (dir.clone(), seen.name.clone(), listed.clone());
+            let (kept, teller) = (self.kept.clone(), self.teller.clone());
             let answer = async move {
                 match opened {
-                    true => open(&dir, name.as_name(), length as u32, &teller, &listed).await.map(Answer::Opened),
+                    true => {
+                        let opened = open(&dir, name.as_name(), length as u32, &teller).await?;
+                        listed.state.lock().leased(opened.is_some());
+                        match &opened {
+                            None => kept.refused(),
+                            // What has other names may be changed by those.
+                            Some(file) if !has_one_name(&file.attr) => return None,
+                            Some(_) => {}
+                        }
+                        opened.map(Answer::Opened)
+                    }
                     false => look(&dir, name.as_name()).await,
                 }
             };
@@ -212,13 +226,9 @@ fn has_one_name(attr: &Attr) -> bool {
     attr.nlink == 1 || attr.qid.kind == FileKind::Dir
 }
 
-/// Opens `name`, a file of `dir` that was `length` long, with its contents.
-async fn open(dir: &NodeRef, name: Name<'_>, length: u32, teller: &Teller, listed: &Listed) -> Option<Arc<File>> {
+/// Opens `name`, a file of `dir` that was `length` long, with its contents; `Some(None)` if no lease came along.
+async fn open(dir: &NodeRef, name: Name<'_>, length: u32, teller: &Teller) -> Option<Option<Arc<File>>> {
     let want = Want { attr: true, data: length, lease: LeaseKind::Attr };
     let opened = dir.open_at(&[name], How::READ, want).await.ok()?;
-    let file = opened.node.as_ref().and_then(|node| File::of(node, &opened, teller));
-    if file.is_none() {
-        listed.state.lock().unleased = true;
-    }
-    file.filter(|file| has_one_name(&file.attr))
+    Some(File::of(opened.node.as_ref()?, &opened, teller))
 }

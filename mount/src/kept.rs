@@ -7,6 +7,7 @@
 //! lease was, and neither the lease was broken nor the file changed through this mount since.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use p9::tree::{Lease, LeaseKind};
@@ -22,6 +23,10 @@ use crate::tell::Teller;
 const BYTES: u64 = 64 << 20;
 /// What a file counts beside its bytes: it costs the server a descriptor.
 const EACH: u64 = 64 << 10;
+/// Where so many are kept, a refusal may be due to them.
+const MANY: usize = 32;
+/// How long after room was made it may be made again.
+const ROOM_TIME: Duration = Duration::from_secs(10);
 
 /// A file that was opened for reading under a lease.
 pub(crate) struct File {
@@ -106,8 +111,13 @@ impl File {
     }
 }
 
-/// The files that one mount keeps, by the kernel's number.
-pub(crate) struct Kept(Cache<u64, Arc<File>, Weight>);
+/// The files that one mount keeps.
+pub(crate) struct Kept {
+    /// By the kernel's number.
+    files: Cache<u64, Arc<File>, Weight>,
+    /// When room was made last.
+    made_room: Mutex<Option<Instant>>,
+}
 
 #[derive(Clone)]
 struct Weight;
@@ -120,35 +130,47 @@ impl Weighter<u64, Arc<File>> for Weight {
 
 impl Default for Kept {
     fn default() -> Self {
-        Self(Cache::with_weighter((BYTES / EACH) as usize, BYTES, Weight))
+        let files = Cache::with_weighter((BYTES / EACH) as usize, BYTES, Weight);
+        Self { files, made_room: Mutex::default() }
     }
 }
 
 impl Kept {
     /// The file `id`, if it is kept and good.
     pub(crate) fn get(&self, id: u64) -> Option<Arc<File>> {
-        self.0.get(&id).filter(|file| file.is_good())
+        self.files.get(&id).filter(|file| file.is_good())
     }
 
     /// `file` is not good any more.
     pub(crate) fn drop_file(&self, file: &Arc<File>) {
         if let Some(inode) = file.inode() {
-            self.0.remove_if(&inode.id, |there| Arc::ptr_eq(there, file));
+            self.files.remove_if(&inode.id, |there| Arc::ptr_eq(there, file));
         }
     }
 
     /// Keeps `file` as `id`.
     pub(crate) fn keep(&self, id: u64, file: Arc<File>) {
-        self.0.insert(id, file);
+        self.files.insert(id, file);
     }
 
     /// The file `id` was changed through this mount, or the kernel has forgotten it.
     pub(crate) fn forget(&self, id: u64) {
-        self.0.remove(&id);
+        self.files.remove(&id);
+    }
+
+    /// A lease was refused. It may be that the server grants no more: so those that are kept are given back now and then,
+    /// or they would be all that is ever kept.
+    pub(crate) fn refused(&self) {
+        let mut made_room = self.made_room.lock();
+        let now = Instant::now();
+        if self.files.len() >= MANY && made_room.is_none_or(|then| now - then > ROOM_TIME) {
+            *made_room = Some(now);
+            self.files.clear();
+        }
     }
 
     /// Keeps nothing any more.
     pub(crate) fn clear(&self) {
-        self.0.clear();
+        self.files.clear();
     }
 }

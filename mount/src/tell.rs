@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 use fuser::{INodeNo, Notifier};
 
 use crate::kept::{File, Kept};
+use crate::table::Inode;
 
 /// Tells the kernel through one mount.
 #[derive(Clone)]
@@ -32,6 +33,14 @@ impl Teller {
     /// From now on there is a kernel to be told.
     pub(crate) fn begin(&self, kernel: Notifier) {
         _ = self.kernel.set(kernel);
+    }
+
+    /// The kernel was told attributes of `inode` that are old. For this it waits for nobody, so it may be said while a
+    /// request for the file is answered.
+    pub(crate) fn attributes_changed(&self, inode: &Inode) {
+        if let Some(kernel) = self.kernel.get() {
+            tell(kernel, INodeNo(inode.id), -1);
+        }
     }
 
     /// The lease of `file` was broken.

@@ -104,9 +104,7 @@ impl Leases {
     }
 
     /// Has changes of the inode `key` by local processes noticed.
-    fn watched(
-        self: &Arc<Self>, key: u64, place: &impl Place, at_hand: Option<Arc<OwnedFd>>,
-    ) -> Result<(), Errno> {
+    fn watched(self: &Arc<Self>, key: u64, place: &impl Place, at_hand: Option<Arc<OwnedFd>>) -> Result<(), Errno> {
         if self.with(key, |entry| entry.watch.is_some()) {
             return Ok(());
         }

@@ -59,7 +59,10 @@ impl Open {
         let (batch, listed) = (FIRST_BATCH.into(), Mutex::default());
         let ahead = Ahead::new(first, inode.writes());
         let (writes_too, written) = (how.changes(), AtomicBool::new(false));
-        (Self { inode, node, handle, direct, writes_too, written, reads, writes, ahead, batch, listed, kept, poll }, flags)
+        (
+            Self { inode, node, handle, direct, writes_too, written, reads, writes, ahead, batch, listed, kept, poll },
+            flags,
+        )
     }
 }
 
@@ -87,6 +90,9 @@ impl Bridge {
             let attr = attr_of(node, opened.attr).await?;
             Ok((node.clone(), opened, attr))
         })?;
+        if inode.differs(&attr) {
+            self.teller.attributes_changed(&inode);
+        }
         inode.learn(&attr);
         if let Some(file) = File::of(&node, &opened, &self.teller)
             && file.is_known_as(&inode)
@@ -94,6 +100,9 @@ impl Bridge {
         {
             self.kept.keep(inode.id, file.clone());
             return Ok(self.share(inode, &file));
+        }
+        if lease > opened.lease.as_ref().map_or(LeaseKind::None, |lease| lease.kind) {
+            self.kept.refused();
         }
         if how.truncate {
             self.has_changed(&inode, 0);
@@ -124,6 +133,9 @@ impl Bridge {
     /// One more opening of `file`, which is `inode`.
     fn share(&self, inode: Arc<Inode>, file: &Arc<File>) -> (u64, FopenFlags) {
         let File { node, attr, handle, first, .. } = &**file;
+        if inode.differs(attr) {
+            self.teller.attributes_changed(&inode);
+        }
         inode.learn(attr);
         let (node, handle, first) = (node.clone(), handle.clone(), first.clone());
         let (open, flags) = Open::new(inode, node, handle, How::READ, attr, first, Some(file.clone()));

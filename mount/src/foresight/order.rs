@@ -12,6 +12,9 @@ use super::{BATCH, Foreseen};
 /// Names that one in order may leave out: the kernel knows some already.
 const STEP: usize = 8;
 
+/// Files opened without a lease before it is given up to open more ahead.
+const REFUSED: u32 = 4;
+
 /// An entry of a directory, as it was listed.
 pub(crate) struct Seen {
     pub(crate) name: NameBuf,
@@ -39,8 +42,20 @@ pub(super) struct State {
     pub(super) opens: Followed,
     /// By the place in the listing.
     pub(super) foreseen: HashMap<usize, Foreseen>,
-    /// Files of this directory are opened without a lease: to open them ahead is of no use.
-    pub(super) unleased: bool,
+    /// How many files in a row were opened without a lease.
+    refused: u32,
+}
+
+impl State {
+    /// A file was opened ahead, with a lease or without.
+    pub(super) fn leased(&mut self, granted: bool) {
+        self.refused = if granted { 0 } else { self.refused.saturating_add(1) };
+    }
+
+    /// Whether it is of no use to open files of this directory ahead, since they come without leases.
+    pub(super) fn is_unleased(&self) -> bool {
+        self.refused >= REFUSED
+    }
 }
 
 impl Listed {
@@ -104,11 +119,13 @@ impl Followed {
             }
         }
         self.last = Some(places);
-        let order = (0..2).find(|order| self.runs[*order] >= enough);
-        if order.is_none() {
+        // Names that follow each other in one order may seem to do so in the other, for a while.
+        let order = usize::from(self.runs[1] > self.runs[0]);
+        if self.runs[order] < enough {
             self.window = BATCH.0;
+            return None;
         }
-        order
+        Some(order)
     }
 
     /// Whether the last request was for a name just before `places`, or for that.
@@ -120,7 +137,8 @@ impl Followed {
     /// twice as many.
     pub(super) fn next(&mut self, order: usize, place: usize, entries: usize) -> std::ops::Range<usize> {
         let from = self.asked[order].max(place + 1);
-        if from > place + self.window / 2 {
+        // Half of those that were asked about last are left.
+        if from > place + self.window / 4 + 1 {
             return from..from;
         }
         let to = (from + self.window).min(entries);
@@ -155,8 +173,8 @@ mod tests {
         let mut followed = Followed::default();
         let first = 11 + BATCH.0;
         assert_eq!(followed.next(0, 10, 1000), 11..first);
-        assert_eq!(followed.next(0, 11, 1000), first..first + 2 * BATCH.0);
-        assert_eq!(followed.next(0, 12, 1000).len(), 0);
+        assert_eq!(followed.next(0, 11, 1000).len(), 0);
+        assert_eq!(followed.next(0, 10 + BATCH.0 / 2, 1000), first..first + 2 * BATCH.0);
         assert_eq!(followed.next(1, 999, 1000).len(), 0);
     }
 }

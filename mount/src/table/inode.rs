@@ -30,6 +30,8 @@ struct State {
     pinned: Option<NodeRef>,
     pins: usize,
     filled: Option<Version>,
+    /// When the attributes last changed, as the kernel was told.
+    told: Time,
 }
 
 /// Where a file is seen.
@@ -126,6 +128,12 @@ impl Inode {
     pub(crate) fn learn(&self, attr: &Attr) {
         self.size.store(attr.size, Ordering::Release);
         self.mode.store(attr.mode, Ordering::Release);
+        self.state.lock().told = attr.ctime;
+    }
+
+    /// Whether these attributes are other than what the kernel was told last.
+    pub(crate) fn differs(&self, attr: &Attr) -> bool {
+        self.size() != attr.size || self.state.lock().told != attr.ctime
     }
 
     /// The mode that it is to have once somebody without privileges has written to it, where that is another: without

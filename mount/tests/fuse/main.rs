@@ -7,6 +7,7 @@
 
 mod disk;
 mod everyone;
+mod kept;
 mod locks;
 mod names;
 mod reads;
@@ -51,14 +52,20 @@ impl Shown {
 
     /// The root of `tree` as a client has it from a server.
     fn far(tree: TreeRef) -> Self {
+        Self::counted(tree).1
+    }
+
+    /// The same, and the client, which counts what it asks.
+    fn counted(tree: TreeRef) -> (Client, Self) {
         let runtime = runtime();
-        let root = runtime.block_on(async {
+        let (client, root) = runtime.block_on(async {
             let (near, far) = tokio::io::duplex(1 << 20);
             tokio::spawn(server::serve(far, tree, Arc::new(Who::owner()), Limits::default()));
             let client = Client::connect(near, p9::client::Options::default()).await.unwrap();
-            client.attach(&Who::owner(), b"").await.unwrap()
+            let root = client.attach(&Who::owner(), b"").await.unwrap();
+            (client, root)
         });
-        Self::on(runtime, root, Options::default())
+        (client, Self::on(runtime, root, Options::default()))
     }
 
     fn on(runtime: Runtime, root: NodeRef, options: Options) -> Self {

@@ -211,8 +211,8 @@ impl Drop for Held {
     fn drop(&mut self) {
         let gone = self.fid.link.wire.leases.holders.lock().remove(&self.fid.number());
         drop(gone);
-        if self.granted.load(Ordering::SeqCst) {
-            // The clunk would do, but may have to queue.
+        // The clunk of the fid, if that goes with this, gives it back as well.
+        if self.granted.load(Ordering::SeqCst) && Arc::strong_count(&self.fid) > 1 {
             self.keep(LeaseKind::None);
         }
     }
