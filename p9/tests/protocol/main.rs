@@ -5,6 +5,7 @@
 mod hostile;
 mod leases;
 mod legacy;
+mod locks;
 mod order;
 mod peer;
 mod ram;
