@@ -127,6 +127,8 @@ pub(super) async fn make(
 
 /// Answers any other message; `body` is what it was decoded from.
 pub(super) async fn answer(context: &Context, message: &T<'_>, claim: Claim, body: &Bytes) -> Result<Answer, Errno> {
+    // Asked for before anything is waited for, and so in the order of arrival.
+    let lease = if let T::Lease { fid, .. } = *message { Some(context.leases.place(fid)) } else { None };
     let held = match claim {
         Claim::Shared(turn) => Held::Shared(turn.come().await),
         Claim::Alone(turn) => Held::Alone(turn.come().await),
@@ -149,11 +151,8 @@ pub(super) async fn answer(context: &Context, message: &T<'_>, claim: Claim, bod
         }
         Held::Shared(state) => on_file(context, message, state.file()?, body).await,
         Held::Alone(mut state) => {
-            match *message {
-                T::Lease { fid, kind } => return context.leases.grant(fid, state.file()?, kind, &context.push).await,
-                // Perhaps a lease was granted after the clunk came.
-                T::Clunk { fid } | T::Remove { fid } => context.leases.forget(fid),
-                _ => {}
+            if let (T::Lease { fid, kind }, Some(place)) = (*message, lease) {
+                return context.leases.grant(fid, place, state.file()?, kind, &context.push).await;
             }
             on_fid(context, message, &mut state).await
         }
