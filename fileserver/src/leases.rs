@@ -30,6 +30,7 @@ mod grip;
 mod record;
 mod sys;
 mod table;
+mod told;
 mod watch;
 
 use grip::KernelLease;
@@ -84,6 +85,10 @@ pub struct Leases {
     quick: AtomicUsize,
     /// Told when the last quick operation ends while there are grants.
     drained: Notify,
+    /// Operations that have ended: see `told`.
+    ended: AtomicU64,
+    /// Entries of directories that are covered by leases on those.
+    linked: AtomicUsize,
     next: AtomicU64,
     /// Clients that did not answer a break in time, and until when they are granted nothing.
     silent: Mutex<HashMap<u64, Instant>>,
@@ -96,6 +101,8 @@ pub struct Leases {
 struct Shard {
     entries: HashMap<u64, Entry>,
     breaks: HashMap<u64, Breaks>,
+    /// By inode, the directories whose leases cover its attributes.
+    told: HashMap<u64, Vec<u64>>,
 }
 
 /// Inodes are spread over so many locks.
@@ -116,6 +123,8 @@ impl Leases {
             live: AtomicUsize::new(0),
             quick: AtomicUsize::new(0),
             drained: Notify::new(),
+            ended: AtomicU64::new(0),
+            linked: AtomicUsize::new(0),
             next: AtomicU64::new(1),
             silent: Mutex::default(),
             gripping: Mutex::new(()),
@@ -144,7 +153,12 @@ impl Leases {
         if self.is_quiet() {
             return false;
         }
-        self.shard(key).lock().entries.get(&key).is_some_and(|entry| entry.in_the_way(Whose::Others(client), keep))
+        let holds = |key, keep| {
+            let shard = self.shard(key).lock();
+            shard.entries.get(&key).is_some_and(|entry| entry.in_the_way(Whose::Others(client), keep))
+        };
+        holds(key, keep)
+            || keep == LeaseKind::None && self.covering(key).into_iter().any(|dir| holds(dir, LeaseKind::Attr))
     }
 
     /// Whether the inode `key` cannot be opened because it is kept open by one writer alone.
@@ -195,11 +209,13 @@ impl Leases {
         // Dropped outside the lock: each is a system call, or another's code.
         let kernel = if entry.most() < LeaseKind::Read { entry.kernel.take() } else { None };
         let watch = if entry.is_held() { None } else { entry.watch.take() };
+        let told = if entry.most() < LeaseKind::Read { std::mem::take(&mut entry.told) } else { Vec::new() };
         let gone = std::mem::take(&mut entry.gone);
         if entry.is_empty() {
             shard.entries.remove(&key);
         }
         drop(shard);
+        self.unlink(key, told);
         match after.checked_sub(before) {
             Some(more) => self.live.fetch_add(more, Ordering::SeqCst),
             None => self.live.fetch_sub(before - after, Ordering::SeqCst),
@@ -208,11 +224,18 @@ impl Leases {
         answer
     }
 
-    /// Asks the leases of `whose` on `key` to go down to `keep`.
+    /// Asks the leases of `whose` on `key` to go down to `keep`, and those that cover it to cover it no more.
     fn ask(&self, key: u64, whose: Whose, keep: LeaseKind) {
         if self.is_quiet() {
             return;
         }
+        self.ask_holders(key, whose, keep);
+        if keep == LeaseKind::None {
+            self.covering(key).into_iter().for_each(|dir| self.ask_holders(dir, whose, LeaseKind::Attr));
+        }
+    }
+
+    fn ask_holders(&self, key: u64, whose: Whose, keep: LeaseKind) {
         let (now, times) = (Instant::now(), self.times());
         let calls = {
             let mut shard = self.shard(key).lock();
@@ -228,19 +251,28 @@ impl Leases {
         calls.call();
     }
 
-    /// Whether the leases on `key` were not broken so often that a write-back lease is not worth it.
+    /// Whether the leases on `key` were not broken so often that one on changes, or on a directory's entries, is not worth it.
     fn calm(&self, key: u64) -> bool {
         self.shard(key).lock().breaks.get(&key).is_none_or(|breaks| breaks.allow(Instant::now()))
     }
 
-    /// Waits until the leases of `whose` on `key` have gone down to `keep`, or were made to.
+    /// Waits until the leases of `whose` on `key` have gone down to `keep`, or were made to, and none covers it.
     async fn settle(&self, key: u64, whose: Whose, keep: LeaseKind) {
+        self.settle_holders(key, whose, keep).await;
+        if keep == LeaseKind::None {
+            for dir in self.covering(key) {
+                self.settle_holders(dir, whose, LeaseKind::Attr).await;
+            }
+        }
+    }
+
+    async fn settle_holders(&self, key: u64, whose: Whose, keep: LeaseKind) {
         loop {
             let Some(less) = self.shard(key).lock().entries.get(&key).map(|entry| entry.less.clone()) else { return };
             let mut less = pin!(less.notified());
             // Registered before the look, so that nothing is missed.
             less.as_mut().enable();
-            self.ask(key, whose, keep);
+            self.ask_holders(key, whose, keep);
             let until = {
                 let shard = self.shard(key).lock();
                 shard.entries.get(&key).and_then(|entry| entry.wait_until(whose, keep))
@@ -278,6 +310,14 @@ impl Leases {
         };
         if !ours {
             self.ask(key, Whose::All, LeaseKind::None);
+        }
+    }
+
+    /// A process of this machine, or this one (`own`), changed an entry of the directory `key`, not its name. What this
+    /// one does was asked for by a client, and broke what it had to break.
+    fn entry_changed(&self, key: u64, own: bool) {
+        if !own {
+            self.ask_holders(key, Whose::All, LeaseKind::Attr);
         }
     }
 

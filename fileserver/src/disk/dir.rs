@@ -101,12 +101,23 @@ impl Reading {
                 return Ok(Some(Found { cookie, name, qid, kind, attr: None }));
             }
         };
-        let attr = match disk.see(place.as_fd(), Some(&self.inode.mount), false)? {
-            Seen::File { attr, .. } => attr,
-            Seen::Hidden(path) => Empty::attr_of(path),
+        let (leases, dir) = (&disk.options.leases, self.inode.key.path);
+        let see = || match disk.see(place.as_fd(), Some(&self.inode.mount), false)? {
+            Seen::File { attr, .. } => Ok(attr),
+            Seen::Hidden(path) => Ok::<_, Errno>(Empty::attr_of(path)),
         };
+        let ended = leases.ended();
+        let mut attr = see()?;
+        // Who holds the contents of this directory may keep what is told here, but of directories: see `leases::told`.
+        let mut known = true;
+        if attr.qid.kind != p9::FileKind::Dir && leases.covers(self.client, dir) {
+            known = leases.link(self.client, dir, attr.qid.path);
+            if known && leases.ended() != ended {
+                attr = see()?;
+            }
+        }
         // Those that another client holds back have to be asked for.
-        let known = !disk.options.leases.in_the_way(self.client, attr.qid.path, LeaseKind::Read);
+        let known = known && !leases.in_the_way(self.client, attr.qid.path, LeaseKind::Read);
         let kind = attr.mode & libc::S_IFMT;
         Ok(Some(Found { cookie, name, qid: attr.qid, kind, attr: known.then_some(attr) }))
     }

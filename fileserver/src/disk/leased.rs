@@ -269,6 +269,10 @@ impl Place for DiskNode {
         }
     }
 
+    fn is_dir(&self) -> bool {
+        self.inode.format == libc::S_IFDIR
+    }
+
     fn reader(&self) -> Result<OwnedFd, Errno> {
         if self.inode.format != libc::S_IFREG {
             return Err(Errno::EINVAL);

@@ -77,6 +77,7 @@ impl Drop for Claim {
         for &key in &self.keys {
             self.leases.with(key, |entry| entry.unclaim(self.id, now));
         }
+        self.leases.ended.fetch_add(1, Ordering::SeqCst);
     }
 }
 

@@ -22,6 +22,8 @@ use super::{Leases, sys};
 pub(crate) trait Place: Send + 'static {
     /// An `O_PATH` descriptor of it. Errors: `EAGAIN` if one is not at hand and it is to be `cached`.
     fn place(&self, cached: bool) -> Result<Arc<OwnedFd>, Errno>;
+    /// Whether it is a directory.
+    fn is_dir(&self) -> bool;
     /// It, opened for reading without waiting, if it is a regular file.
     fn reader(&self) -> Result<OwnedFd, Errno>;
     /// A duplicate of a descriptor of ours that has it open for writing.
@@ -44,7 +46,7 @@ impl Leases {
         let grant = Granted { leases: self.clone(), key, id: self.id() };
         let done = |grant: Granted, kind| (kind > LeaseKind::None).then(|| Lease { kind, guard: Arc::new(grant) });
         // A watch on what is at hand waits for nobody.
-        if want == LeaseKind::Attr
+        if (want == LeaseKind::Attr || place.is_dir())
             && let Some(_one) = self.gripping.try_lock()
             && let Ok(at_hand) = place.place(true)
         {
@@ -85,17 +87,23 @@ impl Leases {
         let calm = self.calm(key);
         // Held from here on, so that whatever changes from here on breaks it.
         let kind = self.with(key, |entry| {
-            let limit = if calm { entry.limit(client) } else { entry.limit(client).min(LeaseKind::Read) };
-            let kind = want.min(limit);
+            let most = match (place.is_dir(), calm) {
+                (true, true) | (false, false) => LeaseKind::Read,
+                (true, false) => LeaseKind::Attr,
+                (false, true) => LeaseKind::Write,
+            };
+            let kind = want.min(entry.limit(client)).min(most);
             if kind > LeaseKind::None {
                 entry.hold(id, client, kind, on_break);
             }
             kind
         });
-        if kind == LeaseKind::None || self.watched(key, place, at_hand).is_err() {
+        let entries = kind > LeaseKind::Attr && place.is_dir();
+        if kind == LeaseKind::None || self.watched(key, place, at_hand, entries).is_err() {
             return LeaseKind::None;
         }
-        let kind = if kind > LeaseKind::Attr { self.exclude(client, key, kind, place) } else { kind };
+        let excludes = kind > LeaseKind::Attr && !entries;
+        let kind = if excludes { self.exclude(client, key, kind, place) } else { kind };
         self.with(key, |entry| {
             entry.keep(id, kind);
             // Less if it was broken meanwhile.
@@ -103,14 +111,17 @@ impl Leases {
         })
     }
 
-    /// Has changes of the inode `key` by local processes noticed.
-    fn watched(self: &Arc<Self>, key: u64, place: &impl Place, at_hand: Option<Arc<OwnedFd>>) -> Result<(), Errno> {
-        if self.with(key, |entry| entry.watch.is_some()) {
+    /// Has changes of the inode `key` by local processes noticed, and of its `entries`.
+    fn watched(
+        self: &Arc<Self>, key: u64, place: &impl Place, at_hand: Option<Arc<OwnedFd>>, entries: bool,
+    ) -> Result<(), Errno> {
+        if self.with(key, |entry| entry.watch.as_ref().is_some_and(|mark| mark.entries || !entries)) {
             return Ok(());
         }
         let at = at_hand.map_or_else(|| place.place(false), Ok)?;
-        let mark = self.watch()?.add(at, Target::Leases(key))?;
-        self.with(key, |entry| entry.watch = Some(mark));
+        let mark = self.watch()?.add(at, Target::Leases { key, entries })?;
+        let before = self.with(key, |entry| entry.watch.replace(mark));
+        drop(before);
         Ok(())
     }
 

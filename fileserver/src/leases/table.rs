@@ -28,6 +28,8 @@ pub(super) struct Entry {
     pub(super) kernel: Option<KernelLease>,
     /// What tells of changes by local processes.
     pub(super) watch: Option<Watched>,
+    /// Of a directory, the entries that leases on its contents cover.
+    pub(super) told: Vec<u64>,
     /// Holders that hold nothing any more, to be dropped once no lock is held.
     pub(super) gone: Vec<OnBreak>,
 }
@@ -117,6 +119,12 @@ impl Entry {
     /// The most that any client holds, or is to give back.
     pub(super) fn most(&self) -> LeaseKind {
         self.held.iter().map(|held| held.kind).max().unwrap_or_default()
+    }
+
+    /// Whether `client` holds the contents, and may keep them.
+    pub(super) fn covers(&self, client: u64) -> bool {
+        let left = |held: &Held| held.asked.map_or(held.kind, |(asked, _)| asked.min(held.kind));
+        self.held.iter().any(|held| held.client == client && left(held) >= LeaseKind::Read)
     }
 
     /// The most that `client` may be granted now.

@@ -49,8 +49,8 @@ struct Marks {
 /// Who wants to know.
 #[derive(Clone)]
 pub(super) enum Target {
-    /// Those who hold leases on this inode.
-    Leases(u64),
+    /// Those who hold leases on this inode and, if it is a directory, on its `entries`.
+    Leases { key: u64, entries: bool },
     /// An open `events` stream of this directory.
     Lines(Arc<Lines>),
 }
@@ -63,6 +63,8 @@ pub(super) struct Mark {
     /// By what the mark is taken away again.
     place: Arc<OwnedFd>,
     is_dir: bool,
+    /// Whether changes of a directory's entries are told, too.
+    pub(super) entries: bool,
 }
 
 impl Watch {
@@ -111,12 +113,13 @@ impl Watch {
             return Err(Errno::ENOSPC);
         }
         let is_dir = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&place)?.st_mode).is_dir();
-        let object = self.watched(&place, is_dir, lines)?;
+        let entries = lines || matches!(target, Target::Leases { entries: true, .. });
+        let object = self.watched(&place, is_dir, entries)?;
         marks.next += 1;
         marks.lines += usize::from(lines);
         let id = marks.next;
         marks.targets.entry(object.clone()).or_default().push((id, target));
-        Ok(Mark { watch: self.clone(), object, id, place, is_dir })
+        Ok(Mark { watch: self.clone(), object, id, place, is_dir, entries })
     }
 
     fn watched(&self, place: &OwnedFd, is_dir: bool, children: bool) -> Result<Object, Errno> {
@@ -233,15 +236,16 @@ impl Watch {
         if let Some((dir, name)) = &event.entry {
             for target in self.targets(dir) {
                 match target {
-                    Target::Leases(key) if event.mask & sys::ENTRIES != 0 => leases.changed(key, event.own),
-                    Target::Leases(_) => {}
+                    Target::Leases { key, .. } if event.mask & sys::ENTRIES != 0 => leases.changed(key, event.own),
+                    Target::Leases { key, entries: true } => leases.entry_changed(key, event.own),
+                    Target::Leases { .. } => {}
                     Target::Lines(lines) => lines.add(event.mask, name),
                 }
             }
         }
         if let Some(file) = event.file.as_ref().filter(|_| event.mask & sys::SELF != 0) {
             for target in self.targets(file) {
-                if let Target::Leases(key) = target {
+                if let Target::Leases { key, .. } = target {
                     leases.changed(key, event.own);
                 }
             }

@@ -407,3 +407,75 @@ async fn changes_can_be_read_as_lines() {
     let file = touch(&a, "f").await.node;
     assert_eq!(file.events().await.err(), Some(Errno::ENOTDIR));
 }
+
+/// What a listing of `node` tells of the attributes of each entry.
+async fn listed(node: &NodeRef) -> Vec<(String, bool)> {
+    let p9::Handle::Dir(dir) = node.open(How { directory: true, ..How::READ }).await.unwrap() else { panic!("a dir") };
+    let mut all = Vec::new();
+    let each = &mut |entry: p9::Entry<'_>| {
+        all.push((String::from_utf8_lossy(entry.name.as_bytes()).into_owned(), entry.attr.is_some()));
+        std::ops::ControlFlow::Continue(())
+    };
+    dir.list(0, each).await.unwrap();
+    all.sort();
+    all
+}
+
+#[tokio::test]
+async fn a_lease_on_a_directorys_contents_covers_the_attributes_of_what_was_listed() {
+    let Two { dir, leases, a, b } = two();
+    for name in ["changed", "other"] {
+        touch(&a, name).await;
+    }
+    std::fs::hard_link(dir.path().join("other"), dir.path().join("linked")).unwrap();
+    // By whatever name.
+    for name in ["changed", "linked"] {
+        let mut held = hold(&a, LeaseKind::Read).await;
+        assert_eq!(held.kind(), LeaseKind::Read);
+        let theirs = walk(&b, name).await.unwrap();
+        let change = SetAttr { mode: Some(0o640), ..SetAttr::default() };
+        theirs.set_attr(change).await.unwrap();
+        assert_eq!(held.is_told(), None, "nothing was told yet");
+        assert!(listed(&a).await.iter().all(|(_, known)| *known));
+        let mut changing = Box::pin(theirs.set_attr(change));
+        let told = tokio::select! {
+            told = held.told.recv() => told,
+            _ = &mut changing => panic!("it did not wait"),
+        };
+        assert_eq!(told, Some(LeaseKind::Attr), "the names stay");
+        held.lease.as_ref().unwrap().keep(LeaseKind::Attr);
+        changing.await.unwrap();
+        theirs.set_attr(change).await.unwrap();
+        assert_eq!(held.is_told(), None, "it covers the names alone now");
+    }
+    assert_eq!(leases.live(), 0);
+}
+
+#[tokio::test]
+async fn what_another_writes_is_listed_without_attributes_under_a_lease_on_contents() {
+    let Two { dir: _dir, a, b, .. } = two();
+    touch(&a, "written").await;
+    touch(&a, "still").await;
+    let writer = walk(&b, "written").await.unwrap().open(How::WRITE).await.unwrap();
+    let held = hold(&a, LeaseKind::Read).await;
+    assert_eq!(listed(&a).await, [("still".into(), true), ("written".into(), false)]);
+    // What is ours is ours.
+    let own = walk(&a, "still").await.unwrap().open(How::WRITE).await.unwrap();
+    assert_eq!(listed(&a).await, [("still".into(), true), ("written".into(), false)]);
+    drop((held, own, writer));
+    assert_eq!(listed(&a).await, [("still".into(), true), ("written".into(), true)]);
+}
+
+#[tokio::test]
+async fn a_local_process_that_writes_a_listed_file_takes_its_attributes_alone() {
+    let Two { dir, a, .. } = two();
+    touch(&a, "f").await;
+    let mut held = hold(&a, LeaseKind::Read).await;
+    assert_eq!(listed(&a).await, [("f".into(), true)]);
+    let write = format!("echo more >>{}", dir.path().join("f").display());
+    assert!(std::process::Command::new("sh").args(["-c", &write]).status().unwrap().success());
+    assert_eq!(held.told.recv().await, Some(LeaseKind::Attr));
+    held.lease.as_ref().unwrap().keep(LeaseKind::Attr);
+    assert!(std::process::Command::new("touch").arg(dir.path().join("new")).status().unwrap().success());
+    assert_eq!(held.told.recv().await, Some(LeaseKind::None));
+}
