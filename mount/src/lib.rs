@@ -15,7 +15,6 @@ mod bridge;
 mod foresight;
 mod kept;
 mod kernel;
-mod listing;
 mod locks;
 mod open;
 mod serve;

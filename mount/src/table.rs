@@ -14,7 +14,7 @@ mod inode;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use p9::{Errno, FileKind, Name, NameBuf, NodeRef, Qid, Reached, Want};
+use p9::{Errno, FileKind, Name, NameBuf, NodeRef, Qid, Want};
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 
@@ -125,34 +125,27 @@ impl Table {
         }
     }
 
-    /// The node of `inode`, if it is at hand.
-    pub(crate) fn at_hand(&self, inode: &Inode) -> Option<NodeRef> {
+    fn at_hand(&self, inode: &Inode) -> Option<NodeRef> {
         inode.pinned().or_else(|| self.held.get(&inode.id))
     }
 
     /// Walks to `inode` from the nearest directory at hand.
     pub(crate) async fn walk_to(&self, inode: &Arc<Inode>) -> Result<NodeRef, Errno> {
-        Ok(self.walk_for(inode, Want::default()).await?.node)
-    }
-
-    /// The same, and brings along what is wanted.
-    pub(crate) async fn walk_for(&self, inode: &Arc<Inode>, want: Want) -> Result<Reached, Errno> {
         if inode.id == ROOT {
-            let node = inode.pinned().ok_or(Errno::ESTALE)?;
-            return Ok(Reached { node, attr: None, lease: None });
+            return inode.pinned().ok_or(Errno::ESTALE);
         }
         // The latest name first: the others may be gone.
         for place in inode.places().into_iter().rev() {
             let Some((from, names)) = self.way_to(place) else { continue };
             let names: Vec<_> = names.iter().map(NameBuf::as_name).collect();
-            let reached = match from.walk(&names, want).await.and_then(p9::Walk::reached) {
-                Ok(reached) => reached,
+            let node = match from.walk(&names, Want::default()).await.and_then(p9::Walk::reached) {
+                Ok(reached) => reached.node,
                 Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE) => continue,
                 Err(errno) => return Err(errno),
             };
-            if inode.is(reached.node.qid()) {
-                self.hold(inode, &reached.node);
-                return Ok(reached);
+            if inode.is(node.qid()) {
+                self.hold(inode, &node);
+                return Ok(node);
             }
         }
         Err(Errno::ESTALE)

@@ -4,8 +4,9 @@
 //! what the server did wrong: a reply that nobody asked for, or of another type, or garbled, or none; an end of the
 //! connection without a reason; anything of the canary's.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use p9::Name;
@@ -22,6 +23,9 @@ use crate::said::{AT_FIRST, FIDS, Said};
 /// How long anything may take before it counts as never.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long nothing need come before what waits is flushed.
+const IMPATIENCE: Duration = Duration::from_millis(250);
+
 /// What is known of the conversation, by both of its halves.
 struct State {
     /// The messages that wait for an answer: which, by tag.
@@ -31,9 +35,32 @@ struct State {
     msize: usize,
     dialect: Dialect,
     /// Something was said that the server may end the connection for.
-    may_end: bool,
+    may_end: Arc<AtomicBool>,
+    /// Leases that are to be given back: of which fid, and what may be kept.
+    breaks: VecDeque<(u32, u8)>,
     ended: bool,
     fault: Option<String>,
+}
+
+impl State {
+    fn may_end(&self) -> bool {
+        self.may_end.load(Ordering::SeqCst)
+    }
+}
+
+/// Where a conversation is held.
+#[derive(Clone)]
+pub struct Around {
+    /// What no reply may tell of.
+    pub canary: Arc<Canary>,
+    /// What requests wait in.
+    pub parked: Parked,
+    /// Set when something was said that the server may end the connection for: one for all lanes of a session.
+    pub may_end: Arc<AtomicBool>,
+    /// Whether Tsession and Tack are accidents of a session, and no messages.
+    pub session: bool,
+    /// Nothing is waited for at the end.
+    pub hang_up: bool,
 }
 
 /// Both halves.
@@ -41,15 +68,15 @@ struct Conversation<W> {
     to: W,
     state: Arc<Mutex<State>>,
     changed: Arc<Notify>,
-    parked: Parked,
+    around: Around,
     tag: u16,
+    /// Leases that were to be given back so far.
+    breaks: usize,
 }
 
 /// Says `said` to the server at the other end of `stream`, in `dialect`; how many of them were said before the server
-/// ended it. With `hang_up` nothing is waited for at the end.
-pub async fn talk<S>(
-    stream: S, dialect: Dialect, said: &[Said], canary: &Arc<Canary>, parked: &Parked, hang_up: bool,
-) -> Result<usize, String>
+/// ended it.
+pub async fn talk<S>(stream: S, dialect: Dialect, said: &[Said], around: &Around) -> Result<usize, String>
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
@@ -59,14 +86,16 @@ where
         lapsed: HashSet::new(),
         msize: 1 << 20,
         dialect,
-        may_end: false,
+        may_end: around.may_end.clone(),
+        breaks: VecDeque::new(),
         ended: false,
         fault: None,
     };
-    let (state, changed) = (Arc::new(Mutex::new(state)), parked.changed());
-    let hearing = tokio::spawn(hear(from, state.clone(), changed.clone(), canary.clone()));
-    let mut conversation = Conversation { to, state: state.clone(), changed, parked: parked.clone(), tag: 0 };
-    let done = conversation.all(dialect, said, hang_up).await;
+    let (state, changed) = (Arc::new(Mutex::new(state)), around.parked.changed());
+    let hearing = tokio::spawn(hear(from, state.clone(), changed.clone(), around.canary.clone()));
+    let mut conversation =
+        Conversation { to, state: state.clone(), changed, around: around.clone(), tag: 0, breaks: 0 };
+    let done = conversation.all(dialect, said).await;
     hearing.abort();
     let fault = state.lock().fault.take();
     match fault {
@@ -76,7 +105,7 @@ where
 }
 
 impl<W: AsyncWrite + Unpin> Conversation<W> {
-    async fn all(&mut self, dialect: Dialect, said: &[Said], hang_up: bool) -> Result<usize, String> {
+    async fn all(&mut self, dialect: Dialect, said: &[Said]) -> Result<usize, String> {
         self.message(&T::Version { msize: 8192, version: Str(dialect.version()) }, false).await;
         self.settle().await?;
         for (count, message) in said.iter().enumerate() {
@@ -86,12 +115,13 @@ impl<W: AsyncWrite + Unpin> Conversation<W> {
             if self.is_over()? {
                 return Ok(count);
             }
+            self.give_back().await;
             if let Some(fid) = message.clunks {
                 self.message(&T::Clunk { fid }, false).await;
             }
             self.say(message).await;
         }
-        if hang_up {
+        if self.around.hang_up {
             return Ok(said.len());
         }
         self.settle().await?;
@@ -108,7 +138,7 @@ impl<W: AsyncWrite + Unpin> Conversation<W> {
         let state = self.state.lock();
         match &state.fault {
             Some(fault) => Err(fault.clone()),
-            None if state.ended && !state.may_end => Err("the server ended a proper conversation".into()),
+            None if state.ended && !state.may_end() => Err("the server ended a proper conversation".into()),
             None => Ok(state.ended),
         }
     }
@@ -133,6 +163,14 @@ impl<W: AsyncWrite + Unpin> Conversation<W> {
 
     async fn say(&mut self, said: &Said) {
         let (mut frame, code) = (said.frame.clone(), said.frame[4]);
+        if self.around.session
+            && let 200 | 202 = code
+        {
+            self.state.lock().may_end.fetch_or(said.ends, Ordering::SeqCst);
+            frame[5..HEADER].copy_from_slice(&NO_TAG.to_le_bytes());
+            let _ = self.to.write_all(&frame).await;
+            return;
+        }
         if said.again.is_none() {
             self.tag = (self.tag + 1) % (NO_TAG - 1);
         }
@@ -144,7 +182,7 @@ impl<W: AsyncWrite + Unpin> Conversation<W> {
         }
         {
             let mut state = self.state.lock();
-            state.may_end |= said.ends;
+            state.may_end.fetch_or(said.ends, Ordering::SeqCst);
             if code == 100 {
                 let lapsed: Vec<u16> = state.waiting.drain().map(|(tag, _)| tag).collect();
                 state.lapsed.extend(lapsed);
@@ -158,6 +196,19 @@ impl<W: AsyncWrite + Unpin> Conversation<W> {
         }
     }
 
+    /// Answers what asks for leases back, but for some.
+    async fn give_back(&mut self) {
+        loop {
+            let Some((fid, keep)) = self.state.lock().breaks.pop_front() else { return };
+            self.breaks += 1;
+            match self.breaks % 5 {
+                0 => {}
+                1 => Box::pin(self.message(&T::Clunk { fid }, false)).await,
+                _ => Box::pin(self.message(&T::Lease { fid, kind: keep }, false)).await,
+            }
+        }
+    }
+
     /// Waits until nothing is waited for; what waits for what never comes is flushed.
     async fn settle(&mut self) -> Result<(), String> {
         let (mut flushed, mut impatient, since) = (HashSet::new(), false, Instant::now());
@@ -165,6 +216,7 @@ impl<W: AsyncWrite + Unpin> Conversation<W> {
             let changed = self.changed.clone();
             let mut changed = std::pin::pin!(changed.notified());
             changed.as_mut().enable();
+            self.give_back().await;
             let waiting: Vec<(u16, Vec<u8>)> = {
                 let state = self.state.lock();
                 if state.ended || state.waiting.is_empty() {
@@ -172,7 +224,7 @@ impl<W: AsyncWrite + Unpin> Conversation<W> {
                 }
                 state.waiting.iter().map(|(tag, codes)| (*tag, codes.clone())).collect()
             };
-            if impatient || self.parked.count() > 0 {
+            if impatient || self.around.parked.count() > 0 {
                 let old: Vec<u16> = waiting.iter().map(|(tag, _)| *tag).filter(|tag| flushed.insert(*tag)).collect();
                 for oldtag in old {
                     // As an offset from its own tag: see `say`.
@@ -182,7 +234,7 @@ impl<W: AsyncWrite + Unpin> Conversation<W> {
                 }
             }
             // A lock may have been asked for, too, which is held.
-            impatient = timeout(Duration::from_secs(1), changed).await.is_err();
+            impatient = timeout(IMPATIENCE, changed).await.is_err();
             if since.elapsed() > PATIENCE {
                 return Err(format!("never answered (tags and types): {waiting:?}"));
             }
@@ -232,8 +284,11 @@ fn judge(state: &mut State, frame: &[u8], canary: &Canary) -> Result<(), String>
         other => return Err(format!("no reply: {other:?}")),
     };
     match reply {
-        R::Break { .. } if tag == NO_TAG && state.dialect == Dialect::Slashn => return Ok(()),
-        R::Lerror { .. } | R::Error { .. } if tag == NO_TAG && state.may_end => return Ok(()),
+        R::Break { fid, keep } if tag == NO_TAG && state.dialect == Dialect::Slashn => {
+            state.breaks.push_back((fid, keep));
+            return Ok(());
+        }
+        R::Lerror { .. } | R::Error { .. } if tag == NO_TAG && state.may_end() => return Ok(()),
         R::Version { msize, version } => {
             state.msize = msize as usize;
             state.dialect = Dialect::of_version(version.0).unwrap_or_default();
@@ -263,7 +318,18 @@ fn judge(state: &mut State, frame: &[u8], canary: &Canary) -> Result<(), String>
     if codes.is_empty() {
         state.waiting.remove(&tag);
     }
+    if code != failed {
+        DONE[usize::from(code)].fetch_add(1, Ordering::Relaxed);
+    }
     Ok(())
+}
+
+/// How often each reply came that is no error.
+static DONE: [AtomicU64; 256] = [const { AtomicU64::new(0) }; 256];
+
+/// The messages that no server has done so far, in this process: by their type bytes.
+pub fn never_done() -> Vec<u8> {
+    T::CODES.iter().copied().filter(|code| DONE[usize::from(*code) + 1].load(Ordering::Relaxed) == 0).collect()
 }
 
 /// Judges the entries of a directory.

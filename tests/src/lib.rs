@@ -17,3 +17,4 @@ pub mod parked;
 pub mod programs;
 pub mod rough;
 pub mod said;
+pub mod session;

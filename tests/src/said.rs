@@ -56,7 +56,8 @@ impl fmt::Debug for Said {
 /// Each message: its type byte, how often it is said, and its fields. `f` a fid, `D` one that is a directory as long as
 /// nothing was done to that, `F` one that anything is done to, `W` one that is made; `n` a name, `N` names to walk, `t` the target of a link, `a` an
 /// aname, `x` the name of an attribute, `v` a version; `d` data, `S` a stat; `o` the flags of an open, `m` permissions,
-/// `M` those with a type, `p` those of 9P2000, `b` a mode of 9P2000, `l` a length, `c` a count, `g` an owner, `s` a set
+/// `M` those with a type, `p` those of 9P2000, `b` a mode of 9P2000, `l` a length, `k` one that is small, `A` the mode of
+/// fallocate(2), `K` and `B` the type and the flags of a lock, `i` the name of a session, `c` a count, `g` an owner, `s` a set
 /// of flags, `r` a set of flags for a removal, `1` a byte, `4` a number, `?` no fid, `T` an old tag.
 const TABLE: &[(u8, u8, &str)] = &[
     (8, 1, "f"),
@@ -72,8 +73,8 @@ const TABLE: &[(u8, u8, &str)] = &[
     (32, 2, "Fxl4"),
     (40, 8, "Flc"),
     (50, 1, "f4"),
-    (52, 1, "f14ll4x"),
-    (54, 1, "f1ll4x"),
+    (52, 5, "FKBll4x"),
+    (54, 2, "F1ll4x"),
     (70, 3, "Dfn"),
     (72, 3, "Dnmg"),
     (74, 5, "DnDn"),
@@ -92,16 +93,21 @@ const TABLE: &[(u8, u8, &str)] = &[
     (122, 2, "F"),
     (124, 4, "f"),
     (126, 6, "FS"),
-    (204, 2, "Flc"),
+    (200, 6, "i14l"),
+    (202, 1, "l"),
+    (204, 5, "Flc"),
     (206, 3, "DnDns"),
-    (210, 2, "Fl4"),
-    (214, 2, "Fd"),
-    (216, 2, "f1"),
+    (208, 3, "FAlk"),
+    (210, 4, "Fl4"),
+    (212, 8, "FlFlk"),
+    (214, 6, "Fd"),
+    (216, 8, "f1"),
+    (216, 4, "F1"),
 ];
 
-/// Messages that are not said: those that take room on the disk by a number alone (`Tallocate`, `Tcopy`), and those that
-/// begin another conversation (`Tsession`, `Tack`).
-const UNSAID: [u8; 4] = [208, 212, 200, 202];
+/// Messages that are never garbled, nor come of it: those that take room on the disk by a number alone (`Tallocate`,
+/// `Tcopy`), and those by which a session is known (`Tsession`, `Tack`).
+const CLEAN: [u8; 4] = [208, 212, 200, 202];
 
 /// What lies about in the place that the conversation is about.
 #[derive(Clone, Debug)]
@@ -136,15 +142,15 @@ impl Words {
                 said.clunks = (!dice.one_in(8)).then(|| u32::from_le_bytes(*fid));
             }
         }
-        if code == 100 {
-            // Too small an msize, or no version that is known: nothing more is answered.
+        if let 100 | 202 = code {
+            // Too small an msize, or no version that is known: nothing more is answered. Or what no session allows.
             said.ends = true;
         }
         if dice.one_in(150) {
             said.again = Some(dice.below(8) as u16);
             said.ends = true;
         }
-        if dice.one_in(150) {
+        if dice.one_in(150) && !CLEAN.contains(&code) {
             garble(&mut said.frame, &mut dice);
             said.ends = true;
         }
@@ -185,9 +191,12 @@ impl Words {
             b'S' => self.stat(dice, out),
             b'T' => out.extend((dice.below(16) as u16).to_le_bytes()),
             b'1' => out.push(dice.below(5) as u8),
+            b'K' => out.push(dice.of(&[0, 1, 1, 1, 2, 3])),
             b'b' => out.push(dice.of(&[0, 0, 1, 2, 2, 3, 0x10, 0x11, 0x12, 0x40, 0x42, 0xff])),
             b'?' => out.extend(dice.of(&[!0, !0, !0, 0_u32, 1]).to_le_bytes()),
             b'l' => out.extend(dice.length().to_le_bytes()),
+            b'k' => out.extend(dice.of(&[0_u64, 1, 100, 4096, 1 << 16]).to_le_bytes()),
+            b'i' => out.extend([dice.roll(), dice.roll()].map(u64::to_le_bytes).concat()),
             _ => out.extend(dice.number(field).to_le_bytes()),
         }
     }
@@ -222,14 +231,14 @@ fn string(text: impl AsRef<[u8]>, out: &mut Vec<u8>) {
     out.extend(text);
 }
 
-/// Changes bytes of a frame, its length, or both; never what would make it one of those that are not said.
+/// Changes bytes of a frame, its length, or both; never into one of those that are clean.
 fn garble(frame: &mut Vec<u8>, dice: &mut Dice) {
     let code = frame[4];
     for _ in 0..dice.below(4) {
         let at = 4 + dice.below(frame.len() as u64 - 4) as usize;
         frame[at] = dice.roll() as u8;
     }
-    if UNSAID.contains(&frame[4]) {
+    if CLEAN.contains(&frame[4]) {
         frame[4] = code;
     }
     match dice.below(4) {
@@ -266,7 +275,7 @@ impl Dice {
     fn message(&mut self, dialect: Dialect) -> (u8, Vec<u8>, bool) {
         if self.one_in(150) {
             let code = self.of(T::CODES);
-            if !UNSAID.contains(&code) {
+            if !CLEAN.contains(&code) {
                 let fields = (0..self.below(5)).map(|_| self.of(b"fn4l")).collect();
                 return (code, fields, false);
             }
@@ -305,6 +314,8 @@ impl Dice {
             b'm' => self.of(&[0o755, 0o644, 0o600, 0o777, 0o7777, 0]),
             b'M' => self.of(&[0o755, 0o100_644, 0o10_600, 0o140_600, 0o20_666, 0o60_600, 0o40_755]),
             b'p' => self.of(&[0o644, 0o755, 0x8000_01ff, 0x4000_01a4, 0x2000_01a4, 0x1000_0000, 0o7777]),
+            b'B' => self.of(&[0, 1, 1, 1, 2, !0]),
+            b'A' => self.of(&[0, 0, 1, 3, 8, 0x10, 0x11, 0x20, !0]),
             b'c' => self.of(&[0, 1, 30, 100, 511, 512, 8192, 1 << 20, !0]),
             b'g' => self.of(&[!0, !0, 0, 1, 12345]),
             b's' => self.of(&[0, 1, 2, 4, 8, 9, 0x30, 0x1b0, 0x1ff, !0]),

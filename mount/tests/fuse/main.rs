@@ -8,7 +8,6 @@
 mod disk;
 mod everyone;
 mod kept;
-mod listings;
 mod locks;
 mod names;
 mod reads;
@@ -58,10 +57,6 @@ impl Shown {
 
     /// The same, and the client, which counts what it asks.
     fn counted(tree: TreeRef) -> (Client, Self) {
-        Self::counted_with(tree, Options::default())
-    }
-
-    fn counted_with(tree: TreeRef, options: Options) -> (Client, Self) {
         let runtime = runtime();
         let (client, root) = runtime.block_on(async {
             let (near, far) = tokio::io::duplex(1 << 20);
@@ -70,7 +65,7 @@ impl Shown {
             let root = client.attach(&Who::owner(), b"").await.unwrap();
             (client, root)
         });
-        (client, Self::on(runtime, root, options))
+        (client, Self::on(runtime, root, Options::default()))
     }
 
     fn on(runtime: Runtime, root: NodeRef, options: Options) -> Self {

@@ -75,6 +75,8 @@ struct Bell(Mutex<Listener>);
 #[derive(Default)]
 struct Listener {
     on_break: Option<OnBreak>,
+    /// Whether there ever was a break.
+    rung: bool,
     missed: Option<LeaseKind>,
 }
 
@@ -82,6 +84,7 @@ impl Bell {
     fn ring(&self, keep: LeaseKind) {
         let on_break = {
             let mut listener = self.0.lock();
+            listener.rung = true;
             if listener.on_break.is_none() {
                 listener.missed = Some(listener.missed.map_or(keep, |missed| missed.min(keep)));
             }
@@ -211,8 +214,9 @@ impl Drop for Held {
     fn drop(&mut self) {
         let gone = self.fid.link.wire.leases.holders.lock().remove(&self.fid.number());
         drop(gone);
-        // The clunk of the fid, if that goes with this, gives it back as well.
-        if self.granted.load(Ordering::SeqCst) && Arc::strong_count(&self.fid) > 1 {
+        // The clunk of the fid, if that goes with this, gives it back as well; but it may have to queue, and somebody waits.
+        let clunked = Arc::strong_count(&self.fid) == 1 && !self.bell.0.lock().rung;
+        if self.granted.load(Ordering::SeqCst) && !clunked {
             self.keep(LeaseKind::None);
         }
     }

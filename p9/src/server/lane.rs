@@ -120,6 +120,7 @@ impl Lane {
             // A peer that resumes what is not there any more learns it from the state.
             let received = if state == 0 { 0 } else { received };
             if let Err(err) = shared.resume(received, greeting(&registry, linger, (tag, state)), &mut pieces) {
+                last_words(&context, &err, tag, &mut writer).await;
                 let _ = done.send(Err(err));
                 return;
             }

@@ -272,6 +272,18 @@ async fn numbers_that_cannot_be_meant_end_the_session() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_number_that_cannot_be_meant_ends_the_session_when_it_is_resumed_too() {
+    let net = Net::new(tree().0);
+    let (mut peer, _) = Peer::greets(&net, me(), 0, 0).await;
+    peer.attaches(0).await;
+    let (mut peer, said) = Peer::greets(&net, me(), 0, 9).await;
+    assert_eq!(said.errno(), Some(Errno::EPROTO));
+    assert!(peer.hears().await.is_none());
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(net.sessions().count(), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_key_keeps_so_many_sessions_without_a_connection_and_the_oldest_goes() {
     let limits = SessionLimits { lingering: 2, ..SessionLimits::default() };
     let net = Net::with(tree().0, limits, |_| [u64::MAX; 2]);
