@@ -45,7 +45,8 @@ pub(crate) use watch::{fine_times, place_of};
 /// How a lease authority is run.
 #[derive(Clone, Debug)]
 pub struct LeaseOptions {
-    /// How long a holder may take to give a lease back.
+    /// How long a holder may take to give a lease back: at least as long as it may use it unheard, which is
+    /// [`p9::client::LEASE`] unless it has a session that says otherwise.
     pub release: Duration,
     /// The same for one that holds changes back.
     pub write_back: Duration,
@@ -61,7 +62,7 @@ impl Default for LeaseOptions {
     fn default() -> Self {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(8192);
         let most = (limit / 16).clamp(16, 4096) as usize;
-        let (release, write_back) = (Duration::from_secs(5), Duration::from_secs(30));
+        let (release, write_back) = (p9::client::LEASE, Duration::from_secs(30));
         Self { release, write_back, most, source: Source::Best }
     }
 }
@@ -141,6 +142,11 @@ impl Leases {
     /// How many leases are held or being granted.
     pub fn live(&self) -> usize {
         self.live.load(Ordering::SeqCst)
+    }
+
+    /// How long a holder has to give a lease back: what a session is to say that a lease is good for.
+    pub fn release(&self) -> Duration {
+        self.options.release
     }
 
     /// Whether nothing is leased: who only looks need not ask any further.

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use cpuserver::serve_back;
 use fileserver::caller::{self, Caller, Expose, Trust};
 use fileserver::{Disk, DiskOptions, Ruled, Rules};
-use p9::server::{Limits, SessionLimits, Sessions};
+use p9::server::{Limits, Sessions};
 use p9::{Errno, Reply, TreeRef, Who, synth};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -195,7 +195,7 @@ struct Serving {
 impl Serving {
     /// Serves on `io`, and on connections like it when that is lost, for as long as the node's session lasts.
     async fn run(self, io: TlsStream<TcpStream>) {
-        let sessions = Sessions::new(SessionLimits::default());
+        let sessions = Sessions::new(crate::serve::session_limits());
         let (mut next, mut pause, mut fruitless) = (Some(io), PAUSES.0, 0);
         loop {
             if let Some(io) = next.take() {

@@ -35,6 +35,11 @@ const CONNECTIONS: usize = 4096;
 /// How long a connection may take to say what it is.
 const FIRST_BYTES: Duration = Duration::from_secs(10);
 
+/// What sessions may cost, and how long leases of the disk trees of this process last in them.
+pub(crate) fn session_limits() -> SessionLimits {
+    SessionLimits { lease: fileserver::Leases::of_process().release(), ..SessionLimits::default() }
+}
+
 /// What all connections of a node share.
 pub struct Node {
     authorized: Arc<Authorized>,
@@ -67,7 +72,7 @@ impl Node {
             tree,
             cpu,
             live: DashMap::new(),
-            sessions: Sessions::new(SessionLimits::default()),
+            sessions: Sessions::new(session_limits()),
             next: AtomicU64::new(1),
             greeting: Greeting::default(),
         }))

@@ -42,7 +42,8 @@ use node::Remote;
 use resume::Session;
 pub use resume::{Dial, Resume};
 
-pub use lease::{Clock, LEASE};
+pub use crate::session::LEASE;
+pub use lease::Clock;
 
 /// How to speak with a server.
 #[derive(Clone, Debug)]

@@ -12,6 +12,9 @@ use std::time::Duration;
 
 use crate::writer::Outgoing;
 
+/// How long a lease lasts when nothing is heard, unless a session says otherwise: a client uses what it kept for no
+/// longer, a server waits for the answer to a break for as long.
+pub const LEASE: Duration = Duration::from_secs(5);
 /// Frames after which they are acknowledged.
 const ACK_FRAMES: u64 = 64;
 /// Bytes of frames after which they are acknowledged.

@@ -17,12 +17,10 @@ use parking_lot::Mutex;
 use super::call::Answer;
 use super::fid::Fid;
 use super::node::{Message, Remote, plain};
+use crate::session::LEASE;
 use crate::tree::{Guard, Lease, LeaseKind, OnBreak};
 use crate::wire::{R, T};
 use crate::{Errno, Reply};
-
-/// How long a lease lasts when nothing is heard, unless the server says otherwise.
-pub const LEASE: Duration = Duration::from_secs(5);
 
 /// Tells the time since the machine was started.
 #[derive(Clone)]

@@ -24,7 +24,7 @@ use super::connection::{Context, Hello};
 use super::lane::{Arrival, Lane, Queue, Reader, ToLane, Writer};
 use super::requests::Requests;
 use super::{Error, Limits, REPLIES};
-use crate::session::Budget;
+use crate::session::{Budget, LEASE};
 use crate::wire::Dialect;
 use crate::{Errno, TreeRef, Who};
 
@@ -36,7 +36,8 @@ const LANES: usize = 4;
 pub struct SessionLimits {
     /// The longest that a session stays that has no connection.
     pub linger: Duration,
-    /// How long what a client may cache under a lease is good for, counted from its last request that was answered.
+    /// How long what a client may cache under a lease is good for, counted from its last request that was answered: at
+    /// most as long as the tree waits for the answer to a break.
     pub lease: Duration,
     /// Sessions at once.
     pub sessions: usize,
@@ -49,13 +50,7 @@ pub struct SessionLimits {
 
 impl Default for SessionLimits {
     fn default() -> Self {
-        Self {
-            linger: Duration::from_secs(600),
-            lease: Duration::from_secs(5),
-            sessions: 4096,
-            lingering: 32,
-            kept: 256 << 20,
-        }
+        Self { linger: Duration::from_secs(600), lease: LEASE, sessions: 4096, lingering: 32, kept: 256 << 20 }
     }
 }
 
