@@ -2,7 +2,7 @@
 //!
 //! Called by whoever accepted the stream, once per connection, in a task of its own. One reader takes messages in order
 //! of arrival and claims their fids; what can be answered at once is answered in place, everything else in a task of
-//! the connection; one writer sends what is ready in as few calls as it can.
+//! the connection; one writer sends what is ready in as few calls as it can, small replies before bulk.
 //!
 //! - **Order**: open, create, setattr, fsync, clunk and a walk onto its own fid are barriers on that fid: they wait for
 //!   what came before, and what comes later waits for them. Everything else on a fid runs at the same time. A newfid
@@ -24,7 +24,7 @@ use tracing::{Instrument, Span};
 
 use crate::frame::Frames;
 use crate::wire::{self, Dialect, Malformed, R, Str};
-use crate::{Errno, TreeRef, Who, writer};
+use crate::{Errno, TreeRef, Who};
 
 mod answer;
 mod claim;
@@ -34,6 +34,7 @@ mod lane;
 mod leases;
 mod legacy;
 mod locks;
+mod replies;
 mod requests;
 mod sessions;
 
@@ -169,9 +170,9 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let (reader, to_peer) = tokio::io::split(stream);
-    let (replies, to_write) = tokio::sync::mpsc::channel(REPLIES);
+    let (replies, to_write) = replies::queue();
     // In the same task as the reader: waking another thread costs more than a small request does altogether.
-    let mut writing = pin!(writer::run(to_write, to_peer));
+    let mut writing = pin!(to_write.write(to_peer));
     let mut frames = Frames::new(reader, limits.clone());
     let mut tasks = JoinSet::new();
     let requests = Requests::new(replies, &limits);
@@ -215,8 +216,6 @@ where
 
 /// The number of the next connection, in the log.
 static NEXT: AtomicU64 = AtomicU64::new(1);
-/// Replies that wait for the writer; past it, requests wait.
-const REPLIES: usize = 256;
 /// How long the last replies may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 

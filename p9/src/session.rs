@@ -23,6 +23,8 @@ const ACK_BYTES: usize = 256 << 10;
 pub(crate) const ACK_TIME: Duration = Duration::from_millis(100);
 /// Unacknowledged bytes past which nothing new is sent.
 pub(crate) const WINDOW: usize = 16 << 20;
+/// What of these is left to frames that are not bulk.
+const SMALL: usize = 1 << 20;
 /// What a frame counts for besides its bytes, so that many small ones are bounded, too.
 const OVERHEAD: usize = 64;
 /// What is "received" by a side that ends the session.
@@ -87,8 +89,10 @@ impl Ledger {
     }
 
     /// Whether one more frame may be sent. At least one may be under way whatever others keep, or nothing would go on.
-    pub(crate) fn has_room(&self) -> bool {
-        self.kept.is_empty() || (self.bytes < WINDOW && !self.budget.is_spent())
+    /// What is bulk leaves some room to what is small.
+    pub(crate) fn has_room(&self, bulk: bool) -> bool {
+        let window = if bulk { WINDOW - SMALL } else { WINDOW };
+        self.kept.is_empty() || (self.bytes < window && !self.budget.is_spent())
     }
 
     /// Keeps `frame`, which is sent now.
@@ -229,21 +233,22 @@ mod tests {
     fn what_is_kept_is_bounded_and_one_frame_always_goes() {
         let budget = Budget::new(1000);
         let (mut one, mut other) = (Ledger::new(budget.clone()), Ledger::new(budget.clone()));
-        assert!(one.has_room());
+        assert!(one.has_room(true));
         one.sends(&frame(0, 1000));
-        assert!(!one.has_room(), "the budget is spent");
-        assert!(other.has_room(), "the first frame of each goes");
+        assert!(!one.has_room(true), "the budget is spent");
+        assert!(other.has_room(true), "the first frame of each goes");
         other.sends(&frame(0, 0));
-        assert!(!other.has_room());
+        assert!(!other.has_room(true));
         drop(one);
-        assert!(other.has_room(), "what is gone keeps nothing");
+        assert!(other.has_room(true), "what is gone keeps nothing");
         let mut alone = Ledger::new(Budget::new(usize::MAX));
         let mut count = 0;
-        while alone.has_room() {
+        while alone.has_room(true) {
             alone.sends(&frame(0, 1 << 20));
             count += 1;
         }
-        assert_eq!(count, 16);
+        assert_eq!(count, 15);
+        assert!(alone.has_room(false), "what is small still goes");
     }
 
     #[test]

@@ -277,9 +277,7 @@ impl Wire {
             pieces.add(one_way(&T::Ack { received: ledger.tells() }));
         }
         let mut waits = self.waits.lock();
-        while ledger.has_room()
-            && let Some(message) = waits.next_outgoing()
-        {
+        while let Some(message) = waits.next_outgoing(|message| ledger.has_room(message.is_bulk())) {
             ledger.sends(&message);
             pieces.add(message);
         }

@@ -183,9 +183,9 @@ impl Waits {
         std::mem::take(&mut self.outbox)
     }
 
-    /// Takes the first message that is to go out.
-    pub(super) fn next_outgoing(&mut self) -> Option<Outgoing> {
-        self.outbox.pop_front()
+    /// Takes the first message that is to go out, if it `may`.
+    pub(super) fn next_outgoing(&mut self, may: impl FnOnce(&Outgoing) -> bool) -> Option<Outgoing> {
+        self.outbox.pop_front_if(|message| may(message))
     }
 
     pub(super) fn has_to_send(&self) -> bool {

@@ -22,6 +22,7 @@ use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::connection::{Connection, Context};
+use super::replies::{BATCH, ToWrite};
 use super::requests::Requests;
 use super::sessions::{Connected, Registry};
 use super::{Error, LAST_WORDS, Limits};
@@ -36,7 +37,7 @@ pub(super) type Reader = Frames<Box<dyn AsyncRead + Send + Unpin>>;
 pub(super) type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// Its requests under way, and their replies.
-pub(super) type Queue = (Requests, Receiver<Outgoing>);
+pub(super) type Queue = (Requests, ToWrite);
 
 /// A connection that carries the lane from now on.
 pub(super) struct Arrival {
@@ -240,7 +241,7 @@ impl Shared {
 
     /// Writes `pieces`, then replies and acknowledgements.
     async fn write(
-        &self, mut pieces: Pieces, writer: &mut Writer, replies: &mut Receiver<Outgoing>, registry: &Registry,
+        &self, mut pieces: Pieces, writer: &mut Writer, replies: &mut ToWrite, registry: &Registry,
     ) -> Ended {
         let (mut timer, mut armed) = (pin!(sleep(ACK_TIME)), false);
         loop {
@@ -251,11 +252,11 @@ impl Shared {
                 }
                 continue;
             }
-            let (room, untold) = {
+            let (small, bulk, untold) = {
                 let ledger = self.ledger.lock();
-                (ledger.has_room(), ledger.has_untold())
+                (ledger.has_room(false), ledger.has_room(true), ledger.has_untold())
             };
-            if !room {
+            if !bulk {
                 registry.make_room();
             }
             if untold && !armed {
@@ -264,9 +265,8 @@ impl Shared {
             }
             tokio::select! {
                 biased;
-                reply = replies.recv(), if room => match reply {
-                    Some(reply) => self.send(reply, &mut pieces),
-                    None => return Ended::Lost(Ok(())),
+                more = replies.ready(small, bulk) => if !more {
+                    return Ended::Lost(Ok(()));
                 },
                 () = self.changed.notified() => {}
                 () = &mut timer, if armed => {
@@ -280,25 +280,29 @@ impl Shared {
         }
     }
 
-    /// Adds what may be sent now.
-    fn fill(&self, pieces: &mut Pieces, replies: &mut Receiver<Outgoing>) {
+    /// Adds what may be sent now: what is small, and one message of bulk, so that what is small and comes meanwhile goes
+    /// before the next.
+    fn fill(&self, pieces: &mut Pieces, replies: &mut ToWrite) {
         let mut ledger = self.ledger.lock();
         if ledger.is_due() {
             pieces.add(acknowledgement(&mut ledger));
         }
-        drop(ledger);
+        let mut send = |ledger: &mut Ledger, reply: Outgoing| {
+            ledger.sends(&reply);
+            pieces.add(reply);
+        };
         for _ in 0..BATCH {
-            if !self.ledger.lock().has_room() {
-                return;
+            if !ledger.has_room(false) {
+                break;
             }
-            let Ok(reply) = replies.try_recv() else { return };
-            self.send(reply, pieces);
+            let Some(reply) = replies.take_small() else { break };
+            send(&mut ledger, reply);
         }
-    }
-
-    fn send(&self, reply: Outgoing, pieces: &mut Pieces) {
-        self.ledger.lock().sends(&reply);
-        pieces.add(reply);
+        if ledger.has_room(true)
+            && let Some(reply) = replies.take_bulk()
+        {
+            send(&mut ledger, reply);
+        }
     }
 }
 
@@ -333,6 +337,3 @@ fn acknowledgement(ledger: &mut Ledger) -> Outgoing {
 
 /// Where the connections of a lane go.
 pub(super) type ToLane = Sender<Arrival>;
-
-/// Replies taken at a time.
-const BATCH: usize = 64;

@@ -10,9 +10,8 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::runtime::Handle;
-use tokio::sync::mpsc::Sender;
 
+use super::replies::Replies;
 use super::{Error, Limits};
 use crate::Errno;
 use crate::cancel::Cancel;
@@ -24,10 +23,7 @@ use crate::writer::Outgoing;
 pub(super) struct Requests(Arc<Shared>);
 
 struct Shared {
-    replies: Sender<Outgoing>,
-    /// Messages that answer nothing and go before the next reply. Changed while `tags` is locked.
-    ahead: Mutex<VecDeque<Outgoing>>,
-    runtime: Handle,
+    replies: Replies,
     tags: Mutex<HashMap<u16, Pending>>,
     bytes: AtomicUsize,
     in_flight: usize,
@@ -61,11 +57,10 @@ impl Drop for Permit {
 }
 
 impl Requests {
-    pub(super) fn new(replies: Sender<Outgoing>, limits: &Limits) -> Self {
+    pub(super) fn new(replies: Replies, limits: &Limits) -> Self {
         let (in_flight, bytes_in_flight) = (limits.in_flight, limits.bytes_in_flight);
         let (tags, bytes) = (Mutex::default(), AtomicUsize::new(0));
-        let (ahead, runtime) = (Mutex::default(), Handle::current());
-        Self(Arc::new(Shared { replies, ahead, runtime, tags, bytes, in_flight, bytes_in_flight }))
+        Self(Arc::new(Shared { replies, tags, bytes, in_flight, bytes_in_flight }))
     }
 
     /// Begins the request `tag` of `bytes` bytes. The inner error is for a peer that asks too much at once: what may be
@@ -95,17 +90,11 @@ impl Requests {
 
     /// Queues a reply and frees its tag in one step; gives the flushes that waited for it.
     async fn send(&self, tag: u16, reply: Outgoing) -> VecDeque<u16> {
-        loop {
-            // Once the writer is gone there is nobody to be told.
-            let Ok(permit) = self.0.replies.reserve().await else { return VecDeque::new() };
-            let mut tags = self.0.tags.lock();
-            if let Some(first) = self.0.ahead.lock().pop_front() {
-                permit.send(first);
-                continue;
-            }
-            permit.send(reply);
-            return tags.remove(&tag).map(|pending| pending.flushes).unwrap_or_default();
-        }
+        // Once the writer is gone there is nobody to be told.
+        let Some(room) = self.0.replies.room(&reply).await else { return VecDeque::new() };
+        let mut tags = self.0.tags.lock();
+        self.0.replies.put(reply, room);
+        tags.remove(&tag).map(|pending| pending.flushes).unwrap_or_default()
     }
 
     /// How a message is sent that answers none.
@@ -162,52 +151,6 @@ impl Push {
         let mut head = Vec::new();
         message.encode(NO_TAG, &mut head);
         tracing::trace!(target: "p9::trace", "<- {NO_TAG} {message:?}");
-        let full = {
-            let _order = shared.tags.lock();
-            let mut ahead = shared.ahead.lock();
-            ahead.push_back(Outgoing::new(head, Bytes::new()));
-            while let Ok(permit) = shared.replies.try_reserve() {
-                let Some(first) = ahead.pop_front() else { break };
-                permit.send(first);
-            }
-            !ahead.is_empty()
-        };
-        // The next reply takes it along; perhaps there is none.
-        if full {
-            let runtime = shared.runtime.clone();
-            runtime.spawn(async move {
-                while let Ok(permit) = shared.replies.reserve().await {
-                    let _order = shared.tags.lock();
-                    let Some(first) = shared.ahead.lock().pop_front() else { break };
-                    permit.send(first);
-                }
-            });
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn what_is_pushed_goes_before_a_reply_that_waited_for_room_already() {
-        let (replies, mut to_write) = tokio::sync::mpsc::channel(1);
-        let requests = Requests::new(replies, &Limits::default());
-        let reply = |tag: u16| (tag, vec![tag as u8], Bytes::new());
-        let ((one, head, data), (other, head_2, data_2)) = (reply(1), reply(2));
-        requests.end(one, head, data).await;
-        let mut waits = Box::pin(requests.end(other, head_2, data_2));
-        let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(waits.as_mut().poll(cx).is_pending())).await;
-        assert!(polled, "there is no room");
-        requests.pushes().send(&R::Break { fid: 7, keep: 0 });
-        let mut heads = Vec::new();
-        let reading = async {
-            while heads.len() < 3 {
-                heads.push(to_write.recv().await.unwrap().head);
-            }
-        };
-        tokio::join!(waits, reading);
-        assert_eq!((&heads[0][..], heads[1][4], &heads[2][..]), (&[1][..], 219, &[2][..]));
+        shared.replies.tell(Outgoing::new(head, Bytes::new()));
     }
 }

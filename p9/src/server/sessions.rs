@@ -23,7 +23,7 @@ use tracing::Instrument;
 use super::connection::{Context, Hello};
 use super::lane::{Arrival, Lane, Queue, Reader, ToLane, Writer};
 use super::requests::Requests;
-use super::{Error, Limits, REPLIES};
+use super::{Error, Limits, replies};
 use crate::session::{Budget, LEASE};
 use crate::wire::Dialect;
 use crate::{Errno, TreeRef, Who};
@@ -351,7 +351,7 @@ impl Session {
 }
 
 fn queue(limits: &Limits) -> Queue {
-    let (replies, to_write) = mpsc::channel(REPLIES);
+    let (replies, to_write) = replies::queue();
     (Requests::new(replies, limits), to_write)
 }
 

@@ -157,3 +157,44 @@ async fn a_tree_that_panics_fails_one_request() {
     peer.say("1 Treadlink fid=0").await;
     peer.hears("1 Rlerror ecode=22").await;
 }
+
+/// Asks for bulk without reading it, then for attributes, and counts the bytes of bulk that come before those.
+async fn bulk_before_attributes(session: bool) -> usize {
+    let root = Ram::root();
+    root.file("f", &"z".repeat(1 << 20));
+    let mut peer = Peer::of(Arc::new(root), Limits::default());
+    peer.say("65535 Tversion msize=1048600 version=9P2000.L.slashn").await;
+    peer.hears("65535 Rversion").await;
+    if session {
+        peer.say("65535 Tsession id=bulk lane=0 linger=1000 received=0").await;
+        peer.hears("65535 Rsession state=0").await;
+    }
+    peer.say("0 Tattach fid=0 afid=~ uname= aname=/ n_uname=~").await;
+    peer.hears("0 Rattach").await;
+    peer.opens(1, "f", 0).await;
+    for tag in 10..22 {
+        peer.say(&format!("{tag} Tread fid=1 offset=0 count=1048576")).await;
+    }
+    // All of them have been answered, as far as there is room.
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    peer.say("1 Tgetattr fid=1 request_mask=0x7ff").await;
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    let mut bulk = 0;
+    loop {
+        match peer.hear().await.expect("a reply") {
+            reply if reply[4] == 117 => bulk += reply.len(),
+            // What a session says of itself.
+            reply if reply[4] == 203 => {}
+            reply => break assert_eq!(reply[4], 25),
+        }
+    }
+    bulk
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_of_a_few_bytes_waits_for_no_bulk_but_the_message_that_is_being_written() {
+    for session in [false, true] {
+        let bulk = bulk_before_attributes(session).await;
+        assert!(bulk <= (1 << 20) + 11, "in a session: {session}; behind {bulk} bytes");
+    }
+}
