@@ -108,7 +108,7 @@ impl Another {
             let another = another.clone();
             Box::pin(async move { Ok(another.comes().await) })
         });
-        Resume { dial, linger: LINGER, patience: LINGER }
+        Resume { dial, linger: LINGER, patience: LINGER, bulk: None }
     }
 }
 

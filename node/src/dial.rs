@@ -128,7 +128,7 @@ impl Dialer {
             let (dialer, name) = (dialer.clone(), name.clone());
             Box::pin(async move { Ok(Box::new(dialer.connect_again(&name).await?) as Io) })
         });
-        Resume { dial, linger, patience: PATIENCE }
+        Resume { bulk: Some(dial.clone()), dial, linger, patience: PATIENCE }
     }
 
     /// A client of `node`, and its root. A session that the node keeps for `linger` when the connection is lost.

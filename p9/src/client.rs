@@ -19,6 +19,7 @@ use crate::server::{self, Limits};
 use crate::wire::{self, Dialect, NO_FID, NO_TAG, NO_UID, R, Str, T};
 use crate::{Errno, NodeRef, Reply, Tree, Who};
 
+mod bulk;
 mod call;
 mod counted;
 mod dir;
@@ -173,7 +174,7 @@ impl Client {
     /// Gives up the connection that there is and dials, as if it were lost: for who knows of another before this side
     /// notices. Without a session, or while none is in use, nothing happens.
     pub fn redial(&self) {
-        self.0.wire.redial.notify_waiters();
+        self.0.redial();
     }
 
     /// What it has been used for.

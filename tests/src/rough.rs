@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use p9::client::{self, Client, Options, Resume};
+use p9::client::{self, Client, Dial, Options, Resume};
 use p9::server::{Limits, SessionLimits, Sessions};
 use p9::transport::Io;
 use p9::{TreeRef, Who};
@@ -36,12 +36,12 @@ impl Rough {
     /// A client with a session, which comes back whenever a link is cut.
     pub async fn client(&self) -> Result<Client, client::Error> {
         let rough = self.clone();
-        let dial = move || {
+        let dial: Dial = Arc::new(move || {
             let rough = rough.clone();
-            Box::pin(async move { Ok(Box::new(rough.connect()) as Io) }) as _
-        };
+            Box::pin(async move { Ok(Box::new(rough.connect()) as Io) })
+        });
         let time = Duration::from_secs(600);
-        let resume = Resume { dial: Arc::new(dial), linger: time, patience: time };
+        let resume = Resume { bulk: Some(dial.clone()), dial, linger: time, patience: time };
         Client::resuming(self.connect(), Options::default(), resume).await
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use super::fid::Fid;
 use super::link::{CALLS, Link, Wire};
 use super::waits::Ticket;
 use crate::frame::Frame;
@@ -55,14 +56,7 @@ impl Link {
 
     /// Sends several messages together; their replies come in the same order.
     pub(super) async fn calls(&self, messages: &[(T<'_>, Bytes)]) -> Result<Calls, Errno> {
-        let count = messages.len();
-        if count > CALLS {
-            return Err(Errno::E2BIG);
-        }
-        let permit = self.wire.calls.clone().acquire_many_owned(count as u32).await;
-        let pending = self.wire.send(messages, permit.map_err(|_| self.wire.verdict())?)?;
-        self.wire.round_trips.fetch_add(1, Ordering::Relaxed);
-        Ok(Calls { wire: self.wire.clone(), pending, at: 0 })
+        self.wire.calls(messages, None).await
     }
 
     /// Clunks `fid` and waits for the answer. A clunk is never flushed: whoever gives up on it lets it go its way.
@@ -74,6 +68,20 @@ impl Link {
 }
 
 impl Wire {
+    /// Sends several messages together, which are bulk of `fid` if there is one.
+    pub(super) async fn calls(
+        self: &Arc<Self>, messages: &[(T<'_>, Bytes)], fid: Option<&Arc<Fid>>,
+    ) -> Result<Calls, Errno> {
+        let count = messages.len();
+        if count > CALLS {
+            return Err(Errno::E2BIG);
+        }
+        let permit = self.calls.clone().acquire_many_owned(count as u32).await;
+        let pending = self.send(messages, permit.map_err(|_| self.verdict())?, fid)?;
+        self.round_trips.fetch_add(1, Ordering::Relaxed);
+        Ok(Calls { wire: self.clone(), pending, at: 0 })
+    }
+
     /// Waits for a reply; a caller that is asked to end calls `stop` and waits a while longer. Errors: `EINTR` if there
     /// will be none; `EHOSTUNREACH` if the link ended before, `ESTALE` if a session did that the server forgot.
     async fn reply(&self, receiver: &mut oneshot::Receiver<Frame>, stop: impl FnOnce()) -> Result<Answer, Errno> {

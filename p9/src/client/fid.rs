@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::bulk::Uses;
 use super::link::Link;
 use crate::Errno;
 
@@ -14,11 +15,14 @@ pub(super) struct Fid {
     settled: AtomicBool,
     /// Whether it was clunked already, or never was.
     gone: AtomicBool,
+    /// What is under way of bulk: it need not go the way of all else, and is waited for by what must come after it.
+    pub(super) uses: Uses,
 }
 
 impl Fid {
     pub(super) fn new(link: Arc<Link>, number: u32) -> Arc<Self> {
-        Arc::new(Self { link, number, settled: AtomicBool::new(false), gone: AtomicBool::new(false) })
+        let (settled, gone) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { link, number, settled, gone, uses: Uses::default() })
     }
 
     pub(super) fn number(&self) -> u32 {
@@ -46,6 +50,7 @@ impl Fid {
 
     /// Clunks it and waits for the answer.
     pub(super) async fn close(&self) -> Result<(), Errno> {
+        self.uses.end().await;
         if self.gone.swap(true, Ordering::Relaxed) {
             return Ok(());
         }

@@ -6,6 +6,7 @@
 //! send again in its [`Ledger`]. The link ends with its last user, with a reply that nobody waits for, and when its
 //! connection is lost: unless it has a session, which another connection resumes (see [`super::resume`]).
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -20,9 +21,10 @@ use tokio::io::AsyncWrite;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinSet;
 
+use super::bulk::{Bulk, Use};
 use super::counted::Traffic;
 use super::fid::Fid;
-use super::lease::{self, Leases};
+use super::lease::{self, Clock, Leases};
 use super::resume::{Reader, Session};
 use super::waits::{Ticket, Waits};
 use super::{Counts, Options};
@@ -36,12 +38,14 @@ use crate::writer::{Outgoing, Pieces};
 /// [`super::waits::CLUNKS`] it stays below what a server of ours takes.
 pub(super) const CALLS: usize = 448;
 
-/// A connection, or a session of one after another.
 /// Of these, locks that wait: however many there are, what gives one back must find room.
 const PARKED: usize = CALLS / 4;
 
+/// A connection, or a session of one after another.
 pub(super) struct Link {
     pub(super) wire: Arc<Wire>,
+    /// Where bulk goes, in a session of which that may be.
+    pub(super) bulk: Option<Arc<Bulk>>,
     pub(super) msize: u32,
     /// Whether the server orders what is done to a fid, so that messages may be sent before the answer to those before.
     pub(super) ordered: bool,
@@ -53,6 +57,8 @@ pub(super) struct Link {
 
 /// What the task of a connection shares with those who call.
 pub(super) struct Wire {
+    /// Its lane of the session.
+    pub(super) lane: u8,
     waits: Mutex<Waits>,
     pub(super) pen: Mutex<Pen>,
     /// The session's account; none where there is no session. Locked after the pen and before the waits.
@@ -80,6 +86,7 @@ pub(super) struct Wire {
 }
 
 /// The side of the stream that is written to, and what it has not taken yet. Locked before all else.
+#[derive(Default)]
 pub(super) struct Pen {
     /// None while there is no connection.
     stream: Option<Box<dyn AsyncWrite + Send + Unpin>>,
@@ -96,7 +103,7 @@ impl Pen {
 
     /// The connection is gone, and what was not written with it.
     pub(super) fn put_down(&mut self) {
-        *self = Self { stream: None, pieces: Pieces::default() };
+        *self = Self::default();
     }
 }
 
@@ -106,28 +113,19 @@ impl Link {
         frames: Reader, pen: Pen, traffic: Arc<Traffic>, (msize, dialect): (u32, Dialect), options: Options,
         session: Option<Session>,
     ) -> Arc<Self> {
-        let wire = Arc::new(Wire {
-            waits: Mutex::default(),
-            pen: Mutex::new(pen),
-            ledger: Mutex::new(session.as_ref().map(|_| Session::ledger())),
-            tell: AtomicBool::new(false),
-            filled: Notify::new(),
-            untold: Notify::new(),
-            ended: Notify::new(),
-            closed: AtomicBool::new(false),
-            redial: Notify::new(),
-            away: AtomicBool::new(false),
-            verdict: AtomicU64::new(Errno::EHOSTUNREACH.code() as u64),
-            writing: AtomicBool::new(false),
-            calls: Arc::new(Semaphore::new(CALLS)),
-            round_trips: AtomicU64::new(0),
-            traffic,
-            leases: Leases::new(options.clock),
-        });
+        let session = session.map(Arc::new);
+        let wire = Wire::new(0, pen, traffic, session.as_deref(), options.clock.clone());
         let mut tasks = JoinSet::new();
-        tasks.spawn(wire.clone().run(frames, options.liveness, session));
-        let parked = Semaphore::new(PARKED);
-        Arc::new(Self { wire, msize, ordered: dialect == Dialect::Slashn, dialect, parked, _tasks: Mutex::new(tasks) })
+        tasks.spawn(wire.clone().run(frames, options.liveness, session.clone()));
+        let bulk = session.filter(|session| session.resume.bulk.is_some()).map(|session| {
+            let (pen, traffic) = (Pen::default(), Arc::default());
+            let lane = Wire::new(1, pen, traffic, Some(&session), options.clock);
+            let bulk = Bulk::new(lane, session);
+            tasks.spawn(bulk.clone().run(wire.clone(), options.liveness));
+            bulk
+        });
+        let (ordered, parked) = (dialect == Dialect::Slashn, Semaphore::new(PARKED));
+        Arc::new(Self { wire, bulk, msize, ordered, dialect, parked, _tasks: Mutex::new(tasks) })
     }
 
     /// A fid number that is not in use, clunked when the last clone is dropped.
@@ -137,12 +135,21 @@ impl Link {
     }
 
     pub(super) fn counts(&self) -> Counts {
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let bulk = self.bulk.as_ref().map(|bulk| bulk.wire.counts()).unwrap_or_default();
+        let first = self.wire.counts();
         Counts {
-            requests: self.wire.waits.lock().requests,
-            round_trips: count(&self.wire.round_trips),
-            sent: count(&self.wire.traffic.sent),
-            received: count(&self.wire.traffic.received),
+            requests: first.requests + bulk.requests,
+            round_trips: first.round_trips + bulk.round_trips,
+            sent: first.sent + bulk.sent,
+            received: first.received + bulk.received,
+        }
+    }
+
+    /// Gives up the connections that there are, as if they were lost.
+    pub(super) fn redial(&self) {
+        self.wire.redial.notify_waiters();
+        if let Some(bulk) = &self.bulk {
+            bulk.wire.redial.notify_waiters();
         }
     }
 }
@@ -171,17 +178,60 @@ pub(super) fn one_way(message: &T<'_>) -> Outgoing {
 }
 
 impl Wire {
-    /// Sends `messages` together, each with the data that follows it, and gives for each its ticket and where its reply
+    fn new(lane: u8, pen: Pen, traffic: Arc<Traffic>, session: Option<&Session>, clock: Clock) -> Arc<Self> {
+        Arc::new(Self {
+            lane,
+            waits: Mutex::default(),
+            pen: Mutex::new(pen),
+            ledger: Mutex::new(session.map(|_| Session::ledger())),
+            tell: AtomicBool::new(false),
+            filled: Notify::new(),
+            untold: Notify::new(),
+            ended: Notify::new(),
+            closed: AtomicBool::new(false),
+            redial: Notify::new(),
+            away: AtomicBool::new(false),
+            verdict: AtomicU64::new(Errno::EHOSTUNREACH.code() as u64),
+            writing: AtomicBool::new(false),
+            calls: Arc::new(Semaphore::new(CALLS)),
+            round_trips: AtomicU64::new(0),
+            traffic,
+            leases: Leases::new(clock),
+        })
+    }
+
+    fn counts(&self) -> Counts {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            requests: self.requests(),
+            round_trips: count(&self.round_trips),
+            sent: count(&self.traffic.sent),
+            received: count(&self.traffic.received),
+        }
+    }
+
+    /// Messages that were sent so far.
+    pub(super) fn requests(&self) -> u64 {
+        self.waits.lock().requests
+    }
+
+    /// How many answers the server owes.
+    pub(super) fn under_way(&self) -> usize {
+        self.waits.lock().under_way()
+    }
+
+    /// Sends `messages` together, each with the data that follows it, as bulk of `fid` if there is one, and gives for each its ticket and where its reply
     /// will come. Errors: `EHOSTUNREACH` or `ESTALE` once the link has ended.
     pub(super) fn send(
-        &self, messages: &[(T<'_>, Bytes)], mut permit: OwnedSemaphorePermit,
+        &self, messages: &[(T<'_>, Bytes)], mut permit: OwnedSemaphorePermit, fid: Option<&Arc<Fid>>,
     ) -> Result<Vec<(Ticket, oneshot::Receiver<Frame>)>, Errno> {
         if self.away.load(Ordering::Relaxed) {
             return Err(Errno::EHOSTUNREACH);
         }
         let mut waits = self.open()?;
         waits.stamp = self.leases.stamp();
-        let one = |(message, data): &(T<'_>, Bytes)| waits.call(message, data.clone(), permit.split(1));
+        let one =
+            |(message, data): &(T<'_>, Bytes)| waits.call(message, data.clone(), fid.map(Use::of), permit.split(1));
         let sent = messages.iter().map(one).collect::<Option<_>>().ok_or(Errno::EAGAIN);
         let alone = waits.under_way() == messages.len();
         drop(waits);
@@ -193,9 +243,12 @@ impl Wire {
 
     /// Asks the server to forget a request whose reply nobody waits for any more, or which is to end soon.
     pub(super) fn flush(&self, request: Ticket) {
-        let never_sent = self.waits.lock().flush(request);
+        let (never_sent, ended) = {
+            let mut waits = self.waits.lock();
+            (waits.flush(request), waits.take_ended())
+        };
         // Dropped outside the lock: whoever waits for it is woken.
-        drop(never_sent);
+        drop((never_sent, ended));
         self.filled.notify_one();
     }
 
@@ -226,7 +279,7 @@ impl Wire {
     /// Sends a message that cannot wait, and whose answer nobody wants.
     pub(super) fn tell(&self, message: &T<'_>) {
         let Ok(mut waits) = self.open() else { return };
-        drop(waits.call(message, Bytes::new(), None));
+        drop(waits.call(message, Bytes::new(), None, None));
         drop(waits);
         self.filled.notify_one();
     }
@@ -271,16 +324,18 @@ impl Wire {
     fn gather(&self, pieces: &mut Pieces) {
         let mut ledger = self.ledger.lock();
         let Some(ledger) = &mut *ledger else {
-            return self.waits.lock().take_outbox().into_iter().for_each(|message| pieces.add(message));
+            return self.waits.lock().take_outgoing(|_| true, |message| pieces.add(message));
         };
         if ledger.is_due() || (self.tell.swap(false, Ordering::Relaxed) && ledger.has_untold()) {
             pieces.add(one_way(&T::Ack { received: ledger.tells() }));
         }
-        let mut waits = self.waits.lock();
-        while let Some(message) = waits.next_outgoing(|message| ledger.has_room(message.is_bulk())) {
-            ledger.sends(&message);
+        // Each that may go changes what may go after it.
+        let ledger = RefCell::new(ledger);
+        let may = |message: &Outgoing| ledger.borrow().has_room(message.is_bulk());
+        self.waits.lock().take_outgoing(may, |message| {
+            ledger.borrow_mut().sends(&message);
             pieces.add(message);
-        }
+        });
     }
 
     /// The same in the caller's thread, if the writer is not at it. Whether no more is to be done by the writer.
@@ -324,12 +379,14 @@ impl Wire {
             self.leases.broken(fid, keep);
             return Ok(());
         }
-        let (waiter, more) = {
+        let (waiter, more, ended) = {
             let mut waits = self.waits.lock();
             let waiter = waits.take(frame.tag)?;
             self.leases.heard(waits.heard);
-            (waiter, waits.has_to_send())
+            (waiter, waits.has_to_send(), waits.take_ended())
         };
+        // Before its caller goes on, who may want the fid for something else.
+        drop(ended);
         if more {
             self.filled.notify_one();
         }

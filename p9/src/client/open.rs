@@ -43,7 +43,7 @@ impl RemoteFile {
             let count = most.min(count - piece * most);
             reads.push((T::Read { fid, offset, count }, Bytes::new()));
         }
-        let mut calls = self.fid.link.calls(&reads).await?;
+        let mut calls = self.fid.link.data(&self.fid, &reads, if self.seekable { count as usize } else { 0 }).await?;
         let mut all = BytesMut::new();
         for (read, _) in &reads {
             let T::Read { count, .. } = *read else { continue };
@@ -87,7 +87,7 @@ impl RemoteFile {
         data.truncate(self.most() as usize);
         let asked = data.len();
         let append = (T::Append { fid: self.fid.number(), data: Data(&[]) }, data);
-        let answer = self.fid.link.calls(&[append]).await?.next().await?;
+        let answer = self.fid.link.data(&self.fid, &[append], asked).await?.next().await?;
         match answer.message()? {
             R::Append { count, offset } if count as usize <= asked => {
                 Ok(Written { count, offset: (offset != u64::MAX).then_some(offset) })
@@ -117,7 +117,8 @@ impl RemoteFile {
         let offset = start.checked_add(done).ok_or(Errno::EFBIG)?;
         let asked = piece.len();
         let write = (T::Write { fid: self.fid.number(), offset, data: Data(&[]) }, piece);
-        let answer = self.fid.link.calls(&[write]).await?.next().await?;
+        let bulk = if self.seekable { asked } else { 0 };
+        let answer = self.fid.link.data(&self.fid, &[write], bulk).await?.next().await?;
         match answer.message()? {
             R::Write { count } if count as usize <= asked => Ok(count as usize),
             _ => Err(Errno::EPROTO),
@@ -131,7 +132,14 @@ impl Stream for RemoteFile {
     }
 
     fn read(&self, offset: u64, count: u32) -> Reply<'_, Bytes> {
-        Reply::later(self.read_now(offset, count))
+        Reply::later(async move {
+            match self.read_now(offset, count).await {
+                Err(Errno::EHOSTUNREACH | Errno::ESTALE) if self.fid.link.has_lost_bulk() => {
+                    self.read_now(offset, count).await
+                }
+                read => read,
+            }
+        })
     }
 
     fn write(&self, offset: u64, data: Bytes) -> Reply<'_, Written> {
@@ -159,7 +167,10 @@ impl Stream for RemoteFile {
 
     fn sync(&self, data_only: bool) -> Reply<'_, ()> {
         let sync = T::Fsync { fid: self.fid.number(), datasync: data_only.into() };
-        Reply::later(async move { self.fid.link.call(sync).await?.message().map(|_| ()) })
+        Reply::later(async move {
+            self.fid.uses.end().await;
+            self.fid.link.call(sync).await?.message().map(|_| ())
+        })
     }
 
     fn flush(&self) -> Reply<'_, ()> {
@@ -168,7 +179,10 @@ impl Stream for RemoteFile {
             return Reply::ok(());
         }
         let flush = T::Fsync { fid: self.fid.number(), datasync: FSYNC_FLUSH };
-        Reply::later(async move { self.fid.link.call(flush).await?.message().map(|_| ()) })
+        Reply::later(async move {
+            self.fid.uses.end().await;
+            self.fid.link.call(flush).await?.message().map(|_| ())
+        })
     }
 
     fn close(&self) -> Reply<'_, ()> {

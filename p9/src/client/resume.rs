@@ -31,7 +31,7 @@ use crate::writer::Outgoing;
 pub(super) type Reader = Frames<Box<dyn AsyncRead + Send + Unpin>>;
 
 /// How long to wait after the first loss, and at most, before the server is dialled.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+pub(super) const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// How long a server may be refusing connections before it is taken to have ended, and its sessions with it.
 const REFUSED: Duration = Duration::from_secs(2);
 
@@ -49,11 +49,13 @@ pub struct Resume {
     /// How long the server may be away before what is then asked is refused at once, with `EHOSTUNREACH`. What was asked
     /// before goes on waiting.
     pub patience: Duration,
+    /// How to make one more connection beside the first, for bulk data alone; none where there can be one at a time.
+    pub bulk: Option<Dial>,
 }
 
 /// What a session is to its client.
 pub(super) struct Session {
-    resume: Resume,
+    pub(super) resume: Resume,
     id: [u8; 16],
     msize: u32,
     /// What the server granted, in milliseconds; none before it answered.
@@ -61,7 +63,7 @@ pub(super) struct Session {
 }
 
 /// Why a connection is over.
-enum Lost {
+pub(super) enum Lost {
     /// It failed.
     Connection(String),
     /// The server broke the protocol: there is no use in going on.
@@ -88,15 +90,15 @@ impl Session {
 
     /// What begins it, ahead of all else; the answer is waited for by nobody.
     pub(super) fn begins(&self) -> Outgoing {
-        one_way(&self.hello(0))
+        one_way(&self.hello(0, 0))
     }
 
-    fn hello(&self, received: u64) -> T<'static> {
+    fn hello(&self, lane: u8, received: u64) -> T<'static> {
         let linger = u32::try_from(self.resume.linger.as_millis()).unwrap_or(u32::MAX);
-        T::Session { id: self.id, lane: 0, linger, received }
+        T::Session { id: self.id, lane, linger, received }
     }
 
-    fn granted(&self) -> Option<Duration> {
+    pub(super) fn granted(&self) -> Option<Duration> {
         match self.granted.load(Ordering::Relaxed) {
             0 => None,
             ms => Some(Duration::from_millis(ms.into())),
@@ -117,9 +119,9 @@ where
 
 impl Wire {
     /// Goes on until the link ends.
-    pub(super) async fn run(self: Arc<Self>, mut frames: Reader, liveness: Duration, session: Option<Session>) {
+    pub(super) async fn run(self: Arc<Self>, mut frames: Reader, liveness: Duration, session: Option<Arc<Session>>) {
         let verdict = loop {
-            let lost = self.converse(&mut frames, liveness, session.as_ref()).await;
+            let lost = self.converse(&mut frames, liveness, session.as_deref()).await;
             self.pen.lock().put_down();
             drop(frames);
             let why = match lost {
@@ -129,7 +131,7 @@ impl Wire {
                     break Errno::EHOSTUNREACH;
                 }
             };
-            let Some((session, linger)) = session.as_ref().and_then(|session| Some((session, session.granted()?)))
+            let Some((session, linger)) = session.as_deref().and_then(|session| Some((session, session.granted()?)))
             else {
                 tracing::debug!("the connection ended: {why}");
                 break Errno::EHOSTUNREACH;
@@ -154,7 +156,7 @@ impl Wire {
     }
 
     /// Reads and writes until the connection is lost.
-    async fn converse(&self, frames: &mut Reader, liveness: Duration, session: Option<&Session>) -> Lost {
+    pub(super) async fn converse(&self, frames: &mut Reader, liveness: Duration, session: Option<&Session>) -> Lost {
         tokio::select! {
             lost = self.read(frames, session) => lost,
             err = self.write() => Lost::Connection(err.to_string()),
@@ -226,14 +228,9 @@ impl Wire {
         let (lost, mut pause) = (Instant::now(), PAUSES.0);
         let until = lost + linger;
         loop {
-            let attempt = async {
-                let io = (session.resume.dial)().await?;
-                timeout(liveness, self.greet(io, session, liveness)).await?
-            };
-            match timeout_at(until, attempt).await {
-                Ok(Ok(Some((frames, pen)))) => {
+            match timeout_at(until, self.attempt(&session.resume.dial, session, liveness, true)).await {
+                Ok(Ok(Some(frames))) => {
                     tracing::info!("the session goes on after {:?}", lost.elapsed());
-                    *self.pen.lock() = pen;
                     return Ok(frames);
                 }
                 Ok(Ok(None)) => {
@@ -256,8 +253,23 @@ impl Wire {
         }
     }
 
-    /// Asks for the session on a new connection; gives none if the server has it no more.
-    async fn greet(&self, io: Io, session: &Session, liveness: Duration) -> io::Result<Option<(Reader, Pen)>> {
+    /// Dials once, and goes on with the lane on that connection, or begins it if it was not `begun`; gives none if the
+    /// server has the session no more.
+    pub(super) async fn attempt(
+        &self, dial: &Dial, session: &Session, liveness: Duration, begun: bool,
+    ) -> io::Result<Option<Reader>> {
+        let io = dial().await?;
+        let greeted = timeout(liveness, self.greet(io, session, liveness, begun)).await??;
+        Ok(greeted.map(|(frames, pen)| {
+            *self.pen.lock() = pen;
+            frames
+        }))
+    }
+
+    /// Asks for the lane on a new connection.
+    async fn greet(
+        &self, io: Io, session: &Session, liveness: Duration, begun: bool,
+    ) -> io::Result<Option<(Reader, Pen)>> {
         let (mut frames, mut writer) = open(io, &self.traffic, session.msize, liveness);
         let received = match &mut *self.ledger.lock() {
             Some(ledger) => ledger.tells(),
@@ -265,7 +277,7 @@ impl Wire {
         };
         let mut hello = Vec::new();
         T::Version { msize: session.msize, version: Str(VERSION_SLASHN) }.encode(NO_TAG, &mut hello);
-        session.hello(received).encode(NO_TAG, &mut hello);
+        session.hello(self.lane, received).encode(NO_TAG, &mut hello);
         writer.write_all(&hello).await?;
         writer.flush().await?;
         match next(&mut frames).await?.reply() {
@@ -273,19 +285,20 @@ impl Wire {
             _ => return Ok(None),
         }
         match next(&mut frames).await?.reply() {
-            Some(R::Session { state: 1, received, .. }) => {
+            Some(R::Session { state, received, .. }) if state == 1 || !begun => {
                 let rest: Vec<Outgoing> = match &mut *self.ledger.lock() {
                     Some(ledger) => ledger.resumes(received).map_err(io::Error::other)?.collect(),
                     None => return Ok(None),
                 };
                 Ok(Some((frames, Pen::new(Box::new(writer), rest))))
             }
-            Some(R::Session { .. }) => {
+            Some(R::Session { .. }) if self.lane == 0 => {
                 // There is a new one now, which nobody wants.
                 let _ = writer.write_all(&one_way(&T::Ack { received: crate::session::FAREWELL }).head).await;
                 let _ = writer.flush().await;
                 Ok(None)
             }
+            Some(R::Session { .. }) => Ok(None),
             Some(R::Lerror { ecode }) => {
                 tracing::warn!("the server refuses the session: {}", Errno::from_code(ecode as i32));
                 Ok(None)
@@ -315,7 +328,7 @@ impl Frame {
 }
 
 /// Whether dialling again is of no use.
-fn is_final(err: &io::Error, lost: Instant) -> bool {
+pub(super) fn is_final(err: &io::Error, lost: Instant) -> bool {
     match err.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound => true,
         // Where nothing listens there is no server, but perhaps one that is just being reached another way.
@@ -325,7 +338,7 @@ fn is_final(err: &io::Error, lost: Instant) -> bool {
 }
 
 /// Between half of `pause` and all of it, so that many clients do not come at once.
-fn jittered(pause: Duration) -> Duration {
+pub(super) fn jittered(pause: Duration) -> Duration {
     let random = getrandom::u32().unwrap_or(u32::MAX);
     pause / 2 + (pause / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
 }

@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use super::bulk::Use;
 use crate::frame::Frame;
 use crate::wire::T;
 use crate::writer::Outgoing;
@@ -31,6 +32,10 @@ pub(super) struct Ticket {
 #[derive(Default)]
 pub(super) struct Waits {
     outbox: VecDeque<Outgoing>,
+    /// Bulk that is to go out once nothing else is.
+    bulk: VecDeque<Outgoing>,
+    /// Uses that have ended, to be dropped where nothing is locked.
+    ended: Vec<Use>,
     tags: HashMap<u16, Waiting>,
     /// Tags that were used and are free again.
     free_tags: Vec<u16>,
@@ -64,6 +69,8 @@ pub(super) enum Waiting {
         sender: Option<Sender>,
         /// A flush of it is under way, which then frees the tag.
         flushing: bool,
+        /// The fid whose bulk it is.
+        of: Option<Use>,
         _permit: Option<OwnedSemaphorePermit>,
     },
     /// Perhaps nobody. The fid is then free again.
@@ -88,17 +95,21 @@ impl Waits {
 
     /// Puts a request in the outbox; `None` when there is no tag for it.
     pub(super) fn call(
-        &mut self, message: &T<'_>, data: Bytes, permit: Option<OwnedSemaphorePermit>,
+        &mut self, message: &T<'_>, data: Bytes, of: Option<Use>, permit: Option<OwnedSemaphorePermit>,
     ) -> Option<(Ticket, oneshot::Receiver<Frame>)> {
         let tag = self.new_tag()?;
         let (sender, receiver) = oneshot::channel();
         let number = self.calls;
         self.calls += 1;
-        self.tags.insert(
-            tag,
-            Waiting::Call { number, stamp: self.stamp, sender: Some(sender), flushing: false, _permit: permit },
-        );
-        self.put(tag, message, data);
+        let (apart, stamp) = (of.is_some(), self.stamp);
+        let call = Waiting::Call { number, stamp, sender: Some(sender), flushing: false, of, _permit: permit };
+        self.tags.insert(tag, call);
+        let message = self.encode(tag, message, data);
+        if apart && message.is_bulk() {
+            self.bulk.push_back(message)
+        } else {
+            self.outbox.push_back(message)
+        }
         Some((Ticket { tag, number }, receiver))
     }
 
@@ -110,8 +121,11 @@ impl Waits {
             Some(Waiting::Call { number, flushing, .. }) if *number == ticket.number && !*flushing => *flushing = true,
             _ => return None,
         }
-        if let Some(at) = self.outbox.iter().position(|message| tag_of(message) == old) {
-            self.outbox.remove(at);
+        let unsent = |queue: &mut VecDeque<Outgoing>| {
+            let at = queue.iter().position(|message| tag_of(message) == old);
+            at.and_then(|at| queue.remove(at)).is_some()
+        };
+        if unsent(&mut self.outbox) || unsent(&mut self.bulk) {
             self.requests -= 1;
             return self.free_tag(old);
         }
@@ -137,7 +151,7 @@ impl Waits {
     fn put_flush(&mut self, tag: u16, oldtag: u16) {
         self.flushing += 1;
         self.tags.insert(tag, Waiting::Flush(oldtag));
-        self.put(tag, &T::Flush { oldtag }, Bytes::new());
+        self.put(tag, &T::Flush { oldtag });
     }
 
     /// Clunks `fid`, now or as soon as may be.
@@ -160,11 +174,16 @@ impl Waits {
             let Some((fid, sender)) = self.to_clunk.pop_front() else { return };
             self.clunking += 1;
             self.tags.insert(tag, Waiting::Clunk(fid, sender));
-            self.put(tag, &T::Clunk { fid }, Bytes::new());
+            self.put(tag, &T::Clunk { fid });
         }
     }
 
-    fn put(&mut self, tag: u16, message: &T<'_>, data: Bytes) {
+    fn put(&mut self, tag: u16, message: &T<'_>) {
+        let message = self.encode(tag, message, Bytes::new());
+        self.outbox.push_back(message);
+    }
+
+    fn encode(&mut self, tag: u16, message: &T<'_>, data: Bytes) -> Outgoing {
         tracing::trace!(target: "p9::trace", "client -> {tag} {message:?} and {} bytes", data.len());
         let mut head = Vec::with_capacity(64);
         message.encode(tag, &mut head);
@@ -175,21 +194,25 @@ impl Waits {
             head[at..].copy_from_slice(&(data.len() as u32).to_le_bytes());
         }
         self.requests += 1;
-        self.outbox.push_back(Outgoing::new(head, data));
+        Outgoing::new(head, data)
     }
 
-    /// Takes all that is to go out.
-    pub(super) fn take_outbox(&mut self) -> VecDeque<Outgoing> {
-        std::mem::take(&mut self.outbox)
-    }
-
-    /// Takes the first message that is to go out, if it `may`.
-    pub(super) fn next_outgoing(&mut self, may: impl FnOnce(&Outgoing) -> bool) -> Option<Outgoing> {
-        self.outbox.pop_front_if(|message| may(message))
+    /// Takes what is to go out now, as far as it `may`: all but bulk, and of that one message, so that what comes
+    /// meanwhile goes before the next.
+    pub(super) fn take_outgoing(&mut self, mut may: impl FnMut(&Outgoing) -> bool, mut each: impl FnMut(Outgoing)) {
+        while let Some(message) = self.outbox.pop_front_if(|message| may(message)) {
+            each(message);
+        }
+        self.bulk.pop_front_if(|message| may(message)).into_iter().for_each(each);
     }
 
     pub(super) fn has_to_send(&self) -> bool {
-        !self.outbox.is_empty()
+        !self.outbox.is_empty() || !self.bulk.is_empty()
+    }
+
+    /// The uses that have ended.
+    pub(super) fn take_ended(&mut self) -> Vec<Use> {
+        std::mem::take(&mut self.ended)
     }
 
     /// How many answers the server owes.
@@ -243,7 +266,10 @@ impl Waits {
     }
 
     fn free_tag(&mut self, tag: u16) -> Option<Waiting> {
-        let freed = self.tags.remove(&tag);
+        let mut freed = self.tags.remove(&tag);
+        if let Some(Waiting::Call { of, .. }) = &mut freed {
+            self.ended.extend(of.take());
+        }
         if freed.is_some() {
             self.free_tags.push(tag);
         }
@@ -263,12 +289,12 @@ mod tests {
     #[test]
     fn a_flush_that_comes_too_late_does_not_meet_the_next_request_with_that_tag() {
         let mut waits = Waits::default();
-        let call = |waits: &mut Waits| waits.call(&T::Getattr { fid: 1, mask: 0 }, Bytes::new(), None).unwrap();
+        let call = |waits: &mut Waits| waits.call(&T::Getattr { fid: 1, mask: 0 }, Bytes::new(), None, None).unwrap();
         let (first, _answer) = call(&mut waits);
-        waits.take_outbox();
+        waits.take_outgoing(|_| true, drop);
         assert!(waits.take(first.tag).unwrap().is_some(), "the first is answered");
         let (second, mut answer) = call(&mut waits);
-        waits.take_outbox();
+        waits.take_outgoing(|_| true, drop);
         assert_eq!(second.tag, first.tag, "its tag is used again");
         assert!(waits.flush(first).is_none());
         assert!(!waits.has_to_send(), "nothing is flushed");

@@ -190,7 +190,7 @@ async fn a_server_that_was_started_anew_ends_the_client_and_what_is_under_way_is
         }
     };
     let first = net.connect(crate::net::who("SHA256:me"));
-    let resume = Resume { dial: Arc::new(dial), linger: Duration::from_secs(60), patience: Duration::from_secs(50) };
+    let resume = Resume { dial: Arc::new(dial), bulk: None, ..net.resume() };
     let client = Client::resuming(first, Options::default(), resume).await.unwrap();
     let root = client.attach(&Who::owner(), b"").await.unwrap();
     let stream = open(&root, "pipe", How::RDWR).await;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use p9::Tree;
-use p9::client::{Client, Clock, Options, Resume};
+use p9::client::{Client, Clock, Options};
 use p9::server::SessionLimits;
 use p9::tree::LeaseKind;
 use tokio::time::timeout;
@@ -44,10 +44,8 @@ async fn a_lease_lasts_for_as_long_as_the_server_says() {
     let hand = Arc::new(AtomicU64::new(1000));
     let seen = hand.clone();
     let clock = Clock::new(move || Duration::from_secs(seen.load(Ordering::SeqCst)));
-    let resume =
-        Resume { dial: net.dial(who("SHA256:me")), linger: Duration::from_secs(60), patience: Duration::from_secs(50) };
     let options = Options { clock, ..Options::default() };
-    let client = Client::resuming(net.connect(who("SHA256:me")), options, resume).await.unwrap();
+    let client = Client::resuming(net.connect(who("SHA256:me")), options, net.resume()).await.unwrap();
     let root = client.attach(&p9::Who::owner(), b"").await.unwrap();
     let lease = root.lease(LeaseKind::Attr, Arc::new(|_| {})).await.unwrap().unwrap();
     hand.fetch_add(1, Ordering::SeqCst);
