@@ -46,13 +46,18 @@ impl Cancel {
         self.0.asked.load(Ordering::SeqCst)
     }
 
+    /// The same for another operation, if nobody is left who has to do with this one.
+    pub(crate) fn renewed(mut self) -> Option<Self> {
+        *Arc::get_mut(&mut self.0)? = State::default();
+        Some(self)
+    }
+
     /// Runs `work` to its end, or until it was cancelled and holds nothing any more: then `EINTR`.
     pub async fn run<T>(&self, work: impl Future<Output = Result<T, Errno>>) -> Result<T, Errno> {
         let mut work = pin!(CURRENT.scope(self.clone(), work));
         loop {
+            // Made before the look at the state, so that no change is missed; what is ready at once never waits for one.
             let mut changed = pin!(self.0.changed.notified());
-            // Registered before the look at the state, so that no change is missed.
-            changed.as_mut().enable();
             let step = poll_fn(|cx| {
                 // What merely waited takes nothing that comes after it was to end: no byte of a stream goes to nobody.
                 if self.is_asked() && !self.0.held.load(Ordering::SeqCst) {

@@ -1,20 +1,24 @@
 //! Frames off a stream: size\[4\] type\[1\] tag\[2\] and the fields.
 //!
-//! Used by the reader of a connection, on either side. The buffer is small while nothing comes and grows to what one frame needs, never
-//! past the agreed msize; a frame that has begun must end in time.
+//! Used by the reader of a connection, on either side. While nothing comes the buffer is small; for a large frame, and
+//! those that follow one, it is as large as that, and one that was used before, so that data is read to where it stays.
+//! It is never larger than the agreed msize. A frame that has begun must end in time.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::{Instant, timeout_at};
 
+use crate::buffers;
 use crate::server::{Error, Limits};
 use crate::wire::HEADER;
 
 /// What is read at a time while no large frame is under way.
 const SMALL: usize = 8 << 10;
-/// A buffer larger than this is given back once it is empty.
+/// A frame of more than this is large.
 const LARGE: usize = 64 << 10;
 
 /// What a large frame may take longer than a small one, for each KiB: a slow link is no fault.
@@ -32,6 +36,8 @@ pub(crate) struct Frame {
 pub(crate) struct Frames<S> {
     stream: S,
     buf: BytesMut,
+    /// The size of the last frame.
+    last: usize,
     limits: Limits,
     /// The agreed frame size.
     msize: u32,
@@ -49,15 +55,15 @@ impl Frame {
 impl<S: AsyncRead + Send + Unpin + 'static> Frames<S> {
     /// The same, whatever the stream is.
     pub(crate) fn boxed(self) -> Frames<Box<dyn AsyncRead + Send + Unpin>> {
-        let Self { stream, buf, limits, msize, first } = self;
-        Frames { stream: Box::new(stream), buf, limits, msize, first }
+        let Self { stream, buf, last, limits, msize, first } = self;
+        Frames { stream: Box::new(stream), buf, last, limits, msize, first }
     }
 }
 
 impl<S: AsyncRead + Unpin> Frames<S> {
     pub(crate) fn new(stream: S, limits: Limits) -> Self {
         let first = Some(Instant::now() + limits.version_time);
-        Self { stream, buf: BytesMut::new(), msize: limits.msize.min(Limits::MSIZE_MAX), limits, first }
+        Self { stream, buf: BytesMut::new(), last: 0, msize: limits.msize.min(Limits::MSIZE_MAX), limits, first }
     }
 
     pub(crate) fn agree(&mut self, msize: u32) {
@@ -85,12 +91,15 @@ impl<S: AsyncRead + Unpin> Frames<S> {
     }
 
     async fn fill(&mut self, deadline: Option<(Instant, Duration, &'static str)>) -> Result<bool, Error> {
-        let wanted = self.size().map_or(HEADER, |size| size as usize).saturating_sub(self.buf.len());
-        if self.buf.is_empty() && self.buf.capacity() > LARGE {
-            self.buf = BytesMut::new();
-        }
-        self.buf.reserve(wanted.max(SMALL));
-        let read = self.stream.read_buf(&mut self.buf);
+        let read = poll_fn(|cx| {
+            self.make_room();
+            let read = pin!(self.stream.read_buf(&mut self.buf)).poll(cx);
+            if read.is_pending() && self.buf.is_empty() && self.buf.capacity() > LARGE {
+                // Others have a use for it while nothing comes.
+                self.buf = BytesMut::new();
+            }
+            read
+        });
         let got = match deadline {
             None => read.await?,
             Some((when, time, what)) => timeout_at(when, read).await.map_err(|_| Error::TooSlow(time, what))??,
@@ -99,6 +108,18 @@ impl<S: AsyncRead + Unpin> Frames<S> {
             0 if self.buf.is_empty() => Ok(false),
             0 => Err(Error::Io(std::io::ErrorKind::UnexpectedEof.into())),
             _ => Ok(true),
+        }
+    }
+
+    /// Makes room for the rest of the frame that has begun, or for one like the last.
+    fn make_room(&mut self) {
+        let wanted = self.size().map_or(self.last, |size| size as usize);
+        if wanted <= LARGE {
+            self.buf.reserve(SMALL.max(wanted - wanted.min(self.buf.len())));
+        } else if self.buf.capacity() < wanted {
+            let mut large = buffers::data(wanted);
+            large.extend_from_slice(&self.buf);
+            self.buf = large;
         }
     }
 
@@ -115,7 +136,11 @@ impl<S: AsyncRead + Unpin> Frames<S> {
         if self.buf.len() < size as usize {
             return Ok(None);
         }
-        let mut body = self.buf.split_to(size as usize).freeze();
+        self.last = size as usize;
+        let mut body = self.buf.split_to(self.last).freeze();
+        if self.last > LARGE && self.buf.is_empty() {
+            self.buf = BytesMut::new();
+        }
         body.advance(4);
         let (code, tag) = (body.get_u8(), body.get_u16_le());
         Ok(Some(Frame { code, tag, body }))

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use crate::{Attr, Errno, Name, Qid, Reply};
 
 mod local;
+mod sys;
 
 /// An open file.
 #[derive(Clone)]

@@ -11,8 +11,9 @@
 //! - **Flush**: answered once the request has ended, after its reply: nothing of it happens later.
 //! - **Limits**: a peer that exceeds one gets an error; one that breaks the protocol loses its connection, alone.
 
+use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -24,6 +25,7 @@ use tracing::{Instrument, Span};
 
 use crate::frame::Frames;
 use crate::wire::{self, Dialect, Malformed, R, Str};
+use crate::writer::Pieces;
 use crate::{Errno, TreeRef, Who};
 
 mod answer;
@@ -36,6 +38,7 @@ mod legacy;
 mod locks;
 mod replies;
 mod requests;
+mod runner;
 mod sessions;
 
 use connection::Connection;
@@ -170,13 +173,12 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let (reader, to_peer) = tokio::io::split(stream);
-    let (replies, to_write) = replies::queue();
+    let requests = Requests::new(&limits);
     // In the same task as the reader: waking another thread costs more than a small request does altogether.
-    let mut writing = pin!(to_write.write(to_peer));
+    let mut writing = pin!(write(requests.clone(), to_peer));
     let mut frames = Frames::new(reader, limits.clone());
     let mut tasks = JoinSet::new();
-    let requests = Requests::new(replies, &limits);
-    let mut connection = Connection::new(tree, who, requests, limits, sessions.cloned());
+    let mut connection = Connection::new(tree, who, requests.clone(), limits, sessions.cloned());
     let ended = tokio::select! {
         // The writer first: whatever the reader does in its turn, replies go out.
         biased;
@@ -187,6 +189,7 @@ where
     let ended = match ended {
         Ok(Some((hello, session))) => {
             drop(connection);
+            requests.close();
             // The version has been answered once the writer has nothing more to do.
             let to_peer = writing.await?;
             return session.hand(hello, frames.boxed(), Box::new(to_peer)).await;
@@ -201,8 +204,7 @@ where
         if let Some(errno) = refusal {
             connection.last_words(errno).await;
         }
-        // Nothing more to write.
-        drop(connection);
+        requests.close();
     };
     // What was answered still goes out, to a peer that reads it.
     let last = async {
@@ -212,6 +214,20 @@ where
     };
     let _ = tokio::time::timeout(LAST_WORDS, last).await;
     ended
+}
+
+/// Writes replies until there are no more; gives the stream back.
+async fn write<W: AsyncWrite + Unpin>(requests: Requests, mut stream: W) -> io::Result<W> {
+    let mut pieces = Pieces::default();
+    while requests.ready(true, true).await {
+        requests.take(|_| true, |reply| pieces.add(reply));
+        if let Err(err) = poll_fn(|cx| pieces.poll_write(Pin::new(&mut stream), cx)).await {
+            // Nobody need wait for it any more.
+            requests.close();
+            return Err(err);
+        }
+    }
+    Ok(stream)
 }
 
 /// The number of the next connection, in the log.

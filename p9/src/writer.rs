@@ -1,8 +1,6 @@
-//! Messages on their way into a stream, in as few calls as it takes.
+//! Messages on their way into a stream: all that are ready go out in as few calls as it takes.
 //!
-//! Used by the server for its replies, in the task of the connection, and by the client for its requests.
-//!
-//! Small pieces are gathered into one buffer; the data of large reads goes out from where it lies. One small reply at
+//! Used by the one writer of a connection: the server's for replies, the client's for requests. Small pieces are gathered into one buffer; the data of large reads goes out from where it lies. One small reply at
 //! a time would cost a system call each, 5 to 9 us on loopback against 0.3 us in a batch.
 
 use std::collections::VecDeque;
@@ -12,22 +10,44 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
+use tokio::sync::OwnedSemaphorePermit;
 
-/// A message on its way: its header and fields, and the data of a read or write, uncopied.
+/// A message on its way: its header and fields, and what follows them.
 #[derive(Clone)]
 pub(crate) struct Outgoing {
     pub(crate) head: Bytes,
-    pub(crate) data: Bytes,
+    pub(crate) data: Payload,
+}
+
+/// The data of a read or write, uncopied.
+#[derive(Default)]
+pub(crate) struct Payload {
+    pub(crate) bytes: Bytes,
+    /// The room that it takes until it has been sent, where that is bounded.
+    pub(crate) _room: Option<OwnedSemaphorePermit>,
+}
+
+impl From<Bytes> for Payload {
+    fn from(bytes: Bytes) -> Self {
+        Self { bytes, _room: None }
+    }
+}
+
+impl Clone for Payload {
+    /// What is kept to be sent again takes none of the room.
+    fn clone(&self) -> Self {
+        self.bytes.clone().into()
+    }
 }
 
 impl Outgoing {
     pub(crate) fn new(head: Vec<u8>, data: Bytes) -> Self {
-        Self { head: head.into(), data }
+        Self { head: head.into(), data: data.into() }
     }
 
     /// The bytes that it has on the wire.
     pub(crate) fn size(&self) -> usize {
-        self.head.len() + self.data.len()
+        self.head.len() + self.data.bytes.len()
     }
 
     /// Whether it is so large that what is small should not wait for it.
@@ -38,13 +58,13 @@ impl Outgoing {
 
 /// Data of at least this many bytes is sent from where it lies.
 const UNCOPIED: usize = 16 << 10;
-/// Pieces written at a time.
+/// Pieces that go out in one call.
 const BATCH: usize = 64;
 
 /// Messages on their way into a stream.
 #[derive(Default)]
 pub(crate) struct Pieces {
-    all: VecDeque<Bytes>,
+    all: VecDeque<Payload>,
     small: BytesMut,
     /// All was written, but perhaps not passed on.
     to_flush: bool,
@@ -53,10 +73,10 @@ pub(crate) struct Pieces {
 impl Pieces {
     pub(crate) fn add(&mut self, message: Outgoing) {
         self.small.extend_from_slice(&message.head);
-        if message.data.len() < UNCOPIED {
-            self.small.extend_from_slice(&message.data);
+        if message.data.bytes.len() < UNCOPIED {
+            self.small.extend_from_slice(&message.data.bytes);
         } else {
-            self.all.push_back(self.small.split().freeze());
+            self.all.push_back(self.small.split().freeze().into());
             self.all.push_back(message.data);
         }
         self.to_flush = true;
@@ -72,23 +92,25 @@ impl Pieces {
         &mut self, mut stream: Pin<&mut W>, cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
         if !self.small.is_empty() {
-            self.all.push_back(self.small.split().freeze());
+            self.all.push_back(self.small.split().freeze().into());
         }
         loop {
-            while self.all.front().is_some_and(Bytes::is_empty) {
+            while self.all.front().is_some_and(|piece| piece.bytes.is_empty()) {
                 self.all.pop_front();
             }
             if self.all.is_empty() {
                 break;
             }
-            let slices: Vec<IoSlice<'_>> = self.all.iter().take(BATCH).map(|piece| IoSlice::new(piece)).collect();
-            let mut written = ready!(stream.as_mut().poll_write_vectored(cx, &slices))?;
+            let mut slices = [IoSlice::new(&[]); BATCH];
+            slices.iter_mut().zip(&self.all).for_each(|(slice, piece)| *slice = IoSlice::new(&piece.bytes));
+            let count = self.all.len().min(BATCH);
+            let mut written = ready!(stream.as_mut().poll_write_vectored(cx, &slices[..count]))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             for piece in &mut self.all {
-                let part = written.min(piece.len());
-                piece.advance(part);
+                let part = written.min(piece.bytes.len());
+                piece.bytes.advance(part);
                 written -= part;
             }
         }

@@ -3,14 +3,14 @@
 //! `preadv2(RWF_NOWAIT)` answers from the page cache in about a microsecond; the blocking pool costs twenty. A short
 //! answer from the cache is asked for again on the pool, since it says nothing about where the file ends.
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::IoSlice;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, fdatasync, fsync, seek};
-use rustix::io::{Errno as Os, ReadWriteFlags, preadv2, pwritev2, retry_on_intr};
+use rustix::io::{Errno as Os, ReadWriteFlags, pwritev2, retry_on_intr};
 
-use super::{LocalFile, Written};
+use super::{LocalFile, Written, sys};
 use crate::cancel::blocking;
 use crate::{Errno, Reply};
 
@@ -31,12 +31,19 @@ const ELSEWHERE: [u32; 10] = [
 
 impl LocalFile {
     pub(super) fn read(self: &Arc<Self>, offset: u64, count: u32) -> Reply<'_, Bytes> {
+        self.read_into(BytesMut::with_capacity, offset, count)
+    }
+
+    /// Reads into a buffer that `make` makes, with room for what may come.
+    pub(crate) fn read_into(
+        self: &Arc<Self>, make: impl FnOnce(usize) -> BytesMut, offset: u64, count: u32,
+    ) -> Reply<'_, Bytes> {
         // No more than the file has: most are smaller than what is asked for. Some that say 0 have contents.
         let left = rustix::fs::fstat(&self.fd).map(|stat| (stat.st_size as u64).saturating_sub(offset)).unwrap_or(0);
-        let count = if left == 0 { u64::from(count) } else { left.min(count.into()) };
-        let mut buf = vec![0; count as usize];
-        match preadv2(&self.fd, &mut [IoSliceMut::new(&mut buf)], offset, ReadWriteFlags::NOWAIT) {
-            Ok(got) if got == buf.len() => return Reply::ok(buf.into()),
+        let count = if left == 0 { u64::from(count) } else { left.min(count.into()) } as usize;
+        let mut buf = make(count);
+        match sys::pread(&self.fd, &mut buf, count, offset, libc::RWF_NOWAIT) {
+            Ok(got) if got == count => return Reply::ok(buf.freeze()),
             // At the end of the file there is nothing, cached or not.
             Ok(0) => return Reply::ok(Bytes::new()),
             Ok(_) | Err(Os::AGAIN | Os::OPNOTSUPP | Os::INTR) => {}
@@ -44,10 +51,9 @@ impl LocalFile {
         }
         let file = self.clone();
         Reply::later(blocking(move || {
-            let flags = ReadWriteFlags::empty();
-            let got = retry_on_intr(|| preadv2(&file.fd, &mut [IoSliceMut::new(&mut buf)], offset, flags))?;
-            buf.truncate(got);
-            Ok(buf.into())
+            buf.clear();
+            retry_on_intr(|| sys::pread(&file.fd, &mut buf, count, offset, 0))?;
+            Ok(buf.freeze())
         }))
     }
 

@@ -10,6 +10,7 @@ use super::connection::Context;
 use super::fids::{File, Place, Shared, State};
 use super::legacy;
 use crate::wire::{Data, Dialect, FSYNC_FLUSH, HEADER, NO_FID, Qids, R, Str, T};
+use crate::writer::Payload;
 use crate::{Errno, Handle, How, Qid, What};
 
 mod content;
@@ -39,7 +40,7 @@ pub(super) enum Fields {
     Whole(Vec<u8>),
     Walk(Vec<Qid>),
     Link(Bytes),
-    Read(Bytes),
+    Read(Payload),
     Dir(Vec<u8>),
     DirPlus(Vec<u8>),
 }
@@ -66,19 +67,18 @@ impl Fields {
 }
 
 impl Answer {
-    /// The reply's bytes; the data of a read apart, uncopied.
-    pub(super) fn encode(self, tag: u16) -> (Vec<u8>, Bytes) {
-        let mut head = Vec::with_capacity(32);
+    /// Appends the reply to `head`, but for the data of a read, which it gives, uncopied.
+    pub(super) fn encode(self, tag: u16, head: &mut Vec<u8>) -> Payload {
         let mut encode = |reply: R<'_>| {
             tracing::trace!(target: "p9::trace", "<- {tag} {reply:?}");
-            reply.encode(tag, &mut head);
+            reply.encode(tag, head);
         };
         match self.reply {
             Fields::Plain(reply) => encode(reply),
             Fields::Whole(mut whole) => {
                 tracing::trace!(target: "p9::trace", "<- {tag} {:?}", R::decode(whole[4], &whole[HEADER..]));
                 whole[5..HEADER].copy_from_slice(&tag.to_le_bytes());
-                return (whole, Bytes::new());
+                head.extend_from_slice(&whole);
             }
             Fields::Walk(qids) => encode(R::Walk { qids: Qids::of(&Qids::encode(&qids)) }),
             Fields::Link(target) => encode(R::Readlink { target: Str(&target) }),
@@ -87,12 +87,13 @@ impl Answer {
             Fields::Read(data) => {
                 encode(R::Read { data: Data(&[]) });
                 // The data follows from where it lies: only the two counts in front of it change.
-                head[..4].copy_from_slice(&((READ_HEADER + data.len()) as u32).to_le_bytes());
-                head[HEADER..].copy_from_slice(&(data.len() as u32).to_le_bytes());
-                return (head, data);
+                let count = data.bytes.len();
+                head[..4].copy_from_slice(&((READ_HEADER + count) as u32).to_le_bytes());
+                head[HEADER..].copy_from_slice(&(count as u32).to_le_bytes());
+                return data;
             }
         }
-        (head, Bytes::new())
+        Payload::default()
     }
 }
 
@@ -160,7 +161,7 @@ pub(super) async fn answer(context: &Context, message: &T<'_>, claim: Claim, bod
             content::copy(message, from.file()?, to.file()?).await
         }
         Held::Both(one, other) => names::on_two(message, one.file()?, other.file()?).await,
-        Held::AloneAnd(mut one, other) => names::rename(message, one.file_mut()?, other.file()?).await,
+        Held::AloneAnd(mut one, other) => Box::pin(names::rename(message, one.file_mut()?, other.file()?)).await,
     }
 }
 
@@ -209,7 +210,7 @@ async fn clunk(state: State) -> Result<Answer, Errno> {
     {
         let closed = open.close().await;
         if let Some(extra) = file.extra {
-            extra.close().await?;
+            Box::pin(extra.close()).await?;
         }
         closed?;
     }
@@ -222,7 +223,7 @@ async fn on_fid(context: &Context, message: &T<'_>, state: &mut State) -> Result
         return clunk(std::mem::take(state)).await;
     }
     if let T::Remove { .. } = message {
-        return names::remove(std::mem::take(state)).await;
+        return Box::pin(names::remove(std::mem::take(state))).await;
     }
     let file = state.file_mut()?;
     Ok(match *message {
@@ -247,7 +248,7 @@ async fn on_fid(context: &Context, message: &T<'_>, state: &mut State) -> Result
             }
             answer
         }
-        T::Open { .. } | T::Create { .. } | T::Wstat { .. } => legacy::on_fid(context, message, file).await?,
+        T::Open { .. } | T::Create { .. } | T::Wstat { .. } => Box::pin(legacy::on_fid(context, message, file)).await?,
         _ => return Err(Errno::EINVAL),
     })
 }

@@ -32,19 +32,19 @@ pub(super) enum Held {
 
 impl Claim {
     /// Queues `message` at its fids. Errors are the message's answer.
-    pub(super) async fn of(message: &T<'_>, fids: &Fids, most: usize) -> Result<Self, Errno> {
+    pub(super) fn of(message: &T<'_>, fids: &Fids, most: usize) -> Result<Self, Errno> {
         Ok(match *message {
             T::Walk { fid, newfid, .. } if fid != newfid => {
                 let made = fids.make(newfid, most)?;
-                Self::Make(Some(fids.shared(fid).await), made)
+                Self::Make(Some(fids.shared(fid)), made)
             }
             T::Xattrwalk { fid, newfid, .. } if fid == newfid => return Err(Errno::EINVAL),
             T::Xattrwalk { fid, newfid, .. } => {
                 let made = fids.make(newfid, most)?;
-                Self::Make(Some(fids.shared(fid).await), made)
+                Self::Make(Some(fids.shared(fid)), made)
             }
             T::Attach { fid, .. } => Self::Make(None, fids.make(fid, most)?),
-            T::Clunk { fid } | T::Remove { fid } => Self::Alone(fids.clunk(fid).await?),
+            T::Clunk { fid } | T::Remove { fid } => Self::Alone(fids.clunk(fid)?),
             T::Walk { fid, .. }
             | T::Lopen { fid, .. }
             | T::Lcreate { fid, .. }
@@ -54,14 +54,14 @@ impl Claim {
             | T::Xattrcreate { fid, .. }
             | T::Setattr { fid, .. }
             | T::Lease { fid, .. }
-            | T::Fsync { fid, .. } => Self::Alone(fids.alone(fid).await?),
+            | T::Fsync { fid, .. } => Self::Alone(fids.alone(fid)?),
             T::Link { dfid: one, fid: other, .. }
             | T::Renameat { olddirfid: one, newdirfid: other, .. }
             | T::Rename2 { olddirfid: one, newdirfid: other, .. }
-            | T::Copy { fid: one, tofid: other, .. } => Self::Both(fids.shared(one).await?, fids.shared(other).await?),
+            | T::Copy { fid: one, tofid: other, .. } => Self::Both(fids.shared(one)?, fids.shared(other)?),
             // Into itself: it would wait for itself, too.
             T::Rename { fid, dfid, .. } if fid == dfid => return Err(Errno::EINVAL),
-            T::Rename { fid, dfid, .. } => Self::AloneAnd(fids.alone(fid).await?, fids.shared(dfid).await?),
+            T::Rename { fid, dfid, .. } => Self::AloneAnd(fids.alone(fid)?, fids.shared(dfid)?),
             T::Statfs { fid }
             | T::Symlink { fid, .. }
             | T::Readlink { fid }
@@ -78,7 +78,7 @@ impl Claim {
             | T::Seek { fid, .. }
             | T::Append { fid, .. }
             | T::Read { fid, .. }
-            | T::Write { fid, .. } => Self::Shared(fids.shared(fid).await?),
+            | T::Write { fid, .. } => Self::Shared(fids.shared(fid)?),
             // Who the peer is was proven before. That nobody need authenticate in 9P is what diod answers, too, and what
             // its clients go on upon.
             T::Auth { .. } => return Err(Errno::ENOENT),

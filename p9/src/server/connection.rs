@@ -1,33 +1,28 @@
 //! The reader of one connection: takes messages in order of arrival, claims their fids, and sets them going.
 //!
-//! A request is a future that owns its frame. It is polled once here; if that finishes it, it has cost no task.
+//! What can be answered at once is answered here; if not, it goes on in a task (see [`Runner`]).
 
-use std::future::poll_fn;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use tokio::io::AsyncRead;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::task::coop::consume_budget;
-use tracing::Instrument;
 
-use super::answer::{self, Answer};
 use super::claim::Claim;
-use super::fids::{Fids, State};
+use super::fids::Fids;
 use super::leases::Leases;
 use super::legacy;
 use super::locks::Locks;
-use super::requests::{Permit, Push, Requests};
+use super::requests::{Push, Requests};
+use super::runner::{Request, Runner};
 use super::sessions::{Found, Sessions};
 use super::{Error, Limits, agree, version_reply};
-use crate::cancel::Cancel;
 use crate::frame::{Frame, Frames};
 use crate::wire::{self, Dialect, Malformed, NO_TAG, R, Str, T};
+use crate::writer::Payload;
 use crate::{Errno, TreeRef, Who};
 
 /// What all requests of a connection share.
@@ -79,6 +74,7 @@ pub(super) struct Hello {
 pub(super) struct Connection {
     context: Arc<Context>,
     requests: Requests,
+    runner: Runner,
     limits: Limits,
     versioned: bool,
     /// Nothing came since the version was agreed on.
@@ -94,12 +90,14 @@ impl Connection {
         tree: TreeRef, who: Arc<Who>, requests: Requests, limits: Limits, sessions: Option<Sessions>,
     ) -> Self {
         let context = Arc::new(Context::new(tree, who, (limits.msize, Dialect::default()), &limits, requests.pushes()));
-        Self { context, requests, limits, versioned: false, fresh: false, sessions, tag: NO_TAG }
+        let runner = Runner::new(requests.clone());
+        Self { context, requests, runner, limits, versioned: false, fresh: false, sessions, tag: NO_TAG }
     }
 
     /// A lane of a session, whose version was agreed on.
     pub(super) fn of_lane(context: Arc<Context>, requests: Requests, limits: Limits) -> Self {
-        Self { context, requests, limits, versioned: true, fresh: false, sessions: None, tag: NO_TAG }
+        let runner = Runner::new(requests.clone());
+        Self { context, requests, runner, limits, versioned: true, fresh: false, sessions: None, tag: NO_TAG }
     }
 
     /// Serves until the stream ends, its peer breaks the protocol, or the connection goes over to a session.
@@ -168,7 +166,7 @@ impl Connection {
                 let _begun = self.requests.begin(tag, 0)?;
                 let mut head = Vec::new();
                 R::Lease { kind }.encode(tag, &mut head);
-                self.requests.end(tag, head, Bytes::new()).await;
+                self.requests.end(tag, &head, Payload::default()).await;
             }
             Ok(Some(T::Session { .. } | T::Ack { .. })) => self.refuse(code, tag, Errno::EOPNOTSUPP).await?,
             Ok(Some(message)) if self.context.dialect.has(code) => {
@@ -208,54 +206,49 @@ impl Connection {
             push,
         });
         let version = dialect.map_or(wire::VERSION_UNKNOWN, Dialect::version);
-        self.requests.end(tag, version_reply(tag, msize, version), Bytes::new()).await;
+        self.requests.end(tag, &version_reply(tag, msize, version), Payload::default()).await;
         Ok(msize)
     }
 
     /// Tells the peer why its connection ends.
-    pub(super) async fn last_words(&self, errno: Errno) {
-        self.requests.end(self.tag, self.context.error_reply(0, self.tag, errno), Bytes::new()).await;
+    pub(super) async fn last_words(&mut self, errno: Errno) {
+        self.requests.end(self.tag, &self.context.error_reply(0, self.tag, errno), Payload::default()).await;
     }
 
     /// Answers a message that is not even begun.
-    async fn refuse(&self, code: u8, tag: u16, errno: Errno) -> Result<(), Error> {
+    async fn refuse(&mut self, code: u8, tag: u16, errno: Errno) -> Result<(), Error> {
         // Begun all the same, so that the tag is found to be free.
         let _begun = self.requests.begin(tag, 0)?;
-        self.requests.end(tag, self.context.error_reply(code, tag, errno), Bytes::new()).await;
+        self.cannot(code, tag, errno).await
+    }
+
+    /// Answers a request that was begun and cannot be done.
+    async fn cannot(&mut self, code: u8, tag: u16, errno: Errno) -> Result<(), Error> {
+        self.requests.end(tag, &self.context.error_reply(code, tag, errno), Payload::default()).await;
         Ok(())
     }
 
     async fn request(
-        &self, message: &T<'_>, code: u8, tag: u16, body: Bytes, tasks: &mut JoinSet<()>,
+        &mut self, message: &T<'_>, code: u8, tag: u16, body: Bytes, tasks: &mut JoinSet<()>,
     ) -> Result<(), Error> {
         let begun = self.requests.begin(tag, body.len())?;
-        let (cancel, permit) = match begun {
+        let cancel = match begun {
             // What frees is never refused.
-            Ok(begun) | Err((begun, _)) if frees(message) => begun,
-            Ok(begun) => begun,
-            Err((_, errno)) => {
-                self.requests.end(tag, self.context.error_reply(code, tag, errno), Bytes::new()).await;
-                return Ok(());
-            }
+            Err((cancel, _)) if frees(message) => cancel,
+            Ok(cancel) => cancel,
+            Err((_, errno)) => return self.cannot(code, tag, errno).await,
         };
         if let T::Clunk { fid } | T::Remove { fid } = message {
             self.context.leases.forget(*fid);
         }
-        let claim = match Claim::of(message, &self.context.fids, self.limits.fids).await {
-            Ok(claim) => claim,
-            Err(errno) => {
-                self.requests.end(tag, self.context.error_reply(code, tag, errno), Bytes::new()).await;
-                return Ok(());
+        match Claim::of(message, &self.context.fids, self.limits.fids) {
+            Ok(claim) => {
+                let context = self.context.clone();
+                self.runner.run(Request { context, cancel, claim, code, tag, body }, tasks).await;
+                Ok(())
             }
-        };
-        let (context, requests) = (self.context.clone(), self.requests.clone());
-        let request = Request { context, requests, cancel, _permit: permit, claim, code, tag, body };
-        let span = tracing::debug_span!("req", tag).or_current();
-        let mut running = Box::pin(request.run().instrument(span));
-        if poll_fn(|cx| Poll::Ready(running.as_mut().poll(cx))).await.is_pending() {
-            tasks.spawn(running);
+            Err(errno) => self.cannot(code, tag, errno).await,
         }
-        Ok(())
     }
 }
 
@@ -270,59 +263,6 @@ impl Context {
             _ => R::Lerror { ecode: errno.code() as u32 }.encode(tag, &mut head),
         }
         head
-    }
-}
-
-/// A tree that panics has failed this one request: it is answered, like any other.
-async fn caught(answer: impl Future<Output = Result<Answer, Errno>>) -> Result<Answer, Errno> {
-    AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| {
-        tracing::error!("a tree panicked");
-        Err(Errno::EIO)
-    })
-}
-
-/// A request under way.
-struct Request {
-    context: Arc<Context>,
-    requests: Requests,
-    cancel: Cancel,
-    _permit: Permit,
-    claim: Claim,
-    code: u8,
-    tag: u16,
-    body: Bytes,
-}
-
-impl Request {
-    async fn run(self) {
-        let Self { context, requests, cancel, _permit, claim, code, tag, body } = self;
-        // Checked when it arrived; decoded again because a message borrows from its frame.
-        let Ok(Some(message)) = T::decode(code, &body) else { return };
-        let answer = match claim {
-            Claim::Make(from, mut made) => {
-                let answer = caught(cancel.run(answer::make(&context, &message, from, &mut made.state))).await;
-                let failed = match &answer {
-                    Ok(Answer { stopped, .. }) => *stopped,
-                    Err(errno) => Some(*errno),
-                };
-                if let Some(errno) = failed {
-                    *made.state = State::Poisoned(errno);
-                    if context.dialect != Dialect::Slashn {
-                        context.fids.unmake(made.number, &made.fid);
-                    }
-                }
-                answer
-            }
-            claim => caught(cancel.run(answer::answer(&context, &message, claim, &body))).await,
-        };
-        let (head, data) = match answer {
-            Ok(answer) => answer.encode(tag),
-            Err(errno) => {
-                tracing::trace!(target: "p9::trace", "<- {tag} {errno:?}");
-                (context.error_reply(code, tag, errno), Bytes::new())
-            }
-        };
-        requests.end(tag, head, data).await;
     }
 }
 

@@ -5,10 +5,9 @@
 //! is held while the request runs: it is the request's place in the fid's queue, and guards nothing else.
 
 use std::collections::HashMap;
-use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
@@ -144,23 +143,23 @@ impl Fids {
     }
 
     /// Queues a request that shares `fid`.
-    pub(super) async fn shared(&self, fid: u32) -> Result<Shared, Errno> {
+    pub(super) fn shared(&self, fid: u32) -> Result<Shared, Errno> {
         let fid = self.find(fid)?;
         match fid.clone().try_read_owned() {
             Ok(guard) => Ok(Turn::Now(guard)),
-            Err(_) => Ok(queue(fid.read_owned()).await),
+            Err(_) => Ok(queue(fid.read_owned())),
         }
     }
 
     /// Queues a request that has `fid` alone.
-    pub(super) async fn alone(&self, fid: u32) -> Result<Alone, Errno> {
-        Ok(alone(self.find(fid)?).await)
+    pub(super) fn alone(&self, fid: u32) -> Result<Alone, Errno> {
+        self.find(fid).map(alone)
     }
 
     /// Takes `fid` away, and queues its clunk behind what it is used for.
-    pub(super) async fn clunk(&self, fid: u32) -> Result<Alone, Errno> {
+    pub(super) fn clunk(&self, fid: u32) -> Result<Alone, Errno> {
         let gone = self.0.lock().remove(&fid).ok_or(Errno::EBADF)?;
-        Ok(alone(gone).await)
+        Ok(alone(gone))
     }
 
     /// Makes `fid` for the request that arrives now, which has it alone until it ends. Errors: `EBADF` for one that is
@@ -197,18 +196,19 @@ pub(super) struct Made {
     pub(super) state: OwnedRwLockWriteGuard<State>,
 }
 
-async fn alone(fid: Fid) -> Alone {
+fn alone(fid: Fid) -> Alone {
     match fid.clone().try_write_owned() {
         Ok(guard) => Turn::Now(guard),
-        Err(_) => queue(fid.write_owned()).await,
+        Err(_) => queue(fid.write_owned()),
     }
 }
 
 /// Takes the place in the queue now, whatever the reader has done in this turn; the turn may come later.
-async fn queue<G>(turn: impl Future<Output = G> + Send + 'static) -> Turn<G> {
+fn queue<G>(turn: impl Future<Output = G> + Send + 'static) -> Turn<G> {
     // What the reader has spent of tokio's budget must not decide about places.
     let mut turn: Pin<Box<dyn Future<Output = G> + Send>> = Box::pin(unconstrained(turn));
-    match poll_fn(|cx| Poll::Ready(turn.as_mut().poll(cx))).await {
+    // The request that it is for is polled next, and asks to be woken.
+    match turn.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(guard) => Turn::Now(guard),
         Poll::Pending => Turn::Later(turn),
     }

@@ -6,6 +6,7 @@
 //! never stuck behind requests; the backlog is taken up, which may have to wait for room among the replies; replies are
 //! written, as far as the peer acknowledges those before. A new connection takes the place of the one before at once.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -22,7 +23,6 @@ use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::connection::{Connection, Context};
-use super::replies::{BATCH, ToWrite};
 use super::requests::Requests;
 use super::sessions::{Connected, Registry};
 use super::{Error, LAST_WORDS, Limits};
@@ -35,9 +35,6 @@ use crate::writer::{Outgoing, Pieces};
 pub(super) type Reader = Frames<Box<dyn AsyncRead + Send + Unpin>>;
 /// The writing side of a connection.
 pub(super) type Writer = Box<dyn AsyncWrite + Send + Unpin>;
-
-/// Its requests under way, and their replies.
-pub(super) type Queue = (Requests, ToWrite);
 
 /// A connection that carries the lane from now on.
 pub(super) struct Arrival {
@@ -56,7 +53,7 @@ pub(super) struct Arrival {
 
 /// What a lane of a session is told when it begins.
 pub(super) struct Lane {
-    pub(super) queue: Queue,
+    pub(super) requests: Requests,
     pub(super) context: Arc<Context>,
     pub(super) limits: Limits,
     pub(super) registry: Registry,
@@ -93,14 +90,14 @@ struct Backlog {
 impl Lane {
     /// Goes on until the peer ends the session or breaks the protocol, or `arrivals` ends.
     pub(super) async fn run(self, mut arrivals: Receiver<Arrival>) {
-        let Self { queue: (requests, mut to_write), context, limits, registry, linger } = self;
+        let Self { requests, context, limits, registry, linger } = self;
         let shared = Shared {
             ledger: Mutex::new(Ledger::new(registry.budget.clone())),
             backlog: Mutex::default(),
             filled: Notify::new(),
             changed: Notify::new(),
         };
-        let mut connection = Connection::of_lane(context.clone(), requests, limits);
+        let mut connection = Connection::of_lane(context.clone(), requests.clone(), limits);
         let mut tasks = JoinSet::new();
         // Goes on through the loss of a connection: a frame that was taken up is done with in any case.
         let mut taking = pin!(shared.take_up(&mut connection, &mut tasks));
@@ -138,7 +135,7 @@ impl Lane {
                 _ = &mut cut => Ended::Lost(Ok(())),
                 ended = shared.read(&mut frames) => ended,
                 (err, tag) = &mut taking => Ended::Broken(err, tag),
-                ended = shared.write(pieces, &mut writer, &mut to_write, &registry) => ended,
+                ended = shared.write(pieces, &mut writer, &requests, &registry) => ended,
             };
             let end = match ended {
                 Ended::Lost(end) => {
@@ -240,12 +237,10 @@ impl Shared {
     }
 
     /// Writes `pieces`, then replies and acknowledgements.
-    async fn write(
-        &self, mut pieces: Pieces, writer: &mut Writer, replies: &mut ToWrite, registry: &Registry,
-    ) -> Ended {
+    async fn write(&self, mut pieces: Pieces, writer: &mut Writer, requests: &Requests, registry: &Registry) -> Ended {
         let (mut timer, mut armed) = (pin!(sleep(ACK_TIME)), false);
         loop {
-            self.fill(&mut pieces, replies);
+            self.fill(&mut pieces, requests);
             if !pieces.is_empty() {
                 if let Err(err) = poll_fn(|cx| pieces.poll_write(Pin::new(&mut *writer), cx)).await {
                     return Ended::Lost(Err(err.into()));
@@ -265,7 +260,7 @@ impl Shared {
             }
             tokio::select! {
                 biased;
-                more = replies.ready(small, bulk) => if !more {
+                more = requests.ready(small, bulk) => if !more {
                     return Ended::Lost(Ok(()));
                 },
                 () = self.changed.notified() => {}
@@ -280,29 +275,19 @@ impl Shared {
         }
     }
 
-    /// Adds what may be sent now: what is small, and one message of bulk, so that what is small and comes meanwhile goes
-    /// before the next.
-    fn fill(&self, pieces: &mut Pieces, replies: &mut ToWrite) {
+    /// Adds what may be sent now.
+    fn fill(&self, pieces: &mut Pieces, requests: &Requests) {
         let mut ledger = self.ledger.lock();
         if ledger.is_due() {
             pieces.add(acknowledgement(&mut ledger));
         }
-        let mut send = |ledger: &mut Ledger, reply: Outgoing| {
-            ledger.sends(&reply);
+        // Each that is sent changes what may be sent after it.
+        let ledger = RefCell::new(ledger);
+        let room = |bulk| ledger.borrow().has_room(bulk);
+        requests.take(room, |reply| {
+            ledger.borrow_mut().sends(&reply);
             pieces.add(reply);
-        };
-        for _ in 0..BATCH {
-            if !ledger.has_room(false) {
-                break;
-            }
-            let Some(reply) = replies.take_small() else { break };
-            send(&mut ledger, reply);
-        }
-        if ledger.has_room(true)
-            && let Some(reply) = replies.take_bulk()
-        {
-            send(&mut ledger, reply);
-        }
+        });
     }
 }
 

@@ -1,100 +1,144 @@
-//! The requests of a connection that are under way: their tags, how to cancel them, who waits for their end.
+//! The requests of a connection that are under way, and their replies that are to be written: tags, how to cancel them,
+//! who waits for their end.
 //!
-//! The reader begins each request here, in order of arrival; whoever finishes it sends the reply and frees the tag in
-//! one step, so that a flush can never be answered before the request that it names.
+//! The reader begins each request here, in order of arrival; whoever finishes it queues the reply and frees the tag in
+//! one step, so that a flush can never be answered before the request that it names. The writer takes what is queued.
+//! Once a connection has been busy a message allocates nothing here: heads share buffers, and what could have cancelled
+//! one request is for the next.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::future::poll_fn;
 use std::sync::{Arc, Weak};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::replies::Replies;
 use super::{Error, Limits};
 use crate::Errno;
 use crate::cancel::Cancel;
 use crate::wire::{NO_TAG, R};
-use crate::writer::Outgoing;
+use crate::writer::{Outgoing, Payload};
 
-/// What is under way, shared by the reader and the requests.
+/// What is under way, shared by the reader, the requests and the writer.
 #[derive(Clone)]
 pub(super) struct Requests(Arc<Shared>);
 
 struct Shared {
-    replies: Replies,
-    tags: Mutex<HashMap<u16, Pending>>,
-    bytes: AtomicUsize,
+    state: Mutex<State>,
+    /// Replies were taken where there was no room for more.
+    taken: Notify,
     in_flight: usize,
     bytes_in_flight: usize,
+}
+
+struct State {
+    tags: HashMap<u16, Pending>,
+    /// What the requests under way have on the wire.
+    bytes: usize,
+    replies: Replies,
+    /// What cancelled nothing, for the next request.
+    spare: Option<Cancel>,
 }
 
 /// A request under way.
 #[derive(Default)]
 struct Pending {
     cancel: Cancel,
+    bytes: usize,
     /// The tags of the flushes that wait for its end.
     flushes: VecDeque<u16>,
 }
 
-/// A request that was begun: how to cancel it, and what it costs.
-pub(super) type Begun = (Cancel, Permit);
-
 /// Flushes, clunks and requests at once, for each request that is allowed: past this the peer is not worth serving.
 const FLUSHES: usize = 4;
-
-/// What a request costs while it is under way.
-pub(super) struct Permit {
-    shared: Arc<Shared>,
-    bytes: usize,
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.shared.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
+/// Small replies taken at a time.
+const BATCH: usize = 64;
 
 impl Requests {
-    pub(super) fn new(replies: Replies, limits: &Limits) -> Self {
+    pub(super) fn new(limits: &Limits) -> Self {
+        let state = State { tags: HashMap::new(), bytes: 0, replies: Replies::new(), spare: None };
         let (in_flight, bytes_in_flight) = (limits.in_flight, limits.bytes_in_flight);
-        let (tags, bytes) = (Mutex::default(), AtomicUsize::new(0));
-        Self(Arc::new(Shared { replies, tags, bytes, in_flight, bytes_in_flight }))
+        Self(Arc::new(Shared { state: Mutex::new(state), taken: Notify::new(), in_flight, bytes_in_flight }))
     }
 
-    /// Begins the request `tag` of `bytes` bytes. The inner error is for a peer that asks too much at once: what may be
-    /// answered, if that is not served all the same.
-    pub(super) fn begin(&self, tag: u16, bytes: usize) -> Result<Result<Begun, (Begun, Errno)>, Error> {
-        let mut tags = self.0.tags.lock();
-        let full = tags.len() >= self.0.in_flight;
-        let Entry::Vacant(free) = tags.entry(tag) else { return Err(Error::DuplicateTag(tag)) };
-        let cancel = free.insert(Pending::default()).cancel.clone();
-        let before = self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let begun = (cancel, Permit { shared: self.0.clone(), bytes });
-        let full = full || before + bytes > self.0.bytes_in_flight;
-        Ok(if full { Err((begun, Errno::EAGAIN)) } else { Ok(begun) })
+    /// Begins the request `tag` of `bytes` bytes, and gives what cancels it. The inner error is for a peer that asks too
+    /// much at once: what may be answered, if that is not served all the same.
+    pub(super) fn begin(&self, tag: u16, bytes: usize) -> Result<Result<Cancel, (Cancel, Errno)>, Error> {
+        let state = &mut *self.0.state.lock();
+        let full = state.tags.len() >= self.0.in_flight;
+        let Entry::Vacant(free) = state.tags.entry(tag) else { return Err(Error::DuplicateTag(tag)) };
+        let cancel = state.spare.take().unwrap_or_default();
+        free.insert(Pending { cancel: cancel.clone(), bytes, flushes: VecDeque::new() });
+        state.bytes += bytes;
+        let full = full || state.bytes > self.0.bytes_in_flight;
+        Ok(if full { Err((cancel, Errno::EAGAIN)) } else { Ok(cancel) })
     }
 
-    /// Sends the reply to `tag`, frees the tag, and answers the flushes that waited for it.
-    pub(super) async fn end(&self, tag: u16, head: Vec<u8>, data: Bytes) {
-        let mut flushes = self.send(tag, Outgoing::new(head, data)).await;
+    /// Queues the reply to `tag`, frees the tag, and answers the flushes that waited for it. It waits while too many
+    /// replies are queued.
+    pub(super) async fn end(&self, tag: u16, head: &[u8], data: Payload) {
+        let mut flushes = self.queue(tag, head, data).await;
         // A flush may itself be waited for by others.
         while let Some(flush) = flushes.pop_front() {
             let mut head = Vec::new();
             R::Flush {}.encode(flush, &mut head);
             tracing::trace!(target: "p9::trace", "<- {flush} Flush");
-            flushes.extend(self.send(flush, Outgoing::new(head, Bytes::new())).await);
+            flushes.extend(self.queue(flush, &head, Payload::default()).await);
         }
     }
 
     /// Queues a reply and frees its tag in one step; gives the flushes that waited for it.
-    async fn send(&self, tag: u16, reply: Outgoing) -> VecDeque<u16> {
-        // Once the writer is gone there is nobody to be told.
-        let Some(room) = self.0.replies.room(&reply).await else { return VecDeque::new() };
-        let mut tags = self.0.tags.lock();
-        self.0.replies.put(reply, room);
-        tags.remove(&tag).map(|pending| pending.flushes).unwrap_or_default()
+    async fn queue(&self, tag: u16, head: &[u8], data: Payload) -> VecDeque<u16> {
+        let reply = self.0.state.lock().replies.reply(head, data);
+        let bulk = reply.is_bulk();
+        loop {
+            let taken = {
+                let mut state = self.0.state.lock();
+                if state.replies.has_room(bulk) || state.replies.is_closed() {
+                    let flushes = state.free(tag);
+                    let writer = state.replies.put(reply);
+                    drop(state);
+                    writer.wake();
+                    return flushes;
+                }
+                // Still locked, so that it misses nothing.
+                self.0.taken.notified()
+            };
+            taken.await;
+        }
+    }
+
+    /// Returns once there is something to write, of what is small if `small`, of bulk if `bulk`. False once nothing more
+    /// comes.
+    pub(super) async fn ready(&self, small: bool, bulk: bool) -> bool {
+        poll_fn(|cx| self.0.state.lock().replies.poll_ready(small, bulk, cx)).await
+    }
+
+    /// Takes what is to be written next, as long as there is `room` for what is small, or for bulk: all that is small, but
+    /// no more than one message of bulk, so that what is small and comes meanwhile goes before the next.
+    pub(super) fn take(&self, mut room: impl FnMut(bool) -> bool, mut each: impl FnMut(Outgoing)) {
+        let (mut state, mut full) = (self.0.state.lock(), false);
+        for bulk in [false; BATCH].into_iter().chain([true]) {
+            if room(bulk)
+                && let Some((reply, was_full)) = state.replies.take(bulk)
+            {
+                full |= was_full;
+                each(reply);
+            }
+        }
+        drop(state);
+        if full {
+            self.0.taken.notify_waiters();
+        }
+    }
+
+    /// Says that nothing more comes, or is written.
+    pub(super) fn close(&self) {
+        let writer = self.0.state.lock().replies.close();
+        writer.wake();
+        self.0.taken.notify_waiters();
     }
 
     /// How a message is sent that answers none.
@@ -105,7 +149,7 @@ impl Requests {
     /// Begins the flush `tag` of the request `old`. It is answered at once if there is none.
     pub(super) async fn flush(&self, tag: u16, old: u16) -> Result<(), Error> {
         {
-            let mut tags = self.0.tags.lock();
+            let tags = &mut self.0.state.lock().tags;
             let most = FLUSHES * self.0.in_flight;
             if tags.contains_key(&tag) {
                 return Err(Error::DuplicateTag(tag));
@@ -125,18 +169,30 @@ impl Requests {
         }
         let mut head = Vec::new();
         R::Flush {}.encode(tag, &mut head);
-        self.end(tag, head, Bytes::new()).await;
+        self.end(tag, &head, Payload::default()).await;
         Ok(())
     }
 
     /// Asks all requests to end.
     pub(super) fn cancel_all(&self) {
-        self.0.tags.lock().values().for_each(|pending| pending.cancel.cancel());
+        self.0.state.lock().tags.values().for_each(|pending| pending.cancel.cancel());
     }
 
     /// Forgets all requests: their tasks are gone.
     pub(super) fn clear(&self) {
-        self.0.tags.lock().clear();
+        let mut state = self.0.state.lock();
+        state.tags.clear();
+        state.bytes = 0;
+    }
+}
+
+impl State {
+    /// Frees a tag; gives the flushes that waited for it.
+    fn free(&mut self, tag: u16) -> VecDeque<u16> {
+        let Some(Pending { cancel, bytes, flushes }) = self.tags.remove(&tag) else { return VecDeque::new() };
+        self.bytes -= bytes;
+        self.spare = cancel.renewed().or(self.spare.take());
+        flushes
     }
 }
 
@@ -151,6 +207,88 @@ impl Push {
         let mut head = Vec::new();
         message.encode(NO_TAG, &mut head);
         tracing::trace!(target: "p9::trace", "<- {NO_TAG} {message:?}");
-        shared.replies.tell(Outgoing::new(head, Bytes::new()));
+        let writer = {
+            let mut state = shared.state.lock();
+            let message = state.replies.reply(&head, Payload::default());
+            state.replies.put(message)
+        };
+        writer.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn requests() -> Requests {
+        Requests::new(&Limits::default())
+    }
+
+    async fn small(requests: &Requests, name: u8) {
+        requests.end(name.into(), &[name], Payload::default()).await;
+    }
+
+    async fn bulk(requests: &Requests, name: u8) {
+        requests.end(name.into(), &[name], Bytes::from_static(&[0; 1 << 16]).into()).await;
+    }
+
+    /// Takes all, as the writer does.
+    fn names(requests: &Requests) -> Vec<u8> {
+        let mut names = Vec::new();
+        loop {
+            let before = names.len();
+            requests.take(|_| true, |message| names.push(message.head[0]));
+            if names.len() == before {
+                return names;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_small_goes_before_bulk_that_waits() {
+        let requests = requests();
+        bulk(&requests, 1).await;
+        bulk(&requests, 2).await;
+        small(&requests, 3).await;
+        bulk(&requests, 4).await;
+        small(&requests, 5).await;
+        assert_eq!(names(&requests), [3, 5, 1, 2, 4]);
+        requests.close();
+        assert!(!requests.ready(true, true).await, "nothing more comes");
+    }
+
+    #[tokio::test]
+    async fn bulk_without_room_keeps_nothing_small_from_its_own() {
+        let requests = requests();
+        while bulk(&requests, 1).now_or_never().is_some() {}
+        let mut waits = Box::pin(bulk(&requests, 2));
+        assert!(waits.as_mut().now_or_never().is_none());
+        small(&requests, 3).await;
+        assert!(requests.ready(true, false).await);
+        assert_eq!(names(&requests)[..2], [3, 1]);
+        waits.await;
+    }
+
+    #[tokio::test]
+    async fn what_is_told_goes_before_a_reply_that_waited_for_room_already() {
+        let requests = requests();
+        while small(&requests, 1).now_or_never().is_some() {}
+        let mut waits = Box::pin(small(&requests, 2));
+        assert!(waits.as_mut().now_or_never().is_none(), "there is no room");
+        requests.pushes().send(&R::Break { fid: 7, keep: 0 });
+        let told = names(&requests);
+        waits.await;
+        assert_eq!((told.last(), told.len() > 1, names(&requests)), (Some(&12), true, vec![2]));
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_writer_that_is_gone() {
+        let requests = requests();
+        while small(&requests, 1).now_or_never().is_some() {}
+        requests.close();
+        small(&requests, 2).await;
     }
 }

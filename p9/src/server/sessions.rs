@@ -21,9 +21,9 @@ use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
 use super::connection::{Context, Hello};
-use super::lane::{Arrival, Lane, Queue, Reader, ToLane, Writer};
+use super::lane::{Arrival, Lane, Reader, ToLane, Writer};
 use super::requests::Requests;
-use super::{Error, Limits, replies};
+use super::{Error, Limits};
 use crate::session::{Budget, LEASE};
 use crate::wire::Dialect;
 use crate::{Errno, TreeRef, Who};
@@ -218,9 +218,9 @@ impl Sessions {
         // Without a connection, until the one comes that is about to be handed to it.
         let lingers = Mutex::new(Some(Instant::now()));
         let links = Arc::new(Links { count: AtomicUsize::new(0), lingers, changed: Notify::new() });
-        let first = queue(limits);
+        let first = Requests::new(limits);
         // What is told without being asked for goes out on the first lane.
-        let (spoken, push) = ((hello.msize, Dialect::Slashn), first.0.pushes());
+        let (spoken, push) = ((hello.msize, Dialect::Slashn), first.pushes());
         let context = Context::new(tree.clone(), who.clone(), spoken, limits, push);
         let session = Session {
             id: hello.id,
@@ -294,7 +294,7 @@ struct Session {
     linger: Duration,
     links: Arc<Links>,
     /// Those of the first lane, until it begins.
-    first: Option<Queue>,
+    first: Option<Requests>,
 }
 
 impl Session {
@@ -336,7 +336,8 @@ impl Session {
         let lane = place.get_or_insert_with(|| {
             let (sender, receiver) = mpsc::channel(1);
             let lane = Lane {
-                queue: if lane == 0 { self.first.take() } else { None }.unwrap_or_else(|| queue(&self.limits)),
+                requests: if lane == 0 { self.first.take() } else { None }
+                    .unwrap_or_else(|| Requests::new(&self.limits)),
                 context: self.context.clone(),
                 limits: self.limits.clone(),
                 registry: self.registry.clone(),
@@ -348,11 +349,6 @@ impl Session {
         // A lane takes what comes at once, unless it has just ended.
         let _ = lane.send(arrival).await;
     }
-}
-
-fn queue(limits: &Limits) -> Queue {
-    let (replies, to_write) = replies::queue();
-    (Requests::new(replies, limits), to_write)
 }
 
 /// A number that nobody can guess.

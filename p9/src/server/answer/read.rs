@@ -2,12 +2,10 @@
 
 use std::ops::ControlFlow;
 
-use bytes::Bytes;
-use tokio::sync::OwnedSemaphorePermit;
-
 use crate::server::connection::Context;
 use crate::wire::{ATTR_SIZE, Dirent, R, Str};
-use crate::{Entry, Errno, Handle};
+use crate::writer::Payload;
+use crate::{Entry, Errno, Handle, buffers};
 
 /// The most that one read of what does not seek is given.
 const STREAM_READ: u32 = 128 << 10;
@@ -15,29 +13,20 @@ const STREAM_READ: u32 = 128 << 10;
 const UNCOUNTED: u32 = 16 << 10;
 
 /// Reads, within what the replies of the connection may take until they are sent.
-pub(super) async fn read(context: &Context, open: &Handle, offset: u64, count: u32) -> Result<Bytes, Errno> {
+pub(super) async fn read(context: &Context, open: &Handle, offset: u64, count: u32) -> Result<Payload, Errno> {
     if !open.seekable() {
         // It may wait for ever, and must not take room from others meanwhile; a short read is no end.
-        return open.read(offset, count.min(STREAM_READ)).await;
+        return Ok(open.read(offset, count.min(STREAM_READ)).await?.into());
     }
-    if count < UNCOUNTED {
-        return open.read(offset, count).await;
-    }
-    let room = context.reading.clone().acquire_many_owned(count).await.map_err(|_| Errno::EIO)?;
-    let data = open.read(offset, count).await?;
-    Ok(if data.len() < UNCOUNTED as usize { data } else { Bytes::from_owner(Counted { data, _room: room }) })
-}
-
-/// The data of a read, and its part of what replies may take.
-struct Counted {
-    data: Bytes,
-    _room: OwnedSemaphorePermit,
-}
-
-impl AsRef<[u8]> for Counted {
-    fn as_ref(&self) -> &[u8] {
-        &self.data
-    }
+    let room = match count {
+        ..UNCOUNTED => None,
+        _ => Some(context.reading.clone().acquire_many_owned(count).await.map_err(|_| Errno::EIO)?),
+    };
+    let bytes = match open {
+        Handle::Fd(file) => file.read_into(buffers::data, offset, count).await?,
+        open => open.read(offset, count).await?,
+    };
+    Ok(Payload { _room: room.filter(|_| bytes.len() >= UNCOUNTED as usize), bytes })
 }
 
 /// Entries from `cookie` on, as many as fit into `room` bytes, each followed by its attributes if `plus`. `.` and `..` are

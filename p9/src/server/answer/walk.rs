@@ -45,11 +45,11 @@ pub(super) async fn walk(node: &NodeRef, place: &Place, steps: Steps<'_>) -> Res
         }
     }
     if up {
-        return walk_each(node.clone(), place, steps).await;
+        return Box::pin(walk_each(node.clone(), place, steps)).await;
     }
     let walked = node.walk(&names, Want::default()).await?;
     if place.follows && walked.qids.iter().any(|qid| qid.kind == FileKind::Link) {
-        return walk_each(node.clone(), place, steps).await;
+        return Box::pin(walk_each(node.clone(), place, steps)).await;
     }
     let end = walked.end.map(|reached| {
         names.iter().for_each(|name| place.enter(*name));

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use bytes::Bytes;
 use futures_util::future::join_all;
 
 use crate::server::answer::{Answer, Fields};
@@ -65,7 +66,7 @@ pub(in crate::server) async fn read_dir(file: &File, offset: u64, room: usize) -
         }
     }
     *extra.listed.lock() = Listed { offset: offset + out.len() as u64, cookie };
-    Ok(Fields::Read(out.into()).into())
+    Ok(Fields::Read(Bytes::from(out).into()).into())
 }
 
 /// The entries after `cookie` that could fit into `room` bytes, and always one if there is one.

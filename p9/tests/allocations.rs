@@ -1,0 +1,148 @@
+//! What a message costs the server's allocator, counted: nothing, once the connection is warm.
+//!
+//! The server has a thread of its own, and what that allocates is counted. The client is in the test's thread, and speaks
+//! bytes that it made before. A test binary of its own, because the allocator is.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use p9::server::{Limits, serve};
+use p9::wire::{Dialect, NO_FID, NO_TAG, R, Steps, Str, T};
+use p9::{Attr, Errno, FileKind, Handle, How, LocalFile, Node, Qid, Reply, Who, synth};
+
+/// What the threads that count have allocated: how often, and how much.
+static TIMES: AtomicU64 = AtomicU64::new(0);
+static BYTES: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    static COUNTS: Cell<bool> = const { Cell::new(false) };
+}
+
+struct Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn count(layout: Layout) {
+    if COUNTS.get() {
+        TIMES.fetch_add(1, Ordering::Relaxed);
+        BYTES.fetch_add(layout.size() as u64, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: all is done by the system's allocator; what is counted besides allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout);
+        // SAFETY: passed on as it came.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: passed on as it came.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+/// A file of this machine's disk, and nothing else.
+struct Disk(std::path::PathBuf);
+
+const QID: Qid = Qid { kind: FileKind::File, version: 1, path: 7 };
+
+impl Node for Disk {
+    fn qid(&self) -> Qid {
+        QID
+    }
+
+    fn attr(&self) -> Reply<'_, Attr> {
+        Reply::ok(Attr::synthetic(QID, 0o444))
+    }
+
+    fn open(&self, _how: How) -> Reply<'_, Handle> {
+        let file = std::fs::File::open(&self.0).map_err(Errno::from);
+        file.map(|file| Handle::Fd(LocalFile::new(file.into(), false, None))).into()
+    }
+}
+
+/// A client that has attached to the file as fid 1 and opened it.
+struct Client {
+    stream: UnixStream,
+    reply: Vec<u8>,
+}
+
+impl Client {
+    fn start(file: &std::path::Path) -> Self {
+        let (here, there) = UnixStream::pair().unwrap();
+        there.set_nonblocking(true).unwrap();
+        let tree = synth::tree(Arc::new(Disk(file.into())));
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let there = tokio::net::UnixStream::from_std(there).unwrap();
+                COUNTS.set(true);
+                serve(there, tree, Arc::new(Who::owner()), Limits::default()).await.unwrap();
+                COUNTS.set(false);
+            });
+        });
+        let mut client = Self { stream: here, reply: vec![0; 2 << 20] };
+        let version = Str(Dialect::Slashn.version());
+        client.ask(&encoded(NO_TAG, T::Version { msize: (1 << 20) + 24, version }));
+        let (uname, aname) = (Str(b"me"), Str(b""));
+        client.ask(&encoded(1, T::Attach { fid: 1, afid: NO_FID, uname, aname, n_uname: Some(0) }));
+        client.ask(&encoded(1, T::Walk { fid: 1, newfid: 2, steps: Steps::of(&[], 0) }));
+        client.ask(&encoded(1, T::Lopen { fid: 2, flags: 0 }));
+        client
+    }
+
+    /// Sends what was encoded and takes up as many replies.
+    fn ask_all(&mut self, messages: &[u8], count: usize) {
+        self.stream.write_all(messages).unwrap();
+        for _ in 0..count {
+            self.stream.read_exact(&mut self.reply[..4]).unwrap();
+            let size = u32::from_le_bytes(self.reply[..4].try_into().unwrap()) as usize;
+            self.stream.read_exact(&mut self.reply[4..size]).unwrap();
+            assert!(!matches!(R::decode(self.reply[4], &self.reply[7..size]), Ok(Some(R::Lerror { .. }))));
+        }
+    }
+
+    fn ask(&mut self, message: &[u8]) {
+        self.ask_all(message, 1);
+    }
+
+    /// What the server allocates for `messages`, once it has been asked the same before: how often, and how much.
+    fn cost(&mut self, messages: &[u8], count: usize) -> (u64, u64) {
+        let seen = || (TIMES.load(Ordering::Relaxed), BYTES.load(Ordering::Relaxed));
+        (0..50).for_each(|_| self.ask_all(messages, count));
+        let before = seen();
+        (0..200).for_each(|_| self.ask_all(messages, count));
+        (seen().0 - before.0, seen().1 - before.1)
+    }
+}
+
+fn encoded(tag: u16, message: T<'_>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    message.encode(tag, &mut bytes);
+    bytes
+}
+
+#[test]
+fn a_message_costs_the_server_no_allocation() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, vec![7; 8 << 20]).unwrap();
+    let mut client = Client::start(file.path());
+    let read = |tag: u16, count: u32| encoded(tag, T::Read { fid: 2, offset: u64::from(tag) * 4096, count });
+    let many = |count: u32| (0..32).flat_map(|tag| read(tag, count)).collect::<Vec<u8>>();
+    assert_eq!(client.cost(&read(1, 4 << 10), 1), (0, 0), "a small read");
+    assert_eq!(client.cost(&many(4 << 10), 32), (0, 0), "many at once");
+    assert_eq!(client.cost(&read(1, 128 << 10), 1), (0, 0), "a larger one");
+    assert_eq!(client.cost(&read(1, 1 << 20), 1), (0, 0), "as much as a frame carries");
+    let four: Vec<u8> = (0..4).flat_map(|tag| read(tag, 1 << 20)).collect();
+    assert_eq!(client.cost(&four, 4), (0, 0), "several of them at once");
+    assert_eq!(client.cost(&encoded(1, T::Getattr { fid: 1, mask: 0x7ff }), 1), (0, 0), "attributes");
+}
