@@ -48,6 +48,14 @@ impl Fid {
         }
     }
 
+    /// Clunks it, without waiting.
+    pub(super) fn let_go(&self) {
+        if !self.gone.swap(true, Ordering::Relaxed) {
+            let settled = self.link.ordered || self.settled.load(Ordering::Relaxed);
+            self.link.wire.give_up(self.number, settled);
+        }
+    }
+
     /// Clunks it and waits for the answer.
     pub(super) async fn close(&self) -> Result<(), Errno> {
         self.uses.end().await;
@@ -60,9 +68,6 @@ impl Fid {
 
 impl Drop for Fid {
     fn drop(&mut self) {
-        if !self.gone.load(Ordering::Relaxed) {
-            let settled = self.link.ordered || self.settled.load(Ordering::Relaxed);
-            self.link.wire.give_up(self.number, settled);
-        }
+        self.let_go();
     }
 }

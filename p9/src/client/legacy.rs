@@ -278,7 +278,7 @@ struct LegacyFile {
 
 impl LegacyFile {
     fn new(fid: Arc<Fid>, seekable: bool, how: How) -> Self {
-        Self { file: RemoteFile::new(fid.clone(), seekable, false), fid, how }
+        Self { file: RemoteFile::new(fid.clone(), seekable, how), fid, how }
     }
 
     /// Writes as the file was opened: 9P2000 knows files that are appended to, but not opens.

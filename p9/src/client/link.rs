@@ -37,6 +37,8 @@ use crate::writer::{Outgoing, Pieces};
 /// Requests that may wait for replies at once, those included that are being flushed. With their flushes and with
 /// [`super::waits::CLUNKS`] it stays below what a server of ours takes.
 pub(super) const CALLS: usize = 448;
+/// How long a message for whose answer nobody waits is held for others to go along with.
+const UNHURRIED: Duration = Duration::from_millis(2);
 
 /// Of these, locks that wait: however many there are, what gives one back must find room.
 const PARKED: usize = CALLS / 4;
@@ -67,6 +69,8 @@ pub(super) struct Wire {
     tell: AtomicBool,
     /// There is something to write, or the link has ended.
     pub(super) filled: Notify,
+    /// There is something to write that may wait for more.
+    unhurried: Notify,
     /// Something came of which the server is to be told in time.
     pub(super) untold: Notify,
     ended: Notify,
@@ -186,6 +190,7 @@ impl Wire {
             ledger: Mutex::new(session.map(|_| Session::ledger())),
             tell: AtomicBool::new(false),
             filled: Notify::new(),
+            unhurried: Notify::new(),
             untold: Notify::new(),
             ended: Notify::new(),
             closed: AtomicBool::new(false),
@@ -233,12 +238,17 @@ impl Wire {
         let one =
             |(message, data): &(T<'_>, Bytes)| waits.call(message, data.clone(), fid.map(Use::of), permit.split(1));
         let sent = messages.iter().map(one).collect::<Option<_>>().ok_or(Errno::EAGAIN);
-        let alone = waits.under_way() == messages.len();
+        self.send_out(waits, messages.len());
+        sent
+    }
+
+    /// Sees to it that what is in the outbox goes out: `new` messages that somebody waits for, and what was there before.
+    fn send_out(&self, waits: MutexGuard<'_, Waits>, new: usize) {
+        let alone = waits.waited_for() == new;
         drop(waits);
         if !alone || !self.write_here() {
             self.filled.notify_one();
         }
-        sent
     }
 
     /// Asks the server to forget a request whose reply nobody waits for any more, or which is to end soon.
@@ -255,12 +265,14 @@ impl Wire {
     /// Gives `fid` back to the server, and its number back once the server has answered: what that is comes here.
     pub(super) fn clunk(&self, fid: u32) -> Result<oneshot::Receiver<Frame>, Errno> {
         let (sender, answer) = oneshot::channel();
-        self.open()?.clunk(fid, Some(sender));
-        self.filled.notify_one();
+        let mut waits = self.open()?;
+        waits.clunk(fid, Some(sender));
+        self.send_out(waits, 0);
         Ok(answer)
     }
 
-    /// The same for a fid that the server may not have yet: a flush of the walk that makes it may be under way.
+    /// The same for a fid that the server may not have yet: a flush of the walk that makes it may be under way. Nobody
+    /// waits for it, so it goes along with what is sent next, unless nothing is for a while.
     pub(super) fn give_up(&self, fid: u32, settled: bool) {
         let Ok(mut waits) = self.open() else { return };
         match settled {
@@ -268,7 +280,7 @@ impl Wire {
             false => waits.clunk_after_flushes(fid),
         }
         drop(waits);
-        self.filled.notify_one();
+        self.unhurried.notify_one();
     }
 
     /// The number of a fid that the server does not have.
@@ -301,6 +313,15 @@ impl Wire {
                 return err;
             }
             self.filled.notified().await;
+        }
+    }
+
+    /// Has the rest written that goes along with nothing else. It never returns.
+    pub(super) async fn write_rest(&self) {
+        loop {
+            self.unhurried.notified().await;
+            tokio::time::sleep(UNHURRIED).await;
+            self.filled.notify_one();
         }
     }
 
@@ -388,7 +409,7 @@ impl Wire {
         // Before its caller goes on, who may want the fid for something else.
         drop(ended);
         if more {
-            self.filled.notify_one();
+            self.unhurried.notify_one();
         }
         // Whoever gave up on it has no use for it.
         let _ = waiter.map(|waiter| waiter.send(frame));

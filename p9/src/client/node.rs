@@ -171,7 +171,7 @@ pub(super) fn handle(fid: Arc<Fid>, qid: Qid, how: How) -> Handle {
         _ => {
             // Without a version the contents do not stay: see `Qid`. A plain server may give none to any file.
             let seekable = qid.version != 0 || !fid.link.ordered;
-            Handle::Stream(Arc::new(RemoteFile::new(fid, seekable, how.append)))
+            Handle::Stream(Arc::new(RemoteFile::new(fid, seekable, how)))
         }
     }
 }

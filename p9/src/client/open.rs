@@ -9,7 +9,7 @@ use super::call::Answer;
 use super::fid::Fid;
 use super::node::take_data;
 use crate::wire::{Data, FSYNC_FLUSH, IO_HEADER, R, SEEK_DATA, SEEK_HOLE, T};
-use crate::{Errno, Handle, Reply, Stream, Written};
+use crate::{Errno, Handle, How, Reply, Stream, Written};
 
 /// The most messages that one read is made of.
 const PIECES: u32 = 32;
@@ -18,14 +18,12 @@ const PIECES: u32 = 32;
 pub(super) struct RemoteFile {
     fid: Arc<Fid>,
     seekable: bool,
-    /// Whether it was opened to append, and the server says where that went.
-    appends: bool,
+    how: How,
 }
 
 impl RemoteFile {
-    pub(super) fn new(fid: Arc<Fid>, seekable: bool, appends: bool) -> Self {
-        let appends = appends && fid.link.ordered;
-        Self { fid, seekable, appends }
+    pub(super) fn new(fid: Arc<Fid>, seekable: bool, how: How) -> Self {
+        Self { fid, seekable, how }
     }
 
     /// The most that one message carries.
@@ -143,7 +141,9 @@ impl Stream for RemoteFile {
     }
 
     fn write(&self, offset: u64, data: Bytes) -> Reply<'_, Written> {
-        if self.appends { Reply::later(self.append_now(data)) } else { Reply::later(self.write_now(offset, data)) }
+        // Where the server says where an append went.
+        let appends = self.how.append && self.fid.link.ordered;
+        if appends { Reply::later(self.append_now(data)) } else { Reply::later(self.write_now(offset, data)) }
     }
 
     fn allocate(&self, mode: u32, offset: u64, length: u64) -> Reply<'_, ()> {
@@ -187,6 +187,15 @@ impl Stream for RemoteFile {
 
     fn close(&self) -> Reply<'_, ()> {
         // The node or the lease that came along may go on using the fid, which goes with the last of them.
-        if Arc::strong_count(&self.fid) > 1 { self.flush() } else { Reply::later(self.fid.close()) }
+        let shared = Arc::strong_count(&self.fid) > 1;
+        // Nothing can have gone wrong with what was only read. Our servers close in order of arrival: what is asked next
+        // meets the file closed.
+        if self.fid.link.ordered && self.seekable && !self.how.changes() {
+            if !shared {
+                self.fid.let_go();
+            }
+            return Reply::ok(());
+        }
+        if shared { self.flush() } else { Reply::later(self.fid.close()) }
     }
 }

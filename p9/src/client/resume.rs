@@ -161,6 +161,7 @@ impl Wire {
             lost = self.read(frames, session) => lost,
             err = self.write() => Lost::Connection(err.to_string()),
             () = self.acknowledge() => Lost::Connection(String::new()),
+            () = self.write_rest() => Lost::Connection(String::new()),
             () = self.redial.notified(), if session.is_some() => Lost::Connection("another is at hand".into()),
             () = self.watch(liveness) => Lost::Connection(format!("nothing came for {:?}", liveness * 2)),
         }

@@ -215,6 +215,11 @@ impl Waits {
         std::mem::take(&mut self.ended)
     }
 
+    /// How many answers are waited for.
+    pub(super) fn waited_for(&self) -> usize {
+        self.tags.len() - self.clunking
+    }
+
     /// How many answers the server owes.
     pub(super) fn under_way(&self) -> usize {
         self.tags.len()

@@ -70,6 +70,23 @@ async fn opening_and_reading_a_file_is_one_round_trip() {
 }
 
 #[tokio::test]
+async fn a_small_file_is_opened_read_and_closed_in_one_round_trip() {
+    let ram = Ram::root();
+    ram.file("f", "contents");
+    let (client, root) = client(Arc::new(ram), true, 8192 + 24).await;
+    let before = client.counts();
+    let want = Want { data: 100, ..Want::default() };
+    for _ in 0..3 {
+        let opened = root.open_at(&[name("f")], How::READ, want).await.unwrap();
+        assert_eq!(opened.first.unwrap(), "contents");
+        opened.handle.close().await.unwrap();
+    }
+    assert_eq!(trips(&client, before), 3);
+    // Each time a walk, an open and a read; the clunk goes along with what is asked next.
+    assert!(client.counts().requests - before.requests <= 12);
+}
+
+#[tokio::test]
 async fn what_belongs_together_is_one_round_trip() {
     let ram = Ram::root();
     ram.dir("d").file("f", "contents");
