@@ -19,7 +19,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::io::AsyncWrite;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 
 use super::bulk::{Bulk, Use};
 use super::counted::Traffic;
@@ -313,6 +313,8 @@ impl Wire {
                 return err;
             }
             self.filled.notified().await;
+            // Whoever else is ready to ask something does so first, and all of it goes out at once.
+            yield_now().await;
         }
     }
 
