@@ -77,7 +77,7 @@ pub(crate) struct Bridge {
     runtime: Runtime,
     watch: Watch,
     read_ahead: Budget,
-    foresight: Foresight,
+    foresight: Arc<Foresight>,
     kept: Arc<Kept>,
     teller: Teller,
     ended: AtomicBool,
@@ -100,7 +100,7 @@ impl Bridge {
     ) -> Arc<Self> {
         let table = Table::new(root, options.max_inodes_held);
         let (read_ahead, ended) = (Budget::new(runtime.clone()), AtomicBool::new(false));
-        let foresight = Foresight::new(options.ttl, runtime.clone(), kept.clone(), teller.clone());
+        let foresight = Arc::new(Foresight::new(options.ttl, runtime.clone(), kept.clone(), teller.clone()));
         Arc::new(Self {
             table,
             opens: Opens::default(),

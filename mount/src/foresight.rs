@@ -7,30 +7,40 @@
 //! Used by lookups, opens and listings, in the request's task. Invariant: no answer is given for a name that was
 //! changed through this mount since, nor one without a lease that is older than the kernel may keep one.
 
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::{Shared, join_all};
 use p9::tree::LeaseKind;
-use p9::{Attr, FileKind, How, Name, NodeRef, Walk, Want};
+use p9::{Attr, Entry, FileKind, Handle, How, Name, NodeRef, Walk, Want};
+use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use tokio::runtime::Handle as Runtime;
 
 use crate::bridge::FIRST_BYTES;
 use crate::kept::{File, Kept};
+use crate::listing::{Gathered, Known, Listed, Places, Seen};
 use crate::tell::Teller;
-use order::{Listed, Places, State};
 
+mod changes;
 mod order;
 
-pub(crate) use order::Seen;
+use changes::Changes;
+pub(crate) use order::State;
 
-/// Directories whose listings are remembered.
-const DIRECTORIES: usize = 32;
+/// What is remembered of directories that were listed: so many entries in all, each directory counted as some.
+const ENTRIES: u64 = 100_000;
+const EACH: u64 = 64;
 /// The most names that are remembered of one; a directory with more is not.
 pub(crate) const NAMES: usize = 20_000;
+/// Directories whose lookups are counted.
+const COUNTED: usize = 1024;
+/// Lookups in a directory before it is listed, and after which part of what it held it is listed again.
+const LIST: (u32, u32) = (3, 16);
 /// Names that are asked about together at first, and at most.
 const BATCH: (usize, usize) = (8, 64);
 /// What the first bytes of one batch take at most.
@@ -44,11 +54,23 @@ const UNUSED: Duration = Duration::from_secs(5);
 
 /// What one mount foresees.
 pub(crate) struct Foresight {
-    dirs: Cache<u64, Arc<Listed>>,
+    dirs: Cache<u64, Arc<Listed>, Weight>,
+    /// How many lookups are to come before each directory is listed.
+    to_list: Cache<u64, Arc<AtomicU32>>,
+    changes: Changes,
     ttl: Duration,
     runtime: Runtime,
     kept: Arc<Kept>,
     teller: Teller,
+}
+
+#[derive(Clone)]
+struct Weight;
+
+impl Weighter<u64, Arc<Listed>> for Weight {
+    fn weight(&self, _: &u64, listed: &Arc<Listed>) -> u64 {
+        EACH + listed.len() as u64
+    }
 }
 
 /// What was asked about one name.
@@ -72,45 +94,129 @@ pub(crate) enum Found {
     Looked(NodeRef, Attr, Duration),
     /// It was opened.
     Opened(Arc<File>),
+    /// It was listed.
+    Listed(Arc<Listed>, Box<Attr>, Duration),
+    /// There is no such name.
+    Missing,
 }
 
 impl Foresight {
     /// Answers without a lease are given for `ttl` after they were asked for.
     pub(crate) fn new(ttl: Duration, runtime: Runtime, kept: Arc<Kept>, teller: Teller) -> Self {
-        Self { dirs: Cache::new(DIRECTORIES), ttl, runtime, kept, teller }
+        let dirs = Cache::with_weighter((ENTRIES / EACH) as usize, ENTRIES, Weight);
+        let (to_list, changes) = (Cache::new(COUNTED), Changes::default());
+        Self { dirs, to_list, changes, ttl, runtime, kept, teller }
+    }
+
+    /// How much was changed through this mount so far: for a listing that begins.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.count()
     }
 
     /// The directory `id` was listed, whole or in part.
-    pub(crate) fn listed(&self, id: u64, entries: Vec<Seen>) {
-        if (BATCH.0..=NAMES).contains(&entries.len()) && !self.ttl.is_zero() {
-            self.dirs.insert(id, Arc::new(Listed::new(entries)));
+    pub(crate) fn listed(&self, id: u64, gathered: Gathered) {
+        if gathered.entries.len() > NAMES {
+            return;
         }
+        let before = gathered.changes;
+        let listed = Listed::new(id, gathered, &self.teller);
+        self.dirs.insert(id, listed.clone());
+        // After it is there for all to see, so that nothing is missed between.
+        match self.changes.of(id, before) {
+            Some(names) => names.iter().for_each(|name| _ = listed.changed(name.as_name())),
+            None => _ = self.dirs.remove(&id),
+        }
+        let next = if listed.is_bare() { u32::MAX } else { LIST.0.max(listed.len() as u32 / LIST.1) };
+        self.to_list.insert(id, Arc::new(AtomicU32::new(next)));
     }
 
     /// `name` in the directory `id` was changed through this mount, or what it stands for.
     pub(crate) fn changed(&self, id: u64, name: Name<'_>) {
-        if let Some(listed) = self.dirs.get(&id)
-            && let Some(places) = listed.find(name)
-        {
-            drop(listed.state.lock().foreseen.remove(&places[0]));
+        self.changes.add(id, name);
+        let Some(listed) = self.dirs.peek(&id) else { return };
+        if let Some(places) = listed.find(name) {
+            drop(listed.ways.lock().foreseen.remove(&places[0]));
+        }
+        if !listed.changed(name) {
+            self.dirs.remove(&id);
         }
     }
 
     /// What is known of `name` in the directory `id`, which is looked up; and asks about the names that seem to come next,
-    /// of which `dir` is the directory.
-    pub(crate) async fn look(&self, id: u64, dir: &NodeRef, name: Name<'_>) -> Option<Found> {
-        let listed = self.dirs.get(&id)?;
-        let places = listed.find(name)?;
-        let foreseen = {
-            let mut state = listed.state.lock();
-            // What is about to be opened is looked up by that.
+    /// if `dir`, which is the directory, is at hand.
+    pub(crate) async fn look(self: &Arc<Self>, id: u64, dir: Option<&NodeRef>, name: Name<'_>) -> Option<Found> {
+        let listed = self.dirs.get(&id);
+        if let Some(dir) = dir
+            && listed.as_ref().is_none_or(|listed| listed.is_over(self.ttl))
+        {
+            self.count(id, dir);
+        }
+        let listed = listed?;
+        let known = listed.known(name, self.ttl);
+        let foreseen = listed.find(name).and_then(|places| {
+            let mut state = listed.ways.lock();
+            // What is about to be opened is looked up by that, and what is known is not asked about.
             let opened = !state.is_unleased() && state.opens.is_near(places);
-            if let Some(order) = state.lookups.step(places, LOOKUPS).filter(|_| !opened) {
+            let order = state.lookups.step(places, LOOKUPS);
+            if let (Some(order), Some(dir)) = (order.filter(|_| !opened && known.is_none() && !self.ttl.is_zero()), dir)
+            {
                 self.foresee(&listed, dir, &mut state, order, places, false);
             }
-            state.foreseen.get(&places[0]).cloned()
+            Some((
+                places,
+                state.foreseen.get(&places[0]).filter(|foreseen| foreseen.opened || known.is_none()).cloned()?,
+            ))
+        });
+        if let Some((places, foreseen)) = foreseen
+            && let Some(found) = self.answer(&listed, places, foreseen).await
+        {
+            return Some(found);
+        }
+        Some(match known? {
+            Known::There(attr, ttl) => Found::Listed(listed, attr, ttl),
+            Known::Missing => Found::Missing,
+        })
+    }
+
+    /// What is known of the attributes of `name` in the directory `id`.
+    pub(crate) fn attr(&self, id: u64, name: Name<'_>) -> Option<(Arc<Listed>, Attr, Duration)> {
+        let listed = self.dirs.peek(&id)?;
+        match listed.known(name, self.ttl)? {
+            Known::There(attr, ttl) => Some((listed, *attr, ttl)),
+            Known::Missing => None,
+        }
+    }
+
+    /// Counts a lookup in the directory `id`, of which nothing is known; after some, it is listed.
+    fn count(self: &Arc<Self>, id: u64, dir: &NodeRef) {
+        let fresh = || Ok::<_, std::convert::Infallible>(Arc::new(AtomicU32::new(LIST.0)));
+        let Ok(to_come) = self.to_list.get_or_insert_with(&id, fresh);
+        // At 1 it is time, and only once.
+        if to_come.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)) != Ok(1) {
+            return;
+        }
+        let (foresight, dir) = (self.clone(), dir.clone());
+        self.runtime.spawn(async move {
+            match foresight.gather(&dir).await {
+                Some(gathered) => foresight.listed(id, gathered),
+                // It may be another time.
+                None => to_come.store(LIST.0 * LIST.1, Ordering::SeqCst),
+            }
+        });
+    }
+
+    /// Lists `dir`, under a lease if one can be had.
+    async fn gather(&self, dir: &NodeRef) -> Option<Gathered> {
+        let (begun, changes, mut entries) = (Instant::now(), self.changes(), Vec::new());
+        let want = Want { attr: false, data: 0, lease: LeaseKind::Read };
+        let opened = dir.open_at(&[], How { directory: true, ..How::READ }, want).await.ok()?;
+        let Handle::Dir(listing) = &opened.handle else { return None };
+        let each = &mut |entry: Entry<'_>| {
+            entries.push(Seen { name: entry.name.into(), attr: entry.attr.copied(), id: None });
+            if entries.len() > NAMES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        self.answer(&listed, places, foreseen?).await
+        listing.list(0, each).await.ok()?;
+        Some(Gathered { whole: true, entries, begun, changes, lease: opened.lease })
     }
 
     /// The same of a file that is opened: only if it was opened ahead.
@@ -118,7 +224,7 @@ impl Foresight {
         let listed = self.dirs.get(&id)?;
         let places = listed.find(name)?;
         let foreseen = {
-            let mut state = listed.state.lock();
+            let mut state = listed.ways.lock();
             let foreseen = state.foreseen.remove(&places[0]);
             if let Some(order) = state.opens.step(places, OPENS).filter(|_| !state.is_unleased()) {
                 self.foresee(&listed, dir, &mut state, order, places, true);
@@ -150,7 +256,7 @@ impl Foresight {
         let (begun, mut room, mut asked) = (Instant::now(), BYTES, Vec::new());
         for place in next {
             let (entry, seen) = listed.at(order, place);
-            let length = match seen.plain {
+            let length = match seen.plain() {
                 _ if !opened => 0,
                 Some(length) if length <= FIRST_BYTES && length <= room => length,
                 _ => continue,
@@ -165,7 +271,7 @@ impl Foresight {
                 match opened {
                     true => {
                         let opened = open(&dir, name.as_name(), length as u32, &teller).await?;
-                        listed.state.lock().leased(opened.is_some());
+                        listed.ways.lock().leased(opened.is_some());
                         match &opened {
                             None => kept.refused(),
                             // What has other names may be changed by those.
@@ -187,7 +293,7 @@ impl Foresight {
             join_all(answers).await;
             tokio::time::sleep(UNUSED).await;
             let Some(listed) = listed.upgrade() else { return };
-            let mut state = listed.state.lock();
+            let mut state = listed.ways.lock();
             let old = |entry: &usize| state.foreseen.get(entry).is_some_and(|there| there.begun == begun);
             let unused: Vec<_> = entries.into_iter().filter(old).collect();
             let gone: Vec<_> = unused.iter().map(|entry| state.foreseen.remove(entry)).collect();
@@ -199,7 +305,7 @@ impl Foresight {
     async fn answer(&self, listed: &Listed, places: Places, foreseen: Foreseen) -> Option<Found> {
         let answer = foreseen.answer.await?;
         // It may have been changed meanwhile.
-        let there = listed.state.lock().foreseen.get(&places[0]).is_some_and(|there| there.begun == foreseen.begun);
+        let there = listed.ways.lock().foreseen.get(&places[0]).is_some_and(|there| there.begun == foreseen.begun);
         match answer {
             _ if !there => None,
             Answer::Opened(file) => file.is_good().then_some(Found::Opened(file)),

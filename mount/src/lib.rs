@@ -15,6 +15,7 @@ mod bridge;
 mod foresight;
 mod kept;
 mod kernel;
+mod listing;
 mod locks;
 mod open;
 mod serve;

@@ -14,8 +14,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::AbortHandle;
 
 use crate::ahead::Ahead;
-use crate::foresight::Seen;
 use crate::kept::File;
+use crate::listing::Gathered;
 use crate::table::Inode;
 
 /// The open files of one mount.
@@ -48,7 +48,7 @@ pub(crate) struct Open {
     /// How many entries of a directory are asked about together.
     pub(crate) batch: AtomicUsize,
     /// The entries of a directory, as far as it was listed.
-    pub(crate) listed: Mutex<Vec<Seen>>,
+    pub(crate) listed: Mutex<Option<Gathered>>,
     /// What it shares with others who have the file open, if it does.
     pub(crate) kept: Option<Arc<File>>,
     /// The task that waits for what a poll asked about.

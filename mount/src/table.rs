@@ -14,7 +14,7 @@ mod inode;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use p9::{Errno, FileKind, Name, NameBuf, NodeRef, Qid, Want};
+use p9::{Errno, FileKind, Name, NameBuf, NodeRef, Qid, Reached, Want};
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 
@@ -125,27 +125,34 @@ impl Table {
         }
     }
 
-    fn at_hand(&self, inode: &Inode) -> Option<NodeRef> {
+    /// The node of `inode`, if it is at hand.
+    pub(crate) fn at_hand(&self, inode: &Inode) -> Option<NodeRef> {
         inode.pinned().or_else(|| self.held.get(&inode.id))
     }
 
     /// Walks to `inode` from the nearest directory at hand.
     pub(crate) async fn walk_to(&self, inode: &Arc<Inode>) -> Result<NodeRef, Errno> {
+        Ok(self.walk_for(inode, Want::default()).await?.node)
+    }
+
+    /// The same, and brings along what is wanted.
+    pub(crate) async fn walk_for(&self, inode: &Arc<Inode>, want: Want) -> Result<Reached, Errno> {
         if inode.id == ROOT {
-            return inode.pinned().ok_or(Errno::ESTALE);
+            let node = inode.pinned().ok_or(Errno::ESTALE)?;
+            return Ok(Reached { node, attr: None, lease: None });
         }
         // The latest name first: the others may be gone.
         for place in inode.places().into_iter().rev() {
             let Some((from, names)) = self.way_to(place) else { continue };
             let names: Vec<_> = names.iter().map(NameBuf::as_name).collect();
-            let node = match from.walk(&names, Want::default()).await.and_then(p9::Walk::reached) {
-                Ok(reached) => reached.node,
+            let reached = match from.walk(&names, want).await.and_then(p9::Walk::reached) {
+                Ok(reached) => reached,
                 Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE) => continue,
                 Err(errno) => return Err(errno),
             };
-            if inode.is(node.qid()) {
-                self.hold(inode, &node);
-                return Ok(node);
+            if inode.is(reached.node.qid()) {
+                self.hold(inode, &reached.node);
+                return Ok(reached);
             }
         }
         Err(Errno::ESTALE)

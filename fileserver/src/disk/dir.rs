@@ -31,8 +31,12 @@ struct Reading {
     part: Mutex<Part>,
 }
 
-/// Some entries that follow each other.
-type Part = Arc<[Found]>;
+/// Some entries that follow each other, and the lease on the directory's contents under which they were read.
+#[derive(Clone, Default)]
+struct Part {
+    entries: Arc<[Found]>,
+    lease: Option<u64>,
+}
 
 struct Found {
     cookie: u64,
@@ -56,14 +60,20 @@ impl Reading {
     fn kept(&self, cookie: u64) -> Option<(Part, usize)> {
         // While the pool reads a part, nothing is waited for here.
         let part = self.part.try_lock()?;
-        let last = part.iter().position(|found| found.cookie == cookie)?;
-        (last + 1 < part.len()).then(|| (part.clone(), last + 1))
+        let last = part.entries.iter().position(|found| found.cookie == cookie)?;
+        // A later lease does not cover what was read before it.
+        (last + 1 < part.entries.len() && part.lease == self.lease()).then(|| (part.clone(), last + 1))
+    }
+
+    /// The lease under which entries are read now.
+    fn lease(&self) -> Option<u64> {
+        self.inode.disk.options.leases.covered(self.client, self.inode.key.path)
     }
 
     /// Reads the part after `cookie`; it is empty at the end only.
     fn read(&self, cookie: u64) -> Result<Part, Errno> {
         let mut part = self.part.lock();
-        let mut after = cookie;
+        let (mut after, lease) = (cookie, self.lease());
         loop {
             rustix::fs::seek(&self.fd, SeekFrom::Start(after))?;
             let mut buf = vec![MaybeUninit::uninit(); PART];
@@ -75,21 +85,22 @@ impl Reading {
                 let name = entry.file_name().to_bytes();
                 if !matches!(name, b"." | b"..") {
                     let kind = entry.file_type().as_raw_mode();
-                    entries.extend(self.look(name, after, kind)?);
+                    entries.extend(self.look(name, after, kind, lease.is_some())?);
                 }
                 if raw.is_buffer_empty() {
                     break;
                 }
             }
             if end || !entries.is_empty() {
-                *part = entries.into();
+                *part = Part { entries: entries.into(), lease };
                 return Ok(part.clone());
             }
         }
     }
 
-    /// The entry `name`; `None` if it has gone in the meantime.
-    fn look(&self, name: &[u8], cookie: u64, kind: u32) -> Result<Option<Found>, Errno> {
+    /// The entry `name`; `None` if it has gone in the meantime. Who holds the contents of this directory (`leased`) may
+    /// keep what is told here of all but directories: see `leases::told`.
+    fn look(&self, name: &[u8], cookie: u64, kind: u32, leased: bool) -> Result<Option<Found>, Errno> {
         let name = NameBuf::new(name)?;
         let disk = &self.inode.disk;
         let place = match disk.patient(|| sys::place(self.fd.as_fd(), name.as_name(), false)) {
@@ -108,9 +119,8 @@ impl Reading {
         };
         let ended = leases.ended();
         let mut attr = see()?;
-        // Who holds the contents of this directory may keep what is told here, but of directories: see `leases::told`.
         let mut known = true;
-        if attr.qid.kind != p9::FileKind::Dir && leases.covers(self.client, dir) {
+        if leased && attr.qid.kind != p9::FileKind::Dir {
             known = leases.link(self.client, dir, attr.qid.path);
             if known && leases.ended() != ended {
                 attr = see()?;
@@ -138,7 +148,7 @@ impl Dir for DiskDir {
     fn list<'a>(&'a self, cookie: u64, each: &'a mut DirSink<'a>) -> Reply<'a, ()> {
         let mut next = cookie;
         if let Some((part, at)) = self.0.kept(cookie) {
-            match give(&part, at, each) {
+            match give(&part.entries, at, each) {
                 ControlFlow::Break(()) => return Reply::ok(()),
                 ControlFlow::Continue(after) => next = after,
             }
@@ -147,10 +157,10 @@ impl Dir for DiskDir {
             loop {
                 let reading = self.0.clone();
                 let part = blocking(move || reading.read(next)).await?;
-                if part.is_empty() {
+                if part.entries.is_empty() {
                     return Ok(());
                 }
-                match give(&part, 0, each) {
+                match give(&part.entries, 0, each) {
                     ControlFlow::Break(()) => return Ok(()),
                     ControlFlow::Continue(after) => next = after,
                 }

@@ -121,10 +121,11 @@ impl Entry {
         self.held.iter().map(|held| held.kind).max().unwrap_or_default()
     }
 
-    /// Whether `client` holds the contents, and may keep them.
-    pub(super) fn covers(&self, client: u64) -> bool {
+    /// The latest lease by which `client` holds the contents, and may keep them.
+    pub(super) fn covering(&self, client: u64) -> Option<u64> {
         let left = |held: &Held| held.asked.map_or(held.kind, |(asked, _)| asked.min(held.kind));
-        self.held.iter().any(|held| held.client == client && left(held) >= LeaseKind::Read)
+        let covers = |held: &&Held| held.client == client && left(held) >= LeaseKind::Read;
+        self.held.iter().filter(covers).map(|held| held.id).max()
     }
 
     /// The most that `client` may be granted now.

@@ -16,9 +16,12 @@ use super::{Leases, SHARDS};
 const MOST: usize = 256 << 10;
 
 impl Leases {
-    /// Whether `client` holds a lease on the contents of the directory `dir`.
-    pub(crate) fn covers(&self, client: u64, dir: u64) -> bool {
-        !self.is_quiet() && self.shard(dir).lock().entries.get(&dir).is_some_and(|entry| entry.covers(client))
+    /// The latest lease that `client` holds on the contents of the directory `dir`.
+    pub(crate) fn covered(&self, client: u64, dir: u64) -> Option<u64> {
+        if self.is_quiet() {
+            return None;
+        }
+        self.shard(dir).lock().entries.get(&dir).and_then(|entry| entry.covering(client))
     }
 
     /// How many operations have ended: those that were over when this was less were seen by whoever looks now.

@@ -3,12 +3,16 @@
 //! Called through `fs`, in the request's own task. The kernel checks no rights itself (`default_permissions` is not asked
 //! for): who serves the tree does, by whom it serves. access(2) is answered from the attributes.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytes::Bytes;
 use fuser::{AccessFlags, FileAttr, INodeNo};
-use p9::{Attr, Errno, SetAttr, StatFs};
+use p9::{Attr, Errno, SetAttr, StatFs, Want};
 
 use super::Bridge;
 use crate::attr::to_fuse;
+use crate::table::Inode;
 
 /// Who asks, for access(2).
 #[derive(Clone, Copy)]
@@ -19,19 +23,39 @@ pub(super) struct Caller {
 }
 
 impl Bridge {
-    pub(super) async fn attr(&self, id: INodeNo) -> Result<FileAttr, Errno> {
+    /// The attributes of a file, and how long the kernel may keep them.
+    pub(super) async fn attr(&self, id: INodeNo) -> Result<(FileAttr, Duration), Errno> {
         let inode = self.inode(id)?;
-        if let Some(file) = self.kept.get(inode.id) {
-            return Ok(to_fuse(&file.attr, inode.id));
-        }
-        let attr = ask!(self, &inode, |node| node.attr().await)?;
+        let (attr, ttl) = self.attr_of(&inode).await?;
         inode.learn(&attr);
-        Ok(to_fuse(&attr, inode.id))
+        Ok((to_fuse(&attr, inode.id), ttl))
+    }
+
+    async fn attr_of(&self, inode: &Arc<Inode>) -> Result<(Attr, Duration), Errno> {
+        if let Some(file) = self.kept.get(inode.id) {
+            return Ok((file.attr, self.options.ttl));
+        }
+        if let Some(place) = inode.place()
+            && let name = place.name.as_name()
+            && let Some((listed, attr, ttl)) = self.foresight.attr(place.dir.id, name)
+            && inode.is(attr.qid)
+        {
+            listed.tells(name, inode.id);
+            if self.foresight.attr(place.dir.id, name).is_some() {
+                return Ok((attr, ttl));
+            }
+        }
+        if self.table.at_hand(inode).is_none()
+            && let Some(attr) = self.table.walk_for(inode, Want::ATTR).await?.attr
+        {
+            return Ok((attr, self.options.ttl));
+        }
+        Ok((ask!(self, inode, |node| node.attr().await)?, self.options.ttl))
     }
 
     pub(super) async fn set_attr(&self, id: INodeNo, change: SetAttr) -> Result<FileAttr, Errno> {
         if change == SetAttr::default() {
-            return self.attr(id).await;
+            return Ok(self.attr(id).await?.0);
         }
         let inode = self.inode(id)?;
         let attr = {
@@ -46,7 +70,7 @@ impl Bridge {
 
     pub(super) async fn access(&self, id: INodeNo, mask: AccessFlags, caller: Caller) -> Result<(), Errno> {
         let inode = self.inode(id)?;
-        let attr = ask!(self, &inode, |node| node.attr().await)?;
+        let attr = self.attr_of(&inode).await?.0;
         if mask.contains(AccessFlags::W_OK) {
             self.writable()?;
         }

@@ -9,17 +9,19 @@ use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::{FileHandle, FileType, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 use futures_util::future::join_all;
-use p9::{Attr, Dir, Entry, Errno, Handle, How, NameBuf, NodeRef, Qid, Walk, Want};
+use p9::tree::LeaseKind;
+use p9::{Attr, Dir, Entry, Errno, Handle, How, NameBuf, NodeRef, Opened, Qid, Walk, Want};
 use parking_lot::Mutex;
 
 use super::names::attr_of;
 use super::{Bridge, Refuse};
 use crate::attr::{entry_type, to_fuse};
-use crate::foresight::{NAMES, Seen};
+use crate::foresight::NAMES;
+use crate::listing::{Gathered, Seen};
 use crate::open::Open;
 use crate::table::Inode;
 
@@ -83,11 +85,17 @@ impl Bridge {
     pub(super) async fn open_dir(&self, id: INodeNo) -> Result<u64, Errno> {
         let inode = self.inode(id)?;
         let how = How { directory: true, ..How::READ };
-        let (node, handle) = ask!(self, &inode, |node| node.open(how).await.map(|handle| (node.clone(), handle)))?;
+        let want = Want { attr: false, data: 0, lease: LeaseKind::Read };
+        let (begun, changes) = (Instant::now(), self.foresight.changes());
+        let (node, opened) =
+            ask!(self, &inode, |node| { node.open_at(&[], how, want).await.map(|opened| (node.clone(), opened)) })?;
+        let Opened { handle, lease, .. } = opened;
         if !matches!(handle, Handle::Dir(_)) {
             return Err(Errno::ENOTDIR);
         }
-        Ok(self.opens.add(Open::new(inode, node, handle, how, &Attr::default(), None, None).0))
+        let open = Open::new(inode, node, handle, how, &Attr::default(), None, None).0;
+        *open.listed.lock() = Some(Gathered { entries: Vec::new(), whole: false, begun, changes, lease });
+        Ok(self.opens.add(open))
     }
 
     /// Fills `list` with the entries after `offset`.
@@ -100,18 +108,19 @@ impl Bridge {
         let Some(cookie) = dots(offset, |next, name| add(open.inode.id, next, FileType::Directory, name)) else {
             return Ok(());
         };
-        let mut seen = Vec::new();
+        let (mut seen, mut full) = (Vec::new(), false);
         let each = &mut |entry: Entry<'_>| {
             let kind = entry_type(entry.kind, entry.qid.kind);
             // A number that is not zero, which some programs take for no entry at all.
             if add(entry.qid.path.max(1), entry.cookie, kind, entry.name.as_bytes()) {
+                full = true;
                 return ControlFlow::Break(());
             }
-            seen.push(Seen { name: entry.name.into(), plain: plain(entry.qid, entry.attr) });
+            seen.push(Seen { name: entry.name.into(), attr: entry.attr.copied(), id: None });
             ControlFlow::Continue(())
         };
         let answer = dir.list(cookie, each).await;
-        open.has_listed(offset, seen);
+        open.has_listed(offset, seen, answer.is_ok() && !full);
         answer
     }
 
@@ -128,28 +137,30 @@ impl Bridge {
         };
         let Some(mut cookie) = dots(offset, dot) else { return Ok(()) };
         let most = open.batch.load(Ordering::Relaxed);
-        let mut batch = Vec::new();
+        let (mut batch, mut ended) = (Vec::new(), false);
         // An answer without entries is the end, so if all of a batch have gone there must be another.
         while batch.is_empty() {
             batch = gather(&**dir, cookie, most).await?;
-            let Some(last) = batch.last() else { break };
+            let Some(last) = batch.last() else {
+                ended = true;
+                break;
+            };
             cookie = last.cookie;
             look_up(&open.node, &mut batch).await;
         }
-        let fits = |found: &&Found| !self.is_full_with(found, &open.inode, &list);
-        let fitted = batch.iter().take_while(fits).count();
+        let ids: Vec<u64> = batch.iter().map_while(|found| self.add_to(&list, found, &open.inode)).collect();
+        let fitted = ids.len();
         if fitted == batch.len() {
             // There was room for more.
             open.batch.store(LARGEST_BATCH.min(most * 2), Ordering::Relaxed);
         }
-        batch.truncate(fitted);
-        let seen = |found: Found| Seen { name: found.name, plain: plain(found.qid, found.attr.as_ref()) };
-        open.has_listed(offset, batch.into_iter().map(seen));
+        let seen = |(found, id): (Found, u64)| Seen { name: found.name, attr: found.attr, id: Some(id) };
+        open.has_listed(offset, batch.into_iter().zip(ids).map(seen), ended);
         Ok(())
     }
 
-    /// Adds `found` to `list` and to what the kernel knows, unless it is full.
-    fn is_full_with(&self, found: &Found, dir: &Arc<Inode>, list: &Filling<ReplyDirectoryPlus>) -> bool {
+    /// Adds `found` to `list` and to what the kernel knows, by the number that is given; `None` if it is full.
+    fn add_to(&self, list: &Filling<ReplyDirectoryPlus>, found: &Found, dir: &Arc<Inode>) -> Option<u64> {
         let &Found { ref name, qid, kind, cookie, attr, ref node } = found;
         let inode = self.table.enter(dir, name.as_name(), qid, node.clone());
         // Of what cannot be asked about the type is known, and the kernel asks again before it uses the rest.
@@ -161,27 +172,26 @@ impl Bridge {
         if full {
             self.table.forget(inode.id, 1);
         }
-        full
+        (!full).then_some(inode.id)
     }
 }
 
 impl Open {
-    /// These entries were listed after `offset`.
-    fn has_listed(&self, offset: u64, entries: impl IntoIterator<Item = Seen>) {
+    /// These entries were listed after `offset`, and no more follow if it `ended`.
+    fn has_listed(&self, offset: u64, entries: impl IntoIterator<Item = Seen>, ended: bool) {
         let mut listed = self.listed.lock();
-        if offset == 0 {
-            listed.clear();
+        let Some(gathered) = &mut *listed else { return };
+        match offset {
+            0 => (gathered.entries, gathered.whole) = (Vec::new(), false),
+            // What it was before the program went back is not known.
+            _ if gathered.whole => return,
+            _ => {}
         }
         // One more than are remembered says that there are too many.
-        let room = NAMES + 1 - listed.len();
-        listed.extend(entries.into_iter().take(room));
+        let room = NAMES + 1 - gathered.entries.len();
+        gathered.entries.extend(entries.into_iter().take(room));
+        gathered.whole = ended;
     }
-}
-
-/// The length of a regular file whose contents stay what they are while nobody changes them.
-fn plain(qid: Qid, attr: Option<&Attr>) -> Option<u64> {
-    let regular = attr.filter(|attr| attr.mode & libc::S_IFMT == libc::S_IFREG && qid.version != 0);
-    regular.map(|attr| attr.size)
 }
 
 /// The generation of every node id.

@@ -12,12 +12,12 @@ use bytes::Bytes;
 use fuser::{FileHandle, FopenFlags, INodeNo};
 use futures_util::future::join_all;
 use p9::tree::LeaseKind;
-use p9::{Attr, Errno, Handle, How, NodeRef, SetAttr, Time, Want};
+use p9::{Attr, Errno, Handle, How, NodeRef, Opened, SetAttr, Time, Want};
 use parking_lot::Mutex;
 
-use super::Bridge;
 use super::dirs::FIRST_BATCH;
 use super::names::attr_of;
+use super::{Bridge, is_lost};
 use crate::ahead::Ahead;
 use crate::kept::File;
 use crate::open::{Open, Position};
@@ -85,11 +85,14 @@ impl Bridge {
         let lease = if how == How::READ { LeaseKind::Attr } else { LeaseKind::None };
         let want = Want { attr: true, data, lease };
         let changes = inode.writes();
-        let (node, opened, attr) = ask!(self, &inode, |node| {
-            let opened = node.open_at(&[], how, want).await?;
-            let attr = attr_of(node, opened.attr).await?;
-            Ok((node.clone(), opened, attr))
-        })?;
+        let (node, opened, attr) = match self.open_by_name(&inode, how, want).await {
+            Some(opened) => opened?,
+            None => ask!(self, &inode, |node| {
+                let opened = node.open_at(&[], how, want).await?;
+                let attr = attr_of(node, opened.attr).await?;
+                Ok((node.clone(), opened, attr))
+            })?,
+        };
         if inode.differs(&attr) {
             self.teller.attributes_changed(&inode);
         }
@@ -110,6 +113,27 @@ impl Bridge {
         }
         let (open, flags) = Open::new(inode, node, opened.handle, how, &attr, opened.first, None);
         Ok((self.opens.add(open), flags))
+    }
+
+    /// Walks to `inode` and opens it in one round trip, if it is not at hand but its directory is; `None` if that is not so,
+    /// or it is no longer found there. What is opened to be changed might be another file by now.
+    async fn open_by_name(
+        &self, inode: &Arc<Inode>, how: How, want: Want,
+    ) -> Option<Result<(NodeRef, Opened, Attr), Errno>> {
+        if how.changes() || self.table.at_hand(inode).is_some() {
+            return None;
+        }
+        let place = inode.place()?;
+        let dir = self.table.at_hand(&place.dir)?;
+        match dir.open_at(&[place.name.as_name()], how, want).await {
+            Ok(mut opened) => {
+                let node = opened.node.take().filter(|node| inode.is(node.qid()))?;
+                let attr = attr_of(&node, opened.attr).await;
+                Some(attr.map(|attr| (node, opened, attr)))
+            }
+            Err(errno) if is_lost(errno) || matches!(errno, Errno::ENOENT | Errno::ENOTDIR) => None,
+            Err(errno) => Some(Err(errno)),
+        }
     }
 
     /// The file of `inode`, if it was opened before, or ahead, and has not changed since.

@@ -23,7 +23,7 @@ use super::dirs::{Filling, ONLY};
 use super::locks::{of_lock, to_lock};
 use super::names::Owner;
 use super::{Bridge, Refuse, Wait};
-use crate::attr::{errno, missing, set_time};
+use crate::attr::{errno, set_time};
 
 /// A bridge as fuser sees it.
 pub(crate) struct Fs(pub(crate) Arc<Bridge>);
@@ -86,9 +86,8 @@ impl Filesystem for Fs {
     }
 
     fn lookup(&self, r: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (name, ttl) = (owned(name), self.0.options.ttl);
-        answer!(self, r, Bounded, reply, |b| b.lookup(parent, &name), move |reply, found| {
-            let (attr, ttl) = found.unwrap_or_else(|| (missing(), ttl));
+        let name = owned(name);
+        answer!(self, r, Bounded, reply, |b| b.lookup(parent, &name), |reply, (attr, ttl)| {
             reply.entry(&ttl, &attr, ONLY);
         });
     }
@@ -98,8 +97,7 @@ impl Filesystem for Fs {
     }
 
     fn getattr(&self, r: &Request, id: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let ttl = self.0.options.ttl;
-        answer!(self, r, Bounded, reply, |b| b.attr(id), move |reply, attr| reply.attr(&ttl, &attr));
+        answer!(self, r, Bounded, reply, |b| b.attr(id), |reply, (attr, ttl)| reply.attr(&ttl, &attr));
     }
 
     fn setattr(
@@ -303,7 +301,10 @@ impl Filesystem for Fs {
 
     fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
         if let Some(open) = self.0.opens.remove(fh.0) {
-            self.0.foresight.listed(open.inode.id, std::mem::take(&mut *open.listed.lock()));
+            let gathered = open.listed.lock().take();
+            if let Some(gathered) = gathered {
+                self.0.foresight.listed(open.inode.id, gathered);
+            }
         }
         reply.ok();
     }

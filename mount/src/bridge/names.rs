@@ -10,7 +10,7 @@ use fuser::{FileAttr, INodeNo};
 use p9::{Attr, Created, Errno, How, Name, New, NodeRef, Walk, Want, What};
 
 use super::Bridge;
-use crate::attr::to_fuse;
+use crate::attr::{missing, to_fuse};
 use crate::foresight::Found;
 use crate::open::Open;
 use crate::table::Inode;
@@ -19,20 +19,31 @@ use crate::table::Inode;
 pub(super) type Owner = Option<(u32, u32)>;
 
 impl Bridge {
-    /// The file called `name` in `parent`, and how long it may be taken to be there; `None` if there is none.
-    pub(super) async fn lookup(&self, parent: INodeNo, name: &[u8]) -> Result<Option<(FileAttr, Duration)>, Errno> {
+    /// The file called `name` in `parent`, or that there is none; and how long the kernel may keep that.
+    pub(super) async fn lookup(&self, parent: INodeNo, name: &[u8]) -> Result<(FileAttr, Duration), Errno> {
         let (dir, name) = (self.inode(parent)?, Name::new(name)?);
-        let (node, _) = self.table.node(&dir).await?;
-        match self.foresight.look(dir.id, &node, name).await {
-            Some(Found::Looked(node, attr, ttl)) => return Ok(Some((self.entry(&dir, name, node, &attr).1, ttl))),
+        match self.foresight.look(dir.id, self.table.at_hand(&dir).as_ref(), name).await {
+            Some(Found::Looked(node, attr, ttl)) => return Ok((self.entry(&dir, name, node, &attr).1, ttl)),
             Some(Found::Opened(file)) => {
                 let inode = self.table.enter(&dir, name, file.node.qid(), None);
                 if file.is_known_as(&inode) {
                     inode.learn(&file.attr);
-                    return Ok(Some((to_fuse(&file.attr, inode.id), self.options.ttl)));
+                    return Ok((to_fuse(&file.attr, inode.id), self.options.ttl));
                 }
                 self.table.forget(inode.id, 1);
             }
+            Some(Found::Listed(listed, attr, ttl)) => {
+                let inode = self.table.enter(&dir, name, attr.qid, None);
+                listed.tells(name, inode.id);
+                // Asked again, now that whoever changes it knows that the kernel was told.
+                if self.foresight.attr(dir.id, name).is_some() {
+                    inode.learn(&attr);
+                    return Ok((to_fuse(&attr, inode.id), ttl));
+                }
+                self.table.forget(inode.id, 1);
+            }
+            // Asked each time, which is cheap: the kernel would have to be told of a name that somebody makes.
+            Some(Found::Missing) => return Ok((missing(), Duration::ZERO)),
             None => {}
         }
         let found = ask!(self, &dir, |node| {
@@ -41,8 +52,8 @@ impl Bridge {
             Ok((reached.node, attr))
         });
         match found {
-            Ok((node, attr)) => Ok(Some((self.entry(&dir, name, node, &attr).1, self.options.ttl))),
-            Err(Errno::ENOENT) => Ok(None),
+            Ok((node, attr)) => Ok((self.entry(&dir, name, node, &attr).1, self.options.ttl)),
+            Err(Errno::ENOENT) => Ok((missing(), self.options.ttl)),
             Err(errno) => Err(errno),
         }
     }

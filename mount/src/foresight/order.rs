@@ -4,40 +4,17 @@
 
 use std::collections::HashMap;
 
-use p9::{Name, NameBuf};
-use parking_lot::Mutex;
-
 use super::{BATCH, Foreseen};
+use crate::listing::Places;
 
 /// Names that one in order may leave out: the kernel knows some already.
 const STEP: usize = 8;
-
 /// Files opened without a lease before it is given up to open more ahead.
 const REFUSED: u32 = 4;
 
-/// An entry of a directory, as it was listed.
-pub(crate) struct Seen {
-    pub(crate) name: NameBuf,
-    /// Its length, if it is a regular file whose contents stay.
-    pub(crate) plain: Option<u64>,
-}
-
-/// A place in each of the two orders: as entries were listed, and as their names are sorted.
-pub(super) type Places = [usize; 2];
-
-/// A directory that was listed.
-pub(crate) struct Listed {
-    /// As they were listed.
-    entries: Vec<Seen>,
-    /// Where in `entries` each is, as they are sorted.
-    sorted: Vec<usize>,
-    places: HashMap<NameBuf, Places>,
-    pub(super) state: Mutex<State>,
-}
-
-/// How it is gone through, and what was asked ahead.
+/// How a directory is gone through, and what was asked ahead.
 #[derive(Default)]
-pub(super) struct State {
+pub(crate) struct State {
     pub(super) lookups: Followed,
     pub(super) opens: Followed,
     /// By the place in the listing.
@@ -55,39 +32,6 @@ impl State {
     /// Whether it is of no use to open files of this directory ahead, since they come without leases.
     pub(super) fn is_unleased(&self) -> bool {
         self.refused >= REFUSED
-    }
-}
-
-impl Listed {
-    pub(super) fn new(entries: Vec<Seen>) -> Self {
-        let mut sorted: Vec<usize> = (0..entries.len()).collect();
-        sorted.sort_unstable_by(|a, b| entries[*a].name.cmp(&entries[*b].name));
-        let mut places: HashMap<NameBuf, Places> = HashMap::with_capacity(entries.len());
-        for (place, &entry) in sorted.iter().enumerate() {
-            places.insert(entries[entry].name.clone(), [entry, place]);
-        }
-        Self { entries, sorted, places, state: Mutex::default() }
-    }
-
-    /// Where `name` is.
-    pub(super) fn find(&self, name: Name<'_>) -> Option<Places> {
-        self.places.get(name.as_bytes()).copied()
-    }
-
-    /// How many entries there are.
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// The entry at `place` of an order, and its place in the listing.
-    pub(super) fn at(&self, order: usize, place: usize) -> (usize, &Seen) {
-        let entry = if order == 0 { place } else { self.sorted[place] };
-        (entry, &self.entries[entry])
-    }
-
-    /// The place in an order of the entry at `entry` in the listing.
-    pub(super) fn place_in(&self, order: usize, entry: usize) -> usize {
-        if order == 0 { entry } else { self.find(self.entries[entry].name.as_name()).map_or(0, |places| places[1]) }
     }
 }
 
@@ -154,10 +98,6 @@ mod tests {
 
     #[test]
     fn both_orders_are_followed_and_a_jump_ends_a_run() {
-        let seen = |name: &str| Seen { name: NameBuf::new(name).unwrap(), plain: None };
-        let listed = Listed::new(["c", "a", "b"].map(seen).into());
-        assert_eq!(listed.find(Name::new(b"c").unwrap()), Some([0, 2]));
-        assert_eq!((listed.at(1, 2).0, listed.place_in(1, 0)), (0, 2));
         let mut followed = Followed::default();
         for places in [[0, 9], [1, 3], [4, 0]] {
             assert_eq!(followed.step(places, 3), None);

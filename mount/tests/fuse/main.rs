@@ -8,6 +8,7 @@
 mod disk;
 mod everyone;
 mod kept;
+mod listings;
 mod locks;
 mod names;
 mod reads;
@@ -57,6 +58,10 @@ impl Shown {
 
     /// The same, and the client, which counts what it asks.
     fn counted(tree: TreeRef) -> (Client, Self) {
+        Self::counted_with(tree, Options::default())
+    }
+
+    fn counted_with(tree: TreeRef, options: Options) -> (Client, Self) {
         let runtime = runtime();
         let (client, root) = runtime.block_on(async {
             let (near, far) = tokio::io::duplex(1 << 20);
@@ -65,7 +70,7 @@ impl Shown {
             let root = client.attach(&Who::owner(), b"").await.unwrap();
             (client, root)
         });
-        (client, Self::on(runtime, root, Options::default()))
+        (client, Self::on(runtime, root, options))
     }
 
     fn on(runtime: Runtime, root: NodeRef, options: Options) -> Self {

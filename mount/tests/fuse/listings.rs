@@ -1,0 +1,158 @@
+//! Directories that were listed answer for their names, under a lease: what that saves, and that nobody sees what is old.
+//!
+//! The kernel keeps nothing here, so that each question reaches the mount.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
+
+use super::*;
+
+const COUNT: usize = 300;
+
+/// A folder with files and a directory, the tree of it, and what shows it so that it counts what it asks.
+fn shown() -> (TempDir, TreeRef, Client, Shown) {
+    let folder = tempfile::tempdir().unwrap();
+    (0..COUNT).for_each(|n| fs::write(folder.path().join(name(n)), "x").unwrap());
+    let tree: TreeRef = Disk::open(folder.path(), DiskOptions::new([7; 32])).unwrap();
+    let (client, shown) = Shown::counted_with(tree.clone(), nothing_kept());
+    (folder, tree, client, shown)
+}
+
+fn nothing_kept() -> Options {
+    Options { ttl: Duration::ZERO, ..Options::default() }
+}
+
+fn name(n: usize) -> String {
+    format!("f{n:04}")
+}
+
+/// Looks at each, and at as many names that are not there.
+fn look(shown: &Shown) {
+    for n in 0..COUNT {
+        assert_eq!(shown.path(&name(n)).metadata().unwrap().len(), 1);
+        assert!(!shown.path(&format!("missing{n}")).exists());
+    }
+}
+
+#[test]
+fn what_was_listed_is_not_asked_for() {
+    let (_folder, _tree, client, shown) = shown();
+    assert_eq!(fs::read_dir(&*shown).unwrap().count(), COUNT);
+    // What the program let go of is known once the kernel has told so.
+    until("it was listed", || {
+        let before = client.counts().requests;
+        assert!(!shown.path("missing").exists());
+        client.counts().requests == before
+    });
+    let before = client.counts().requests;
+    look(&shown);
+    // The root itself is asked about by the kernel.
+    assert!(client.counts().requests - before < 2 * COUNT as u64 / 10, "{}", client.counts().requests - before);
+}
+
+#[test]
+fn a_directory_in_which_names_are_looked_up_is_listed_once() {
+    let (_folder, _tree, client, shown) = shown();
+    let before = client.counts().requests;
+    look(&shown);
+    let asked = client.counts().requests - before;
+    assert!(asked < COUNT as u64 / 4, "{asked} requests");
+}
+
+#[test]
+fn what_another_mount_changes_is_seen_at_once() {
+    let (_folder, tree, client, shown) = shown();
+    let other = Shown::far(tree);
+    assert_eq!(fs::read_dir(&*shown).unwrap().count(), COUNT);
+    for n in 0..50 {
+        look_a_few(&shown);
+        let (theirs, ours) = (other.path(&name(n)), shown.path(&name(n)));
+        match n % 5 {
+            0 => {
+                fs::set_permissions(&theirs, fs::Permissions::from_mode(0o600)).unwrap();
+                assert_eq!(ours.metadata().unwrap().mode() & 0o777, 0o600);
+            }
+            1 => {
+                fs::write(&theirs, "longer").unwrap();
+                assert_eq!(ours.metadata().unwrap().len(), 6);
+            }
+            2 => {
+                fs::remove_file(&theirs).unwrap();
+                assert!(!ours.exists());
+            }
+            3 => {
+                fs::rename(&theirs, other.path(&format!("moved{n}"))).unwrap();
+                assert!(!ours.exists() && shown.path(&format!("moved{n}")).exists());
+            }
+            _ => {
+                fs::write(other.path(&format!("new{n}")), "new").unwrap();
+                assert_eq!(fs::read_to_string(shown.path(&format!("new{n}"))).unwrap(), "new");
+            }
+        }
+    }
+    assert!(client.counts().requests > 0);
+}
+
+fn look_a_few(shown: &Shown) {
+    (100..120).for_each(|n| assert!(shown.path(&name(n)).exists()));
+    (0..5).for_each(|n| assert!(!shown.path(&format!("missing{n}")).exists()));
+}
+
+#[test]
+fn what_a_local_process_of_the_server_changes_is_seen() {
+    let (folder, _tree, _client, shown) = shown();
+    assert_eq!(fs::read_dir(&*shown).unwrap().count(), COUNT);
+    look_a_few(&shown);
+    let run = |script: &str| {
+        let done = Command::new("sh").args(["-c", script]).current_dir(folder.path()).status().unwrap();
+        assert!(done.success());
+    };
+    run("chmod 600 f0100");
+    until("the mode is seen", || shown.path("f0100").metadata().unwrap().mode() & 0o777 == 0o600);
+    look_a_few(&shown);
+    run("echo longer >f0101");
+    until("the length is seen", || shown.path("f0101").metadata().unwrap().len() == 7);
+    look_a_few(&shown);
+    run("touch missing0");
+    until("the new name is seen", || shown.path("missing0").exists());
+    run("rm f0102; mv f0103 missing1");
+    until("the names are seen", || !shown.path("f0102").exists() && shown.path("missing1").exists());
+    assert!(!shown.path("f0103").exists());
+}
+
+#[test]
+fn what_is_changed_here_is_seen_here() {
+    let (_folder, _tree, _client, shown) = shown();
+    assert_eq!(fs::read_dir(&*shown).unwrap().count(), COUNT);
+    look_a_few(&shown);
+    for n in 0..50 {
+        let path = shown.path(&name(n));
+        assert!(path.exists());
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o640);
+        fs::write(&path, "written").unwrap();
+        assert_eq!(path.metadata().unwrap().len(), 7);
+        fs::hard_link(&path, shown.path("link")).unwrap();
+        assert_eq!(path.metadata().unwrap().nlink(), 2);
+        fs::remove_file(&path).unwrap();
+        assert!(!path.exists());
+        assert_eq!(shown.path("link").metadata().unwrap().nlink(), 1);
+        fs::rename(shown.path("link"), &path).unwrap();
+        assert!(path.exists() && !shown.path("link").exists());
+        fs::create_dir(shown.path("d")).unwrap();
+        fs::write(shown.path("d/inner"), "x").unwrap();
+        assert!(shown.path("d/inner").exists());
+        fs::remove_dir_all(shown.path("d")).unwrap();
+        assert!(!shown.path("d").exists());
+    }
+    // A listing that began before a change ends after it.
+    let mut listing = fs::read_dir(&*shown).unwrap();
+    listing.next().unwrap().unwrap();
+    fs::write(shown.path("made"), "x").unwrap();
+    fs::remove_file(shown.path(&name(200))).unwrap();
+    fs::write(shown.path(&name(201)), "longer").unwrap();
+    assert!(listing.count() > 200);
+    assert!(shown.path("made").exists() && !shown.path(&name(200)).exists());
+    assert_eq!(shown.path(&name(201)).metadata().unwrap().len(), 6);
+}
