@@ -102,8 +102,8 @@ pub struct Leases {
 struct Shard {
     entries: HashMap<u64, Entry>,
     breaks: HashMap<u64, Breaks>,
-    /// By inode, the directories whose leases cover its attributes.
-    told: HashMap<u64, Vec<u64>>,
+    /// By inode, the directories whose leases cover its attributes, and those leases.
+    told: HashMap<u64, Vec<(u64, u64)>>,
 }
 
 /// Inodes are spread over so many locks.
@@ -215,13 +215,13 @@ impl Leases {
         // Dropped outside the lock: each is a system call, or another's code.
         let kernel = if entry.most() < LeaseKind::Read { entry.kernel.take() } else { None };
         let watch = if entry.is_held() { None } else { entry.watch.take() };
-        let told = if entry.most() < LeaseKind::Read { std::mem::take(&mut entry.told) } else { Vec::new() };
+        let untold = std::mem::take(&mut entry.untold);
         let gone = std::mem::take(&mut entry.gone);
         if entry.is_empty() {
             shard.entries.remove(&key);
         }
         drop(shard);
-        self.unlink(key, told);
+        untold.into_iter().for_each(|(lease, keys)| self.unlink(key, lease, keys));
         match after.checked_sub(before) {
             Some(more) => self.live.fetch_add(more, Ordering::SeqCst),
             None => self.live.fetch_sub(before - after, Ordering::SeqCst),

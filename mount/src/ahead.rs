@@ -44,6 +44,7 @@ impl Budget {
 }
 
 /// What was fetched for one open file.
+#[derive(Default)]
 pub(crate) struct Ahead(Mutex<State>);
 
 #[derive(Default)]
@@ -75,10 +76,10 @@ impl Drop for Chunk {
 }
 
 impl Ahead {
-    /// For a file that was opened when there had been `writes`, and came with its `first` bytes.
-    pub(crate) fn new(first: Option<Bytes>, writes: u64) -> Self {
+    /// For a file whose `first` bytes were asked for when there had been `writes`.
+    pub(crate) fn new(first: Bytes, writes: u64) -> Self {
         let mut state = State::default();
-        if let Some(first) = first.filter(|first| !first.is_empty()) {
+        if !first.is_empty() {
             let length = first.len() as u64;
             let fetch = ready(Ok(first)).boxed().shared();
             state.chunks.push_back(Chunk { offset: 0, length, writes, fetch, task: None, _budget: None });

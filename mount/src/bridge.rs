@@ -42,7 +42,7 @@ use std::time::Duration;
 
 use async_task::Runnable;
 use p9::cancel::Cancel;
-use p9::{Errno, NodeRef};
+use p9::{Errno, Name, NodeRef};
 use parking_lot::Mutex;
 use tokio::runtime::Handle as Runtime;
 
@@ -52,6 +52,7 @@ pub(crate) use fs::Fs;
 use crate::Options;
 use crate::ahead::Budget;
 use crate::attr::errno;
+use crate::changes::Changes;
 use crate::foresight::Foresight;
 use crate::kept::Kept;
 use crate::locks::Locks;
@@ -78,6 +79,7 @@ pub(crate) struct Bridge {
     watch: Watch,
     read_ahead: Budget,
     foresight: Arc<Foresight>,
+    changes: Arc<Changes>,
     kept: Arc<Kept>,
     teller: Teller,
     ended: AtomicBool,
@@ -100,7 +102,9 @@ impl Bridge {
     ) -> Arc<Self> {
         let table = Table::new(root, options.max_inodes_held);
         let (read_ahead, ended) = (Budget::new(runtime.clone()), AtomicBool::new(false));
-        let foresight = Arc::new(Foresight::new(options.ttl, runtime.clone(), kept.clone(), teller.clone()));
+        let changes = Arc::<Changes>::default();
+        let foresight = Foresight::new(options.ttl, runtime.clone(), changes.clone(), kept.clone(), teller.clone());
+        let foresight = Arc::new(foresight);
         Arc::new(Self {
             table,
             opens: Opens::default(),
@@ -111,6 +115,7 @@ impl Bridge {
             watch,
             read_ahead,
             foresight,
+            changes,
             kept,
             teller,
             ended,
@@ -175,7 +180,8 @@ impl Bridge {
         }
         self.opens.clear();
         self.closing.lock().clear();
-        self.kept.clear();
+        self.kept.end();
+        self.foresight.end();
     }
 
     /// The inode that the kernel calls `id`.
@@ -200,17 +206,38 @@ impl Bridge {
         answer
     }
 
-    /// `inode` was changed through this mount, or may have been: something up to `end` was written, if anything was.
-    fn has_changed(&self, inode: &Inode, end: u64) {
-        inode.wrote(end);
-        self.kept.forget(inode.id);
-        for place in inode.places() {
-            self.foresight.changed(place.dir.id, place.name.as_name());
-        }
+    /// A change of `inode` begins.
+    fn changing<'a>(&'a self, inode: &'a Arc<Inode>) -> Changing<'a> {
+        Changing { bridge: self, inode, name: None }
+    }
+
+    /// A change of what `name` stands for in `dir` begins, and of the directory.
+    fn changing_name<'a>(&'a self, dir: &'a Arc<Inode>, name: Name<'a>) -> Changing<'a> {
+        Changing { bridge: self, inode: dir, name: Some(name) }
     }
 
     fn writable(&self) -> Result<(), Errno> {
         if self.options.read_only { Err(Errno::EROFS) } else { Ok(()) }
+    }
+}
+
+/// A change through this mount that is under way. However it ends, it may have been done: what is known is old then.
+#[must_use = "it is noted when this is dropped"]
+struct Changing<'a> {
+    bridge: &'a Bridge,
+    inode: &'a Arc<Inode>,
+    name: Option<Name<'a>>,
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        let Self { bridge, inode, name } = self;
+        inode.wrote(0);
+        bridge.changes.file(inode.qid_path);
+        if let Some(name) = name {
+            bridge.changes.name(inode.qid_path, *name);
+        }
+        bridge.kept.forget(inode.id);
     }
 }
 

@@ -22,14 +22,15 @@ use quick_cache::sync::Cache;
 use tokio::runtime::Handle as Runtime;
 
 use crate::bridge::FIRST_BYTES;
+use crate::changes::Changes;
 use crate::kept::{File, Kept};
+use crate::leash::Leash;
 use crate::listing::{Gathered, Known, Listed, Places, Seen};
+use crate::table::Inode;
 use crate::tell::Teller;
 
-mod changes;
 mod order;
 
-use changes::Changes;
 pub(crate) use order::State;
 
 /// What is remembered of directories that were listed: so many entries in all, each directory counted as some.
@@ -57,7 +58,7 @@ pub(crate) struct Foresight {
     dirs: Cache<u64, Arc<Listed>, Weight>,
     /// How many lookups are to come before each directory is listed.
     to_list: Cache<u64, Arc<AtomicU32>>,
-    changes: Changes,
+    changes: Arc<Changes>,
     ttl: Duration,
     runtime: Runtime,
     kept: Arc<Kept>,
@@ -77,6 +78,8 @@ impl Weighter<u64, Arc<Listed>> for Weight {
 #[derive(Clone)]
 pub(crate) struct Foreseen {
     begun: Instant,
+    /// The count of [`Changes`] by then.
+    count: u64,
     /// Whether it was opened, too.
     opened: bool,
     answer: Shared<Pin<Box<dyn Future<Output = Option<Answer>> + Send>>>,
@@ -102,54 +105,39 @@ pub(crate) enum Found {
 
 impl Foresight {
     /// Answers without a lease are given for `ttl` after they were asked for.
-    pub(crate) fn new(ttl: Duration, runtime: Runtime, kept: Arc<Kept>, teller: Teller) -> Self {
+    pub(crate) fn new(ttl: Duration, runtime: Runtime, changes: Arc<Changes>, kept: Arc<Kept>, teller: Teller) -> Self {
         let dirs = Cache::with_weighter((ENTRIES / EACH) as usize, ENTRIES, Weight);
-        let (to_list, changes) = (Cache::new(COUNTED), Changes::default());
+        let to_list = Cache::new(COUNTED);
         Self { dirs, to_list, changes, ttl, runtime, kept, teller }
     }
 
-    /// How much was changed through this mount so far: for a listing that begins.
-    pub(crate) fn changes(&self) -> u64 {
-        self.changes.count()
-    }
-
-    /// The directory `id` was listed, whole or in part.
-    pub(crate) fn listed(&self, id: u64, gathered: Gathered) {
+    /// The directory `dir` was listed, whole or in part.
+    pub(crate) fn listed(&self, dir: Arc<Inode>, gathered: Gathered) {
         if gathered.entries.len() > NAMES {
             return;
         }
-        let before = gathered.changes;
-        let listed = Listed::new(id, gathered, &self.teller);
-        self.dirs.insert(id, listed.clone());
-        // After it is there for all to see, so that nothing is missed between.
-        match self.changes.of(id, before) {
-            Some(names) => names.iter().for_each(|name| _ = listed.changed(name.as_name())),
-            None => _ = self.dirs.remove(&id),
-        }
+        let id = dir.id;
+        let listed = Listed::new(dir, gathered, self.changes.clone(), &self.teller);
         let next = if listed.is_bare() { u32::MAX } else { LIST.0.max(listed.len() as u32 / LIST.1) };
+        self.dirs.insert(id, listed);
         self.to_list.insert(id, Arc::new(AtomicU32::new(next)));
     }
 
-    /// `name` in the directory `id` was changed through this mount, or what it stands for.
-    pub(crate) fn changed(&self, id: u64, name: Name<'_>) {
-        self.changes.add(id, name);
-        let Some(listed) = self.dirs.peek(&id) else { return };
-        if let Some(places) = listed.find(name) {
-            drop(listed.ways.lock().foreseen.remove(&places[0]));
-        }
-        if !listed.changed(name) {
-            self.dirs.remove(&id);
-        }
+    /// Nothing is told any more.
+    pub(crate) fn end(&self) {
+        self.dirs.clear();
     }
 
-    /// What is known of `name` in the directory `id`, which is looked up; and asks about the names that seem to come next,
-    /// if `dir`, which is the directory, is at hand.
-    pub(crate) async fn look(self: &Arc<Self>, id: u64, dir: Option<&NodeRef>, name: Name<'_>) -> Option<Found> {
-        let listed = self.dirs.get(&id);
+    /// What is known of `name` in the directory `inode`, which is looked up; and asks about the names that seem to come
+    /// next, if `dir`, which is the directory's node, is at hand.
+    pub(crate) async fn look(
+        self: &Arc<Self>, inode: &Arc<Inode>, dir: Option<&NodeRef>, name: Name<'_>,
+    ) -> Option<Found> {
+        let listed = self.dirs.get(&inode.id);
         if let Some(dir) = dir
             && listed.as_ref().is_none_or(|listed| listed.is_over(self.ttl))
         {
-            self.count(id, dir);
+            self.count(inode, dir);
         }
         let listed = listed?;
         let known = listed.known(name, self.ttl);
@@ -162,13 +150,10 @@ impl Foresight {
             {
                 self.foresee(&listed, dir, &mut state, order, places, false);
             }
-            Some((
-                places,
-                state.foreseen.get(&places[0]).filter(|foreseen| foreseen.opened || known.is_none()).cloned()?,
-            ))
+            state.foreseen.get(&places[0]).filter(|foreseen| foreseen.opened || known.is_none()).cloned()
         });
-        if let Some((places, foreseen)) = foreseen
-            && let Some(found) = self.answer(&listed, places, foreseen).await
+        if let Some(foreseen) = foreseen
+            && let Some(found) = self.answer(&listed, name, foreseen).await
         {
             return Some(found);
         }
@@ -187,18 +172,18 @@ impl Foresight {
         }
     }
 
-    /// Counts a lookup in the directory `id`, of which nothing is known; after some, it is listed.
-    fn count(self: &Arc<Self>, id: u64, dir: &NodeRef) {
+    /// Counts a lookup in the directory `inode`, of which nothing is known; after some, it is listed.
+    fn count(self: &Arc<Self>, inode: &Arc<Inode>, dir: &NodeRef) {
         let fresh = || Ok::<_, std::convert::Infallible>(Arc::new(AtomicU32::new(LIST.0)));
-        let Ok(to_come) = self.to_list.get_or_insert_with(&id, fresh);
+        let Ok(to_come) = self.to_list.get_or_insert_with(&inode.id, fresh);
         // At 1 it is time, and only once.
         if to_come.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)) != Ok(1) {
             return;
         }
-        let (foresight, dir) = (self.clone(), dir.clone());
+        let (foresight, inode, dir) = (self.clone(), inode.clone(), dir.clone());
         self.runtime.spawn(async move {
             match foresight.gather(&dir).await {
-                Some(gathered) => foresight.listed(id, gathered),
+                Some(gathered) => foresight.listed(inode, gathered),
                 // It may be another time.
                 None => to_come.store(LIST.0 * LIST.1, Ordering::SeqCst),
             }
@@ -207,16 +192,18 @@ impl Foresight {
 
     /// Lists `dir`, under a lease if one can be had.
     async fn gather(&self, dir: &NodeRef) -> Option<Gathered> {
-        let (begun, changes, mut entries) = (Instant::now(), self.changes(), Vec::new());
+        let mut gathered = Gathered::new(&self.changes);
         let want = Want { attr: false, data: 0, lease: LeaseKind::Read };
         let opened = dir.open_at(&[], How { directory: true, ..How::READ }, want).await.ok()?;
+        gathered.lease = opened.lease.map(Leash::new);
         let Handle::Dir(listing) = &opened.handle else { return None };
+        let mut entries = Vec::new();
         let each = &mut |entry: Entry<'_>| {
-            entries.push(Seen { name: entry.name.into(), attr: entry.attr.copied(), id: None });
+            entries.push(Seen::of(&entry));
             if entries.len() > NAMES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         listing.list(0, each).await.ok()?;
-        Some(Gathered { whole: true, entries, begun, changes, lease: opened.lease })
+        gathered.add(0, entries, true, NAMES).then_some(gathered)
     }
 
     /// The same of a file that is opened: only if it was opened ahead.
@@ -266,11 +253,12 @@ impl Foresight {
             }
             room -= length;
             let (dir, name, listed) = (dir.clone(), seen.name.clone(), listed.clone());
-            let (kept, teller) = (self.kept.clone(), self.teller.clone());
+            let (kept, changes, teller) = (self.kept.clone(), self.changes.clone(), self.teller.clone());
+            let count = changes.count();
             let answer = async move {
                 match opened {
                     true => {
-                        let opened = open(&dir, name.as_name(), length as u32, &teller).await?;
+                        let opened = open(&dir, name.as_name(), length as u32, (count, &changes), &teller).await?;
                         listed.ways.lock().leased(opened.is_some());
                         match &opened {
                             None => kept.refused(),
@@ -283,7 +271,7 @@ impl Foresight {
                     false => look(&dir, name.as_name()).await,
                 }
             };
-            let foreseen = Foreseen { begun, opened, answer: answer.boxed().shared() };
+            let foreseen = Foreseen { begun, count, opened, answer: answer.boxed().shared() };
             asked.push((entry, foreseen.answer.clone()));
             state.foreseen.insert(entry, foreseen);
         }
@@ -301,17 +289,15 @@ impl Foresight {
         });
     }
 
-    /// The answer to `foreseen`, if it is still good once it has come.
-    async fn answer(&self, listed: &Listed, places: Places, foreseen: Foreseen) -> Option<Found> {
-        let answer = foreseen.answer.await?;
-        // It may have been changed meanwhile.
-        let there = listed.ways.lock().foreseen.get(&places[0]).is_some_and(|there| there.begun == foreseen.begun);
-        match answer {
-            _ if !there => None,
-            Answer::Opened(file) => file.is_good().then_some(Found::Opened(file)),
+    /// The answer to `foreseen`, about `name` in `listed`, if it is still good once it has come.
+    async fn answer(&self, listed: &Listed, name: Name<'_>, foreseen: Foreseen) -> Option<Found> {
+        match foreseen.answer.await? {
+            Answer::Opened(file) => file.is_still(listed.dir.qid_path, name).then_some(Found::Opened(file)),
             Answer::Looked(node, attr) => {
                 let left = self.ttl.checked_sub(foreseen.begun.elapsed())?;
-                Some(Found::Looked(node, attr, left))
+                let old = self.changes.is_old(foreseen.count, attr.qid.path)
+                    || self.changes.is_old_name(foreseen.count, listed.dir.qid_path, name);
+                (!old).then_some(Found::Looked(node, attr, left))
             }
         }
     }
@@ -333,8 +319,10 @@ fn has_one_name(attr: &Attr) -> bool {
 }
 
 /// Opens `name`, a file of `dir` that was `length` long, with its contents; `Some(None)` if no lease came along.
-async fn open(dir: &NodeRef, name: Name<'_>, length: u32, teller: &Teller) -> Option<Option<Arc<File>>> {
+async fn open(
+    dir: &NodeRef, name: Name<'_>, length: u32, asked: (u64, &Arc<Changes>), teller: &Teller,
+) -> Option<Option<Arc<File>>> {
     let want = Want { attr: true, data: length, lease: LeaseKind::Attr };
     let opened = dir.open_at(&[name], How::READ, want).await.ok()?;
-    Some(File::of(opened.node.as_ref()?, &opened, teller))
+    Some(File::of(opened.node.as_ref()?, &opened, asked, teller))
 }

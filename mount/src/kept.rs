@@ -7,15 +7,17 @@
 //! lease was, and neither the lease was broken nor the file changed through this mount since.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use p9::tree::{Lease, LeaseKind};
-use p9::{Attr, Handle, NodeRef, Opened};
+use p9::{Attr, Handle, Name, NodeRef, Opened};
 use parking_lot::Mutex;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
+use crate::changes::Changes;
 use crate::table::Inode;
 use crate::tell::Teller;
 
@@ -39,6 +41,9 @@ pub(crate) struct File {
     /// Its first bytes.
     pub(crate) first: Option<Bytes>,
     lease: Lease,
+    /// The count of `changes` when it was asked for.
+    asked: u64,
+    changes: Arc<Changes>,
     state: Mutex<State>,
 }
 
@@ -53,15 +58,19 @@ struct State {
 }
 
 impl File {
-    /// What was `opened` as `node`, if that may be kept. `teller` tells the kernel when it no longer may.
-    pub(crate) fn of(node: &NodeRef, opened: &Opened, teller: &Teller) -> Option<Arc<Self>> {
+    /// What was `opened` as `node` when there had been `asked` changes, if that may be kept. `teller` tells the kernel when
+    /// it no longer may.
+    pub(crate) fn of(
+        node: &NodeRef, opened: &Opened, (asked, changes): (u64, &Arc<Changes>), teller: &Teller,
+    ) -> Option<Arc<Self>> {
         let (Some(attr), Some(lease)) = (opened.attr, &opened.lease) else { return None };
         if lease.kind < LeaseKind::Attr || !opened.handle.seekable() {
             return None;
         }
         let (handle, first) = (opened.handle.clone(), opened.first.clone());
         let (node, lease) = (node.clone(), lease.clone());
-        let file = Arc::new(Self { node, attr, handle, first, lease, state: Mutex::default() });
+        let (changes, state) = (changes.clone(), Mutex::default());
+        let file = Arc::new(Self { node, attr, handle, first, lease, asked, changes, state });
         let (weak, teller) = (Arc::downgrade(&file), teller.clone());
         file.lease.tell(Arc::new(move |_| {
             if let Some(file) = weak.upgrade() {
@@ -74,7 +83,12 @@ impl File {
 
     /// Whether it is what the server would show now.
     pub(crate) fn is_good(&self) -> bool {
-        !self.state.lock().broken && self.lease.holds()
+        !self.state.lock().broken && self.lease.holds() && !self.changes.is_old(self.asked, self.attr.qid.path)
+    }
+
+    /// The same of its being called `name` in the directory with the qid path `dir`.
+    pub(crate) fn is_still(&self, dir: u64, name: Name<'_>) -> bool {
+        self.is_good() && !self.changes.is_old_name(self.asked, dir, name)
     }
 
     fn broken(&self) {
@@ -117,6 +131,8 @@ pub(crate) struct Kept {
     files: Cache<u64, Arc<File>, Weight>,
     /// When room was made last.
     made_room: Mutex<Option<Instant>>,
+    /// Whether the mount has ended.
+    ended: AtomicBool,
 }
 
 #[derive(Clone)]
@@ -131,7 +147,7 @@ impl Weighter<u64, Arc<File>> for Weight {
 impl Default for Kept {
     fn default() -> Self {
         let files = Cache::with_weighter((BYTES / EACH) as usize, BYTES, Weight);
-        Self { files, made_room: Mutex::default() }
+        Self { files, made_room: Mutex::default(), ended: AtomicBool::new(false) }
     }
 }
 
@@ -151,6 +167,10 @@ impl Kept {
     /// Keeps `file` as `id`.
     pub(crate) fn keep(&self, id: u64, file: Arc<File>) {
         self.files.insert(id, file);
+        // What is kept keeps the mount's thread.
+        if self.ended.load(Ordering::SeqCst) {
+            self.files.clear();
+        }
     }
 
     /// The file `id` was changed through this mount, or the kernel has forgotten it.
@@ -170,7 +190,8 @@ impl Kept {
     }
 
     /// Keeps nothing any more.
-    pub(crate) fn clear(&self) {
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
         self.files.clear();
     }
 }

@@ -3,22 +3,21 @@
 //! Made when a listing has come to its end, asked by lookups, in the request's task; broken by the task that reads from
 //! the server. Under a lease on the directory's contents it answers for its files and for names that are not there, until
 //! somebody else changes one; without, for a moment, and for what is there alone. Invariant: what was changed through this
-//! mount since the listing began is not told.
+//! mount since the listing began is not told (see [`crate::changes`]).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use p9::tree::{Lease, LeaseKind};
-use p9::{Attr, FileKind, Name, NameBuf};
+use p9::tree::LeaseKind;
+use p9::{Attr, Entry, FileKind, Name, NameBuf};
 use parking_lot::Mutex;
 
+use crate::changes::Changes;
 use crate::foresight::State as Ways;
+use crate::leash::Leash;
+use crate::table::Inode;
 use crate::tell::Teller;
-
-/// Names that were changed here before a listing is of no more use.
-const CHANGED: usize = 4096;
 
 /// An entry of a directory, as it was listed.
 pub(crate) struct Seen {
@@ -27,9 +26,16 @@ pub(crate) struct Seen {
     pub(crate) attr: Option<Attr>,
     /// What the kernel was told to call it, if it was told of it.
     pub(crate) id: Option<u64>,
+    /// Where the listing goes on after it.
+    pub(crate) cookie: u64,
 }
 
 impl Seen {
+    /// What a listing says of `entry`.
+    pub(crate) fn of(entry: &Entry<'_>) -> Self {
+        Self { name: entry.name.into(), attr: entry.attr.copied(), id: None, cookie: entry.cookie }
+    }
+
     /// The length of a regular file whose contents stay what they are while nobody changes them.
     pub(crate) fn plain(&self) -> Option<u64> {
         let regular = |attr: &Attr| attr.mode & libc::S_IFMT == libc::S_IFREG && attr.qid.version != 0;
@@ -43,9 +49,36 @@ pub(crate) struct Gathered {
     /// Whether it has come to the end, from the start.
     pub(crate) whole: bool,
     pub(crate) begun: Instant,
-    /// What was changed through this mount before it began: see [`crate::foresight::Foresight::changes`].
-    pub(crate) changes: u64,
-    pub(crate) lease: Option<Lease>,
+    /// The count of [`Changes`] when it began.
+    pub(crate) asked: u64,
+    pub(crate) lease: Option<Leash>,
+}
+
+impl Gathered {
+    /// A listing that begins now.
+    pub(crate) fn new(changes: &Changes) -> Self {
+        Self { entries: Vec::new(), whole: false, begun: Instant::now(), asked: changes.count(), lease: None }
+    }
+
+    /// Adds entries that were listed after the cookie `after`, 0 for the start; none follow if it `ended`. Gives whether
+    /// what was gathered has no gap. Whoever reads goes back to the last entry for which it had room.
+    pub(crate) fn add(
+        &mut self, after: u64, entries: impl IntoIterator<Item = Seen>, ended: bool, most: usize,
+    ) -> bool {
+        let follows = match after {
+            0 => 0,
+            _ => match self.entries.iter().rposition(|seen| seen.cookie == after) {
+                Some(last) => last + 1,
+                None => return false,
+            },
+        };
+        self.entries.truncate(follows);
+        // One more than are remembered says that there are too many.
+        let room = (most + 1).saturating_sub(self.entries.len());
+        self.entries.extend(entries.into_iter().take(room));
+        self.whole = ended;
+        true
+    }
 }
 
 /// A place in each of the two orders: as entries were listed, and as their names are sorted.
@@ -53,8 +86,8 @@ pub(crate) type Places = [usize; 2];
 
 /// A directory that was listed.
 pub(crate) struct Listed {
-    /// What the kernel calls the directory.
-    pub(crate) dir: u64,
+    /// The directory.
+    pub(crate) dir: Arc<Inode>,
     /// As they were listed.
     entries: Vec<Seen>,
     /// Where in `entries` each is, as they are sorted.
@@ -62,19 +95,17 @@ pub(crate) struct Listed {
     places: HashMap<NameBuf, Places>,
     whole: bool,
     begun: Instant,
-    lease: Option<Lease>,
-    /// What may be kept under the lease.
-    left: AtomicU8,
+    asked: u64,
+    changes: Arc<Changes>,
+    lease: Option<Leash>,
     told: Mutex<Told>,
     /// How it is gone through.
     pub(crate) ways: Mutex<Ways>,
 }
 
+/// What the kernel was told of lately, and when: files, by its number, and names.
 #[derive(Default)]
 struct Told {
-    /// Changed through this mount since.
-    changed: HashSet<NameBuf>,
-    /// What the kernel was told of lately, by its number and when.
     files: HashMap<u64, Instant>,
     names: HashMap<NameBuf, Instant>,
 }
@@ -89,16 +120,15 @@ pub(crate) enum Known {
 }
 
 impl Listed {
-    /// The directory that the kernel calls `dir`, as it was listed. `teller` tells the kernel of what changes.
-    pub(crate) fn new(dir: u64, gathered: Gathered, teller: &Teller) -> Arc<Self> {
-        let Gathered { entries, whole, begun, lease, .. } = gathered;
+    /// The directory `dir`, as it was listed. `teller` tells the kernel of what changes.
+    pub(crate) fn new(dir: Arc<Inode>, gathered: Gathered, changes: Arc<Changes>, teller: &Teller) -> Arc<Self> {
+        let Gathered { entries, whole, begun, asked, lease } = gathered;
         let mut sorted: Vec<usize> = (0..entries.len()).collect();
         sorted.sort_unstable_by(|a, b| entries[*a].name.cmp(&entries[*b].name));
         let mut places: HashMap<NameBuf, Places> = HashMap::with_capacity(entries.len());
         for (place, &entry) in sorted.iter().enumerate() {
             places.insert(entries[entry].name.clone(), [entry, place]);
         }
-        let left = AtomicU8::new(lease.as_ref().map_or(LeaseKind::None, |lease| lease.kind).to_wire());
         let (mut told, now) = (Told::default(), Instant::now());
         for Seen { name, id, .. } in &entries {
             if let Some(id) = id {
@@ -107,12 +137,12 @@ impl Listed {
             }
         }
         let (told, ways) = (Mutex::new(told), Mutex::default());
-        let listed = Arc::new(Self { dir, entries, sorted, places, whole, begun, lease, left, told, ways });
+        let listed = Self { dir, entries, sorted, places, whole, begun, asked, changes, lease, told, ways };
+        let listed = Arc::new(listed);
         if let Some(lease) = &listed.lease {
             let (weak, teller) = (Arc::downgrade(&listed), teller.clone());
-            lease.tell(Arc::new(move |keep: LeaseKind| {
+            lease.listen(Arc::new(move |keep: LeaseKind| {
                 if let Some(listed) = weak.upgrade() {
-                    listed.left.fetch_min(keep.to_wire(), Ordering::SeqCst);
                     teller.dir_broken(listed, keep);
                 }
             }));
@@ -143,12 +173,11 @@ impl Listed {
 
     /// Whether the lease lets this much be kept.
     fn holds(&self, kind: LeaseKind) -> bool {
-        self.left.load(Ordering::SeqCst) >= kind.to_wire() && self.lease.as_ref().is_some_and(Lease::holds)
+        self.lease.as_ref().is_some_and(|lease| lease.holds(kind))
     }
 
-    /// Whether some of what the lease let be kept no longer may.
     fn is_broken(&self) -> bool {
-        self.lease.as_ref().is_some_and(|lease| self.left.load(Ordering::SeqCst) < lease.kind.to_wire())
+        self.lease.as_ref().is_some_and(Leash::is_broken)
     }
 
     /// Whether a new listing would tell more.
@@ -163,7 +192,7 @@ impl Listed {
 
     /// What may be told of `name`; the kernel keeps things for `ttl`.
     pub(crate) fn known(&self, name: Name<'_>, ttl: Duration) -> Option<Known> {
-        if self.told.lock().changed.contains(name.as_bytes()) {
+        if self.changes.is_old_name(self.asked, self.dir.qid_path, name) {
             return None;
         }
         let Some([entry, _]) = self.find(name) else {
@@ -172,7 +201,7 @@ impl Listed {
         let attr = self.entries[entry].attr?;
         let is_dir = attr.qid.kind == FileKind::Dir;
         // What has other names may be changed by those, which not everybody tells.
-        if !is_dir && attr.nlink != 1 {
+        if !is_dir && attr.nlink != 1 || self.changes.is_old(self.asked, attr.qid.path) {
             return None;
         }
         if !is_dir && self.holds(LeaseKind::Read) {
@@ -184,13 +213,6 @@ impl Listed {
         }
         let left = (ttl / 2).checked_sub(self.begun.elapsed())?;
         Some(Known::There(Box::new(attr), left))
-    }
-
-    /// `name` was changed through this mount, or what it stands for; gives whether the listing is still of use.
-    pub(crate) fn changed(&self, name: Name<'_>) -> bool {
-        let mut told = self.told.lock();
-        told.changed.insert(name.into());
-        told.changed.len() <= CHANGED
     }
 
     /// The kernel was told that `name` is the file that it calls `id`.
@@ -212,7 +234,40 @@ impl Listed {
     /// Gives back all of the lease but `keep`.
     pub(crate) fn let_go(&self, keep: LeaseKind) {
         if let Some(lease) = &self.lease {
-            lease.keep(keep);
+            lease.let_go(keep);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(name: &str, cookie: u64) -> Seen {
+        Seen { name: NameBuf::new(name).unwrap(), attr: None, id: None, cookie }
+    }
+
+    #[test]
+    fn entries_are_found_in_both_orders() {
+        let (changes, root) = (Arc::<Changes>::default(), Inode::root_for_tests());
+        let mut gathered = Gathered::new(&changes);
+        assert!(gathered.add(0, [seen("c", 1), seen("a", 2), seen("b", 3)], true, 10));
+        let teller = Teller::start(&Arc::default(), Duration::ZERO, crate::tell::tests::runtime()).unwrap();
+        let listed = Listed::new(root, gathered, changes, &teller);
+        assert_eq!(listed.find(Name::new(b"c").unwrap()), Some([0, 2]));
+        assert_eq!((listed.at(1, 2).0, listed.place_in(1, 0)), (0, 2));
+    }
+
+    #[test]
+    fn a_listing_with_a_gap_is_not_taken_for_the_whole() {
+        let mut gathered = Gathered::new(&Changes::default());
+        assert!(gathered.add(0, [seen("a", 1), seen("b", 2), seen("c", 3)], false, 10));
+        // The reader had room for two.
+        assert!(gathered.add(2, [seen("c", 3), seen("d", 4)], true, 10));
+        let names: Vec<_> = gathered.entries.iter().map(|seen| seen.name.to_string()).collect();
+        assert_eq!((names.join(""), gathered.whole), ("abcd".into(), true));
+        assert!(!gathered.add(9, [seen("z", 10)], true, 10), "it went elsewhere");
+        assert!(gathered.add(0, [], true, 10));
+        assert!(gathered.entries.is_empty());
     }
 }

@@ -77,7 +77,7 @@ fn begin(
     config.n_threads = Some(options.threads.max(1));
     let watch = Watch::start().map_err(Error::Session)?;
     let kept = Arc::<Kept>::default();
-    let teller = Teller::start(kept.clone(), options.ttl).map_err(Error::Session)?;
+    let teller = Teller::start(&kept, options.ttl, runtime.clone()).map_err(Error::Session)?;
     let bridge = Bridge::new(root, options, runtime, watch, kept, teller.clone());
     let fs = Fs(bridge.clone());
     let session = Session::from_fd(fs, fuse, acl, config).map_err(Error::Session)?;

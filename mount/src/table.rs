@@ -72,16 +72,16 @@ impl Table {
         inode
     }
 
-    /// The kernel forgot `count` of the times that it was told of `id`.
-    pub(crate) fn forget(&self, id: u64, count: u64) {
+    /// The kernel forgot `count` of the times that it was told of `id`; whether it knows it no more.
+    pub(crate) fn forget(&self, id: u64, count: u64) -> bool {
         if id == ROOT {
-            return;
+            return false;
         }
         let mut maps = self.maps.lock();
-        let Some(known) = maps.ids.get_mut(&id) else { return };
+        let Some(known) = maps.ids.get_mut(&id) else { return false };
         known.lookups = known.lookups.saturating_sub(count);
         if known.lookups > 0 {
-            return;
+            return false;
         }
         let gone = maps.ids.remove(&id);
         if let Some(Known { inode, .. }) = gone {
@@ -94,27 +94,30 @@ impl Table {
         }
         // Under the lock, or a lookup that finds the same file again could lose what it just put there.
         self.held.remove(&id);
+        true
     }
 
-    /// `name` is no longer in `dir`; gives what it was.
-    pub(crate) fn removed(&self, dir: &Arc<Inode>, name: Name<'_>) -> Option<Arc<Inode>> {
-        self.maps.lock().vacate(dir.id, name.into())
+    /// What the kernel knows as `name` in `dir`.
+    pub(crate) fn child(&self, dir: &Arc<Inode>, name: Name<'_>) -> Option<Arc<Inode>> {
+        self.maps.lock().places.get(&(dir.id, name.into())).cloned()
     }
 
-    /// What was `name` in `dir` is now `new_name` in `new_dir`; with `exchange`, the other way round too. Gives both.
-    pub(crate) fn renamed(
-        &self, from: (&Arc<Inode>, Name<'_>), to: (&Arc<Inode>, Name<'_>), exchange: bool,
-    ) -> [Option<Arc<Inode>>; 2] {
+    /// `name` is no longer in `dir`.
+    pub(crate) fn removed(&self, dir: &Arc<Inode>, name: Name<'_>) {
+        self.maps.lock().vacate(dir.id, name.into());
+    }
+
+    /// What was `name` in `dir` is now `new_name` in `new_dir`; with `exchange`, the other way round too.
+    pub(crate) fn renamed(&self, from: (&Arc<Inode>, Name<'_>), to: (&Arc<Inode>, Name<'_>), exchange: bool) {
         let mut maps = self.maps.lock();
         let moved = maps.vacate(from.0.id, from.1.into());
         let other = maps.vacate(to.0.id, to.1.into());
-        if let Some(inode) = &moved {
-            maps.occupy(to.0, to.1, inode);
+        if let Some(inode) = moved {
+            maps.occupy(to.0, to.1, &inode);
         }
-        if let Some(inode) = other.as_ref().filter(|_| exchange) {
-            maps.occupy(from.0, from.1, inode);
+        if let Some(inode) = other.filter(|_| exchange) {
+            maps.occupy(from.0, from.1, &inode);
         }
-        [moved, other]
     }
 
     /// The node of `inode`, and whether it was walked to just now.

@@ -1,24 +1,28 @@
 //! Telling the kernel that what it was told is old, when somebody else changes a file or a directory.
 //!
-//! Told by whoever hears of a broken lease, from any thread. One thread tells the kernel of attributes, for which it
-//! waits for nobody, then gives the lease back, and whoever waits for it goes on. Another tells of pages and names,
-//! for which the kernel waits for reads that are under way, or for whoever has the directory locked. Invariant: no
-//! lease waits for pages or names.
+//! Told by whoever hears of a broken lease, from any thread. A thread tells the kernel of attributes, for which it waits
+//! for nobody, then gives the lease back, and whoever waits for it goes on. Pages and names are told after that, each file
+//! and directory by itself, since the kernel waits for reads that are under way, or for whoever has the directory
+//! locked. Invariant: no lease waits for pages or names.
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
-use p9::NameBuf;
 use p9::tree::LeaseKind;
+use tokio::runtime::Handle as Runtime;
+use tokio::sync::Semaphore;
 
 use crate::kept::{File, Kept};
 use crate::listing::Listed;
 use crate::table::Inode;
+
+/// Files and directories about which the kernel is told at a time what it may have to wait for.
+const AT_A_TIME: usize = 16;
 
 /// Tells the kernel through one mount.
 #[derive(Clone)]
@@ -34,25 +38,24 @@ enum Broken {
     Dir(Arc<Listed>, LeaseKind),
 }
 
-/// What the kernel is told by the second thread.
-enum Old {
-    Pages(INodeNo),
-    Names(INodeNo, Vec<NameBuf>),
+/// What the thread works with.
+struct Thread {
+    kept: Weak<Kept>,
+    kernel: Arc<OnceLock<Notifier>>,
+    ttl: Duration,
+    runtime: Runtime,
+    late: Arc<Semaphore>,
 }
 
 impl Teller {
-    /// Starts the threads, which also take out of `kept` what is broken; they end with the last clone. The kernel keeps
-    /// what it is told for `ttl`.
-    pub(crate) fn start(kept: Arc<Kept>, ttl: Duration) -> io::Result<Self> {
+    /// Starts the thread, which also takes out of `kept` what is broken; it ends with the last clone. The kernel keeps what
+    /// it is told for `ttl`.
+    pub(crate) fn start(kept: &Arc<Kept>, ttl: Duration, runtime: Runtime) -> io::Result<Self> {
         let (broken, breaks) = channel();
-        let (old, olds) = channel();
         let kernel: Arc<OnceLock<Notifier>> = Arc::default();
-        let start =
-            |name: &str, run: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.into()).spawn(run);
-        let tells = kernel.clone();
-        start("mount-tell", Box::new(move || give_back(&breaks, &old, &kept, &tells, ttl)))?;
-        let tells = kernel.clone();
-        start("mount-tell-late", Box::new(move || tell_late(&olds, &tells)))?;
+        let late = Arc::new(Semaphore::new(AT_A_TIME));
+        let thread = Thread { kept: Arc::downgrade(kept), kernel: kernel.clone(), ttl, runtime, late };
+        std::thread::Builder::new().name("mount-tell".into()).spawn(move || thread.run(&breaks))?;
         Ok(Self { broken, kernel })
     }
 
@@ -81,48 +84,61 @@ impl Teller {
     }
 }
 
-fn give_back(breaks: &Receiver<Broken>, old: &Sender<Old>, kept: &Kept, kernel: &OnceLock<Notifier>, ttl: Duration) {
-    let attributes = |id| {
-        if let Some(kernel) = kernel.get() {
-            tell(kernel, INodeNo(id), -1);
-        }
-    };
-    while let Ok(broken) = breaks.recv() {
-        // The second thread ends after this one.
-        match broken {
-            Broken::File(file) => {
-                let inode = file.inode();
-                if let Some(inode) = &inode {
-                    attributes(inode.id);
-                }
-                file.let_go();
-                kept.drop_file(&file);
-                _ = inode.map(|inode| old.send(Old::Pages(INodeNo(inode.id))));
-            }
-            Broken::Dir(dir, keep) => {
-                let (files, names) = dir.told_lately(ttl, keep);
-                files.into_iter().for_each(attributes);
-                if keep < LeaseKind::Attr {
-                    attributes(dir.dir);
-                }
-                dir.let_go(keep);
-                _ = old.send(Old::Names(INodeNo(dir.dir), names));
+impl Thread {
+    fn run(&self, breaks: &Receiver<Broken>) {
+        while let Ok(broken) = breaks.recv() {
+            match broken {
+                Broken::File(file) => self.file(&file),
+                Broken::Dir(dir, keep) => self.dir(&dir, keep),
             }
         }
     }
-}
 
-fn tell_late(olds: &Receiver<Old>, kernel: &OnceLock<Notifier>) {
-    while let Ok(old) = olds.recv() {
-        let Some(kernel) = kernel.get() else { continue };
-        match old {
-            Old::Pages(id) => tell(kernel, id, 0),
-            Old::Names(dir, names) => {
-                for name in names {
-                    told(kernel.inval_entry(dir, OsStr::from_bytes(name.as_name().as_bytes())));
-                }
-            }
+    fn file(&self, file: &Arc<File>) {
+        let inode = file.inode();
+        if let Some(inode) = &inode {
+            self.attributes(inode.id);
         }
+        file.let_go();
+        if let Some(kept) = self.kept.upgrade() {
+            kept.drop_file(file);
+        }
+        if let Some(inode) = inode {
+            self.late(move |kernel| tell(kernel, INodeNo(inode.id), 0));
+        }
+    }
+
+    fn dir(&self, dir: &Listed, keep: LeaseKind) {
+        let id = dir.dir.id;
+        let (files, names) = dir.told_lately(self.ttl, keep);
+        files.into_iter().for_each(|file| self.attributes(file));
+        if keep < LeaseKind::Attr {
+            self.attributes(id);
+        }
+        dir.let_go(keep);
+        if !names.is_empty() {
+            self.late(move |kernel| {
+                for name in &names {
+                    told(kernel.inval_entry(INodeNo(id), OsStr::from_bytes(name.as_name().as_bytes())));
+                }
+            });
+        }
+    }
+
+    fn attributes(&self, id: u64) {
+        if let Some(kernel) = self.kernel.get() {
+            tell(kernel, INodeNo(id), -1);
+        }
+    }
+
+    /// Tells what the kernel may have to wait for, on a thread that may block.
+    fn late(&self, tell: impl FnOnce(&Notifier) + Send + 'static) {
+        let Some(kernel) = self.kernel.get().cloned() else { return };
+        let late = self.late.clone();
+        self.runtime.spawn(async move {
+            let Ok(_turn) = late.acquire().await else { return };
+            _ = tokio::task::spawn_blocking(move || tell(&kernel)).await;
+        });
     }
 }
 
@@ -134,5 +150,26 @@ fn tell(kernel: &Notifier, id: INodeNo, from: i64) {
 fn told(answer: io::Result<()>) {
     if let Err(err) = answer {
         tracing::debug!(%err, "the kernel was not told of a change");
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// One that does nothing.
+    pub(crate) fn runtime() -> Runtime {
+        tokio::runtime::Builder::new_current_thread().build().expect("a runtime").handle().clone()
+    }
+
+    #[test]
+    fn the_thread_ends_with_the_last_teller() {
+        let kept = Arc::<Kept>::default();
+        let teller = Teller::start(&kept, Duration::ZERO, runtime()).expect("a thread");
+        let kernel = teller.kernel.clone();
+        drop(teller);
+        while Arc::strong_count(&kernel) > 1 {
+            std::thread::yield_now();
+        }
     }
 }

@@ -85,7 +85,7 @@ impl Reading {
                 let name = entry.file_name().to_bytes();
                 if !matches!(name, b"." | b"..") {
                     let kind = entry.file_type().as_raw_mode();
-                    entries.extend(self.look(name, after, kind, lease.is_some())?);
+                    entries.extend(self.look(name, after, kind, lease)?);
                 }
                 if raw.is_buffer_empty() {
                     break;
@@ -98,9 +98,9 @@ impl Reading {
         }
     }
 
-    /// The entry `name`; `None` if it has gone in the meantime. Who holds the contents of this directory (`leased`) may
+    /// The entry `name`; `None` if it has gone in the meantime. Who holds the contents of this directory by `lease` may
     /// keep what is told here of all but directories: see `leases::told`.
-    fn look(&self, name: &[u8], cookie: u64, kind: u32, leased: bool) -> Result<Option<Found>, Errno> {
+    fn look(&self, name: &[u8], cookie: u64, kind: u32, lease: Option<u64>) -> Result<Option<Found>, Errno> {
         let name = NameBuf::new(name)?;
         let disk = &self.inode.disk;
         let place = match disk.patient(|| sys::place(self.fd.as_fd(), name.as_name(), false)) {
@@ -120,8 +120,10 @@ impl Reading {
         let ended = leases.ended();
         let mut attr = see()?;
         let mut known = true;
-        if leased && attr.qid.kind != p9::FileKind::Dir {
-            known = leases.link(self.client, dir, attr.qid.path);
+        if let Some(lease) = lease
+            && attr.qid.kind != p9::FileKind::Dir
+        {
+            known = leases.link(self.client, dir, lease, attr.qid.path);
             if known && leases.ended() != ended {
                 attr = see()?;
             }

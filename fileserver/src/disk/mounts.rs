@@ -23,6 +23,8 @@ pub(super) struct Mount {
     pub(super) hidden: bool,
     /// Its files are another's, who may be slow to answer: never waited for in place.
     pub(super) remote: bool,
+    /// Several spellings are one name: what is not listed may be there all the same.
+    pub(super) folds: bool,
     /// The file system's own id (statfs(2)), which outlives device numbers.
     pub(super) fsid: u64,
 }
@@ -70,7 +72,8 @@ impl Mounts {
         };
         // Outside the lock: a remote file system may take its time.
         let fsid = if hidden { 0 } else { rustix::fs::fstatvfs(fd)?.f_fsid };
-        let mount = Arc::new(Mount { id, hidden, remote, fsid });
+        let folds = kind.as_deref().is_some_and(folds);
+        let mount = Arc::new(Mount { id, hidden, remote, folds, fsid });
         let mut table = self.0.lock();
         if table.reads == reads {
             table.known.insert(id, mount.clone());
@@ -151,6 +154,11 @@ fn is_remote(kind: &str) -> bool {
     SERVED.contains(&kind) || kind.starts_with("fuse.")
 }
 
+/// Whether names on a file system of this type are the same whatever the case of their letters.
+fn folds(kind: &str) -> bool {
+    ["exfat", "hfs", "hfsplus", "msdos", "ntfs", "ntfs3", "vfat"].contains(&kind)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,6 +168,7 @@ mod tests {
         let text = b"36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - fuse.slashn slashn rw,user_id=0";
         assert_eq!(line(text), Some((36, "fuse.slashn".to_owned())));
         assert!(is_hidden("fuse.slashn") && !is_hidden("fuse.sshfs") && is_remote("fuse.sshfs"));
+        assert!(folds("vfat") && !folds("ext4"));
         assert_eq!(line(b""), None);
     }
 }

@@ -74,10 +74,11 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         let now = Instant::now();
+        // First: who links an entry afterwards and meets no claim knows that it was changed.
+        self.leases.ended.fetch_add(1, Ordering::SeqCst);
         for &key in &self.keys {
             self.leases.with(key, |entry| entry.unclaim(self.id, now));
         }
-        self.leases.ended.fetch_add(1, Ordering::SeqCst);
     }
 }
 

@@ -28,8 +28,9 @@ pub(super) struct Entry {
     pub(super) kernel: Option<KernelLease>,
     /// What tells of changes by local processes.
     pub(super) watch: Option<Watched>,
-    /// Of a directory, the entries that leases on its contents cover.
-    pub(super) told: Vec<u64>,
+    /// Leases on a directory's contents that are no more, and the entries that each covered, to be unlinked once no lock is
+    /// held.
+    pub(super) untold: Vec<(u64, Vec<u64>)>,
     /// Holders that hold nothing any more, to be dropped once no lock is held.
     pub(super) gone: Vec<OnBreak>,
 }
@@ -42,6 +43,15 @@ struct Held {
     on_break: OnBreak,
     /// What it was asked to go down to, and until when it may take.
     asked: Option<(LeaseKind, Instant)>,
+    /// Of a directory, the entries that it covers.
+    told: Vec<u64>,
+}
+
+impl Held {
+    /// What may still be kept under it.
+    fn left(&self) -> LeaseKind {
+        self.asked.map_or(self.kind, |(asked, _)| asked.min(self.kind))
+    }
 }
 
 /// What stands in the way of leases of others.
@@ -123,8 +133,7 @@ impl Entry {
 
     /// The latest lease by which `client` holds the contents, and may keep them.
     pub(super) fn covering(&self, client: u64) -> Option<u64> {
-        let left = |held: &Held| held.asked.map_or(held.kind, |(asked, _)| asked.min(held.kind));
-        let covers = |held: &&Held| held.client == client && left(held) >= LeaseKind::Read;
+        let covers = |held: &&Held| held.client == client && held.left() >= LeaseKind::Read;
         self.held.iter().filter(covers).map(|held| held.id).max()
     }
 
@@ -140,7 +149,7 @@ impl Entry {
 
     /// Records a lease.
     pub(super) fn hold(&mut self, id: u64, client: u64, kind: LeaseKind, on_break: OnBreak) {
-        self.held.push(Held { id, client, kind, on_break, asked: None });
+        self.held.push(Held { id, client, kind, on_break, asked: None, told: Vec::new() });
     }
 
     /// The lease `id` goes down to `kind`; gives what is left of it.
@@ -152,6 +161,9 @@ impl Entry {
             held.asked = None;
         }
         let left = held.kind;
+        if left < LeaseKind::Read && !held.told.is_empty() {
+            self.untold.push((id, std::mem::take(&mut held.told)));
+        }
         if left == LeaseKind::None {
             let gone = self.held.swap_remove(at);
             self.gone.push(gone.on_break);
@@ -162,8 +174,13 @@ impl Entry {
 
     /// What the lease `id` may still be used for: what it is, unless it was asked to go down.
     pub(super) fn left(&self, id: u64) -> LeaseKind {
-        let held = self.held.iter().find(|held| held.id == id);
-        held.map_or(LeaseKind::None, |held| held.asked.map_or(held.kind, |(asked, _)| asked.min(held.kind)))
+        self.held.iter().find(|held| held.id == id).map_or(LeaseKind::None, Held::left)
+    }
+
+    /// The lease `id` covers the entry `key`, too, if it still covers any; gives whether it does.
+    pub(super) fn covers_also(&mut self, id: u64, key: u64) -> bool {
+        let held = self.held.iter_mut().find(|held| held.id == id && held.kind >= LeaseKind::Read);
+        held.map(|held| held.told.push(key)).is_some()
     }
 
     /// Records an operation or a writer.
@@ -232,6 +249,9 @@ impl Entry {
                 shut_out.push(held.client);
             }
             (held.kind, held.asked) = (asked, None);
+            if held.kind < LeaseKind::Read && !held.told.is_empty() {
+                self.untold.push((held.id, std::mem::take(&mut held.told)));
+            }
         }
         let gone = self.held.extract_if(.., |held| held.kind == LeaseKind::None);
         self.gone.extend(gone.map(|held| held.on_break));

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use p9::tree::LeaseKind;
 
-use super::{Leases, SHARDS};
+use super::Leases;
 
 /// Entries that may be linked in all; those beyond it are not covered.
 const MOST: usize = 256 << 10;
@@ -29,48 +29,47 @@ impl Leases {
         self.ended.load(Ordering::SeqCst)
     }
 
-    /// Links the inode `key`, an entry of the directory `dir`, for `client`. Whether its attributes are covered from now
-    /// on: not while another changes it.
-    pub(crate) fn link(&self, client: u64, dir: u64, key: u64) -> bool {
+    /// Links the inode `key`, an entry of the directory `dir`, to the lease `lease` of `client`. Whether its attributes are
+    /// covered from now on: not while another changes it.
+    pub(crate) fn link(&self, client: u64, dir: u64, lease: u64, key: u64) -> bool {
         {
             let mut shard = self.shard(key).lock();
             if shard.entries.get(&key).is_some_and(|entry| entry.limit(client) < LeaseKind::Attr) {
                 return false;
             }
-            let dirs = shard.told.entry(key).or_default();
-            if dirs.contains(&dir) {
+            let by = shard.told.entry(key).or_default();
+            if by.contains(&(dir, lease)) {
                 return true;
             }
             if self.linked.fetch_add(1, Ordering::SeqCst) >= MOST {
                 self.linked.fetch_sub(1, Ordering::SeqCst);
-                if dirs.is_empty() {
+                if by.is_empty() {
                     shard.told.remove(&key);
                 }
                 return false;
             }
-            dirs.push(dir);
+            by.push((dir, lease));
         }
-        // Its lease may have gone meanwhile.
+        // The lease may have gone meanwhile. No lock is taken under another.
         let held = {
             let mut shard = self.shard(dir).lock();
-            let entry = shard.entries.get_mut(&dir).filter(|entry| entry.most() >= LeaseKind::Read);
-            entry.map(|entry| entry.told.push(key)).is_some()
+            shard.entries.get_mut(&dir).is_some_and(|entry| entry.covers_also(lease, key))
         };
         if !held {
-            self.unlink(dir, [key]);
+            self.unlink(dir, lease, [key]);
         }
         held
     }
 
-    /// The entries `keys` of `dir` are covered no more.
-    pub(super) fn unlink(&self, dir: u64, keys: impl IntoIterator<Item = u64>) {
+    /// The entries `keys` of `dir` are covered by `lease` no more.
+    pub(super) fn unlink(&self, dir: u64, lease: u64, keys: impl IntoIterator<Item = u64>) {
         for key in keys {
             let mut shard = self.shard(key).lock();
-            let Some(dirs) = shard.told.get_mut(&key) else { continue };
-            let before = dirs.len();
-            dirs.retain(|there| *there != dir);
-            self.linked.fetch_sub(before - dirs.len(), Ordering::SeqCst);
-            if dirs.is_empty() {
+            let Some(by) = shard.told.get_mut(&key) else { continue };
+            let before = by.len();
+            by.retain(|there| *there != (dir, lease));
+            self.linked.fetch_sub(before - by.len(), Ordering::SeqCst);
+            if by.is_empty() {
                 shard.told.remove(&key);
             }
         }
@@ -81,8 +80,9 @@ impl Leases {
         if self.linked.load(Ordering::SeqCst) == 0 {
             return Vec::new();
         }
-        self.shard(key).lock().told.get(&key).cloned().unwrap_or_default()
+        let shard = self.shard(key).lock();
+        let mut dirs: Vec<u64> = shard.told.get(&key).into_iter().flatten().map(|(dir, _)| *dir).collect();
+        dirs.dedup();
+        dirs
     }
 }
-
-const _: () = assert!(SHARDS > 1, "one lock is never taken under another");

@@ -60,9 +60,8 @@ impl Bridge {
         let inode = self.inode(id)?;
         let attr = {
             let node = self.to_change(&inode).await?;
-            let answer = node.set_attr(change).await;
-            self.has_changed(&inode, 0);
-            self.changed(&inode, answer)?
+            let _changing = self.changing(&inode);
+            self.changed(&inode, node.set_attr(change).await)?
         };
         inode.learn(&attr);
         Ok(to_fuse(&attr, inode.id))
@@ -107,9 +106,8 @@ impl Bridge {
     ) -> Result<(), Errno> {
         let inode = self.inode(id)?;
         let node = self.to_change(&inode).await?;
-        let answer = node.set_xattr(name, value, flags).await;
-        self.has_changed(&inode, 0);
-        self.changed(&inode, answer).map_err(never_enosys)
+        let _changing = self.changing(&inode);
+        self.changed(&inode, node.set_xattr(name, value, flags).await).map_err(never_enosys)
     }
 }
 

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fuser::{FileHandle, FileType, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 use futures_util::future::join_all;
@@ -21,6 +21,7 @@ use super::names::attr_of;
 use super::{Bridge, Refuse};
 use crate::attr::{entry_type, to_fuse};
 use crate::foresight::NAMES;
+use crate::leash::Leash;
 use crate::listing::{Gathered, Seen};
 use crate::open::Open;
 use crate::table::Inode;
@@ -86,15 +87,16 @@ impl Bridge {
         let inode = self.inode(id)?;
         let how = How { directory: true, ..How::READ };
         let want = Want { attr: false, data: 0, lease: LeaseKind::Read };
-        let (begun, changes) = (Instant::now(), self.foresight.changes());
+        let mut gathered = Gathered::new(&self.changes);
         let (node, opened) =
-            ask!(self, &inode, |node| { node.open_at(&[], how, want).await.map(|opened| (node.clone(), opened)) })?;
+            ask!(self, &inode, |node| node.open_at(&[], how, want).await.map(|opened| (node.clone(), opened)))?;
         let Opened { handle, lease, .. } = opened;
         if !matches!(handle, Handle::Dir(_)) {
             return Err(Errno::ENOTDIR);
         }
         let open = Open::new(inode, node, handle, how, &Attr::default(), None, None).0;
-        *open.listed.lock() = Some(Gathered { entries: Vec::new(), whole: false, begun, changes, lease });
+        gathered.lease = lease.map(Leash::new);
+        *open.listed.lock() = Some(gathered);
         Ok(self.opens.add(open))
     }
 
@@ -116,11 +118,11 @@ impl Bridge {
                 full = true;
                 return ControlFlow::Break(());
             }
-            seen.push(Seen { name: entry.name.into(), attr: entry.attr.copied(), id: None });
+            seen.push(Seen::of(&entry));
             ControlFlow::Continue(())
         };
         let answer = dir.list(cookie, each).await;
-        open.has_listed(offset, seen, answer.is_ok() && !full);
+        open.has_listed(cookie, seen, answer.is_ok() && !full);
         answer
     }
 
@@ -135,7 +137,8 @@ impl Bridge {
         let dot = |next, name: &[u8]| {
             list.is_full(|reply| reply.add(here.ino, next, OsStr::from_bytes(name), &Duration::ZERO, &here, ONLY))
         };
-        let Some(mut cookie) = dots(offset, dot) else { return Ok(()) };
+        let Some(after) = dots(offset, dot) else { return Ok(()) };
+        let mut cookie = after;
         let most = open.batch.load(Ordering::Relaxed);
         let (mut batch, mut ended) = (Vec::new(), false);
         // An answer without entries is the end, so if all of a batch have gone there must be another.
@@ -154,8 +157,12 @@ impl Bridge {
             // There was room for more.
             open.batch.store(LARGEST_BATCH.min(most * 2), Ordering::Relaxed);
         }
-        let seen = |(found, id): (Found, u64)| Seen { name: found.name, attr: found.attr, id: Some(id) };
-        open.has_listed(offset, batch.into_iter().zip(ids).map(seen), ended);
+        let seen = |(found, id): (Found, u64)| {
+            // What the listing did not tell no lease covers.
+            let attr = found.attr.filter(|_| found.node.is_none());
+            Seen { name: found.name, attr, id: Some(id), cookie: found.cookie }
+        };
+        open.has_listed(after, batch.into_iter().zip(ids).map(seen), ended);
         Ok(())
     }
 
@@ -177,20 +184,14 @@ impl Bridge {
 }
 
 impl Open {
-    /// These entries were listed after `offset`, and no more follow if it `ended`.
-    fn has_listed(&self, offset: u64, entries: impl IntoIterator<Item = Seen>, ended: bool) {
+    /// These entries were listed after the cookie `after`, and no more follow if it `ended`.
+    fn has_listed(&self, after: u64, entries: impl IntoIterator<Item = Seen>, ended: bool) {
         let mut listed = self.listed.lock();
-        let Some(gathered) = &mut *listed else { return };
-        match offset {
-            0 => (gathered.entries, gathered.whole) = (Vec::new(), false),
-            // What it was before the program went back is not known.
-            _ if gathered.whole => return,
-            _ => {}
+        if let Some(gathered) = &mut *listed
+            && !gathered.add(after, entries, ended, NAMES)
+        {
+            *listed = None;
         }
-        // One more than are remembered says that there are too many.
-        let room = NAMES + 1 - gathered.entries.len();
-        gathered.entries.extend(entries.into_iter().take(room));
-        gathered.whole = ended;
     }
 }
 

@@ -26,10 +26,16 @@ use crate::table::{Inode, Version};
 /// How much of a file is asked for along with its opening: what the kernel asks for first.
 pub(crate) const FIRST_BYTES: u64 = 128 << 10;
 
+/// The first bytes of a file, and how many writes to it there had been when they were asked for.
+pub(super) struct First {
+    bytes: Bytes,
+    writes: u64,
+}
+
 impl Open {
     /// The open file, and how the kernel is to treat it.
     pub(super) fn new(
-        inode: Arc<Inode>, node: NodeRef, handle: Handle, how: How, attr: &Attr, first: Option<Bytes>,
+        inode: Arc<Inode>, node: NodeRef, handle: Handle, how: How, attr: &Attr, first: Option<First>,
         kept: Option<Arc<File>>,
     ) -> (Self, FopenFlags) {
         let seekable = handle.seekable();
@@ -57,7 +63,7 @@ impl Open {
         }
         let (reads, writes, poll) = (Position::default(), Position::default(), Mutex::default());
         let (batch, listed) = (FIRST_BATCH.into(), Mutex::default());
-        let ahead = Ahead::new(first, inode.writes());
+        let ahead = first.map_or_else(Ahead::default, |First { bytes, writes }| Ahead::new(bytes, writes));
         let (writes_too, written) = (how.changes(), AtomicBool::new(false));
         (
             Self { inode, node, handle, direct, writes_too, written, reads, writes, ahead, batch, listed, kept, poll },
@@ -75,16 +81,18 @@ impl Bridge {
             self.writable()?;
         }
         let inode = self.inode(id)?;
+        let asked = (inode.writes(), self.changes.count());
         if how == How::READ
             && let Some(file) = self.opened_before(&inode).await
+            && let Some(shared) = self.share(&inode, &file)
         {
-            return Ok(self.share(inode, &file));
+            return Ok(shared);
         }
         // Nothing of what has no length: it may be a stream, whose opening must not wait for something to read.
         let data = if how.changes() { 0 } else { inode.size().min(FIRST_BYTES) as u32 };
         let lease = if how == How::READ { LeaseKind::Attr } else { LeaseKind::None };
         let want = Want { attr: true, data, lease };
-        let changes = inode.writes();
+        let _changing = how.truncate.then(|| self.changing(&inode));
         let (node, opened, attr) = match self.open_by_name(&inode, how, want).await {
             Some(opened) => opened?,
             None => ask!(self, &inode, |node| {
@@ -97,21 +105,19 @@ impl Bridge {
             self.teller.attributes_changed(&inode);
         }
         inode.learn(&attr);
-        if let Some(file) = File::of(&node, &opened, &self.teller)
-            && file.is_known_as(&inode)
-            && inode.writes() == changes
+        if let Some(file) = File::of(&node, &opened, (asked.1, &self.changes), &self.teller)
+            && let Some(shared) = self.share(&inode, &file)
         {
-            self.kept.keep(inode.id, file.clone());
-            return Ok(self.share(inode, &file));
+            return Ok(shared);
         }
         if lease > opened.lease.as_ref().map_or(LeaseKind::None, |lease| lease.kind) {
             self.kept.refused();
         }
         if how.truncate {
-            self.has_changed(&inode, 0);
             self.changed_by(uid, &inode, &node).await?;
         }
-        let (open, flags) = Open::new(inode, node, opened.handle, how, &attr, opened.first, None);
+        let first = opened.first.map(|bytes| First { bytes, writes: asked.0 });
+        let (open, flags) = Open::new(inode.clone(), node, opened.handle, how, &attr, first, None);
         Ok((self.opens.add(open), flags))
     }
 
@@ -146,24 +152,26 @@ impl Bridge {
             }
             None => None,
         };
-        if let Some(file) = self.kept.get(inode.id) {
-            return Some(file);
-        }
-        let file = ahead.filter(|file| inode.is(file.attr.qid) && file.is_known_as(inode))?;
-        self.kept.keep(inode.id, file.clone());
-        Some(file)
+        self.kept.get(inode.id).or_else(|| ahead.filter(|file| inode.is(file.attr.qid)))
     }
 
-    /// One more opening of `file`, which is `inode`.
-    fn share(&self, inode: Arc<Inode>, file: &Arc<File>) -> (u64, FopenFlags) {
+    /// One more opening of `file`, which is `inode` and is kept; `None` if it is no longer what the server would show.
+    fn share(&self, inode: &Arc<Inode>, file: &Arc<File>) -> Option<(u64, FopenFlags)> {
+        // Before the look, so that the bytes are old if they change from here on.
+        let writes = inode.writes();
+        if !file.is_known_as(inode) {
+            return None;
+        }
+        self.kept.keep(inode.id, file.clone());
         let File { node, attr, handle, first, .. } = &**file;
         if inode.differs(attr) {
-            self.teller.attributes_changed(&inode);
+            self.teller.attributes_changed(inode);
         }
         inode.learn(attr);
-        let (node, handle, first) = (node.clone(), handle.clone(), first.clone());
-        let (open, flags) = Open::new(inode, node, handle, How::READ, attr, first, Some(file.clone()));
-        (self.opens.add(open), flags)
+        let first = first.clone().map(|bytes| First { bytes, writes });
+        let (node, handle) = (node.clone(), handle.clone());
+        let (open, flags) = Open::new(inode.clone(), node, handle, How::READ, attr, first, Some(file.clone()));
+        Some((self.opens.add(open), flags))
     }
 
     /// The contents are changed by `uid`, which costs the setuid bit unless that is root. Where the kernel checks the
@@ -200,6 +208,7 @@ impl Bridge {
             self.changed_by(uid, &open.inode, &open.node).await?;
         }
         open.written.store(true, Ordering::Relaxed);
+        let _changing = self.changing(&open.inode);
         if !open.handle.seekable() {
             let turn = open.writes.turn().await?;
             let written = open.handle.write(turn.at(), data).await?;
@@ -211,7 +220,7 @@ impl Bridge {
             let at = offset + done as u64;
             let written = open.handle.write(at, data.slice(done..)).await?;
             let count = written.count as usize;
-            self.has_changed(&open.inode, written.offset.unwrap_or(at) + count as u64);
+            open.inode.wrote(written.offset.unwrap_or(at) + count as u64);
             done += count.min(size - done);
             // Pages are written whole, or not at all: the rest meets the reason why it was left.
             if open.direct || count == 0 {
@@ -260,9 +269,8 @@ impl Bridge {
 
     pub(super) async fn allocate(&self, fh: FileHandle, offset: u64, length: u64, mode: i32) -> Result<(), Errno> {
         let open = self.opens.get(fh.0)?;
-        open.handle.allocate(mode as u32, offset, length).await?;
-        self.has_changed(&open.inode, 0);
-        Ok(())
+        let _changing = self.changing(&open.inode);
+        open.handle.allocate(mode as u32, offset, length).await
     }
 
     /// `SEEK_DATA` and `SEEK_HOLE`; a file that cannot tell is all data.
@@ -291,10 +299,11 @@ impl Bridge {
         let (source, target) = (self.opens.get(from.0.0)?, self.opens.get(to.0.0)?);
         // The answer has 32 bits; a program goes on with the rest.
         let length = length.min(1 << 30);
+        let _changing = self.changing(&target.inode);
         let copied = source.handle.copy(from.1, &target.handle, to.1, length).await;
         // Upon either of these the kernel copies by reading and writing.
         let copied = copied.map_err(|errno| if errno == Errno::ENOSYS { Errno::EOPNOTSUPP } else { errno })?;
-        self.has_changed(&target.inode, to.1 + copied);
+        target.inode.wrote(to.1 + copied);
         Ok(copied as u32)
     }
 

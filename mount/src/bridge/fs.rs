@@ -93,7 +93,9 @@ impl Filesystem for Fs {
     }
 
     fn forget(&self, _: &Request, id: INodeNo, count: u64) {
-        self.0.table.forget(id.0, count);
+        if self.0.table.forget(id.0, count) {
+            self.0.kept.forget(id.0);
+        }
     }
 
     fn getattr(&self, r: &Request, id: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
@@ -303,7 +305,7 @@ impl Filesystem for Fs {
         if let Some(open) = self.0.opens.remove(fh.0) {
             let gathered = open.listed.lock().take();
             if let Some(gathered) = gathered {
-                self.0.foresight.listed(open.inode.id, gathered);
+                self.0.foresight.listed(open.inode.clone(), gathered);
             }
         }
         reply.ok();

@@ -22,11 +22,11 @@ impl Bridge {
     /// The file called `name` in `parent`, or that there is none; and how long the kernel may keep that.
     pub(super) async fn lookup(&self, parent: INodeNo, name: &[u8]) -> Result<(FileAttr, Duration), Errno> {
         let (dir, name) = (self.inode(parent)?, Name::new(name)?);
-        match self.foresight.look(dir.id, self.table.at_hand(&dir).as_ref(), name).await {
+        match self.foresight.look(&dir, self.table.at_hand(&dir).as_ref(), name).await {
             Some(Found::Looked(node, attr, ttl)) => return Ok((self.entry(&dir, name, node, &attr).1, ttl)),
             Some(Found::Opened(file)) => {
                 let inode = self.table.enter(&dir, name, file.node.qid(), None);
-                if file.is_known_as(&inode) {
+                if file.is_known_as(&inode) && file.is_still(dir.qid_path, name) {
                     inode.learn(&file.attr);
                     return Ok((to_fuse(&file.attr, inode.id), self.options.ttl));
                 }
@@ -81,9 +81,8 @@ impl Bridge {
 
     async fn create_in(&self, dir: &Arc<Inode>, name: Name<'_>, new: New<'_>) -> Result<Created, Errno> {
         let node = self.to_change(dir).await?;
-        let created = node.create(name, new).await;
-        self.foresight.changed(dir.id, name);
-        self.changed(dir, created)
+        let _changing = self.changing_name(dir, name);
+        self.changed(dir, node.create(name, new).await)
     }
 
     /// Makes a file and opens it, in one step. The kernel asks for this only where it knows of no file: where it checks
@@ -104,7 +103,7 @@ impl Bridge {
         let attr = attr_of(&created.node, created.attr).await?;
         let (inode, shown) = self.entry(&dir, name, created.node.clone(), &attr);
         if how.truncate {
-            self.has_changed(&inode, 0);
+            drop(self.changing(&inode));
         }
         let (open, flags) = Open::new(inode, created.node, handle, how, &attr, None, None);
         Ok((shown, self.opens.add(open), flags))
@@ -115,10 +114,10 @@ impl Bridge {
         let (target, dir, name) = (self.inode(target)?, self.inode(parent)?, Name::new(name)?);
         let (linked, _) = self.table.node(&target).await?;
         let node = self.to_change(&dir).await?;
-        let answer = node.link(&linked, name).await;
-        self.has_changed(&target, 0);
-        self.foresight.changed(dir.id, name);
-        self.changed(&dir, answer)?;
+        {
+            let _changing = (self.changing(&target), self.changing_name(&dir, name));
+            self.changed(&dir, node.link(&linked, name).await)?;
+        }
         // Asked for anew: the number of links has changed, and the node should be the one at this place.
         let reached = ask!(self, &dir, |node| node.walk(&[name], Want::ATTR).await.and_then(Walk::reached))?;
         let attr = attr_of(&reached.node, reached.attr).await?;
@@ -129,12 +128,10 @@ impl Bridge {
     pub(super) async fn remove(&self, parent: INodeNo, name: &[u8], directory: bool) -> Result<(), Errno> {
         let (dir, name) = (self.inode(parent)?, Name::new(name)?);
         let node = self.to_change(&dir).await?;
-        let answer = node.remove(name, directory).await;
-        self.foresight.changed(dir.id, name);
-        self.changed(&dir, answer)?;
-        if let Some(inode) = self.table.removed(&dir, name) {
-            self.has_changed(&inode, 0);
-        }
+        let target = self.table.child(&dir, name);
+        let _changing = (self.changing_name(&dir, name), target.as_ref().map(|inode| self.changing(inode)));
+        self.changed(&dir, node.remove(name, directory).await)?;
+        self.table.removed(&dir, name);
         Ok(())
     }
 
@@ -144,14 +141,11 @@ impl Bridge {
         let (new_dir, new_name) = (self.inode(to.0)?, Name::new(to.1)?);
         let (target, _) = self.table.node(&new_dir).await?;
         let node = self.to_change(&dir).await?;
-        let answer = node.rename(name, &target, new_name, flags).await;
-        self.foresight.changed(dir.id, name);
-        self.foresight.changed(new_dir.id, new_name);
-        self.changed(&dir, answer)?;
-        let exchange = flags & libc::RENAME_EXCHANGE != 0;
-        for inode in self.table.renamed((&dir, name), (&new_dir, new_name), exchange).into_iter().flatten() {
-            self.has_changed(&inode, 0);
-        }
+        let (moved, met) = (self.table.child(&dir, name), self.table.child(&new_dir, new_name));
+        let _names = (self.changing_name(&dir, name), self.changing_name(&new_dir, new_name));
+        let _files = [&moved, &met].map(|inode| inode.as_ref().map(|inode| self.changing(inode)));
+        self.changed(&dir, node.rename(name, &target, new_name, flags).await)?;
+        self.table.renamed((&dir, name), (&new_dir, new_name), flags & libc::RENAME_EXCHANGE != 0);
         Ok(())
     }
 }

@@ -14,7 +14,8 @@ pub(crate) struct Inode {
     /// What the kernel calls it.
     pub(crate) id: u64,
     kind: FileKind,
-    qid_path: u64,
+    /// The path of its qid.
+    pub(crate) qid_path: u64,
     state: Mutex<State>,
     /// Its length, as last heard.
     size: AtomicU64,
@@ -70,6 +71,11 @@ impl Inode {
             writes: AtomicU64::new(0),
             mode: AtomicU32::new(0),
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn root_for_tests() -> Arc<Self> {
+        Arc::new(Self::new(super::ROOT, Qid::default()))
     }
 
     /// Whether `qid` is this file's.

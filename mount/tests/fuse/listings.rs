@@ -156,3 +156,45 @@ fn what_is_changed_here_is_seen_here() {
     assert!(shown.path("made").exists() && !shown.path(&name(200)).exists());
     assert_eq!(shown.path(&name(201)).metadata().unwrap().len(), 6);
 }
+
+#[test]
+fn what_another_is_writing_is_asked_for() {
+    let (_folder, tree, _client, shown) = shown();
+    let other = Shown::far(tree);
+    let mut log = fs::File::options().append(true).open(other.path(&name(7))).unwrap();
+    for round in 1..20 {
+        let list = Command::new("ls").arg("-l").arg(&*shown).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&list.stdout).lines().count(), COUNT + 1);
+        std::io::Write::write_all(&mut log, b"line\n").unwrap();
+        assert_eq!(shown.path(&name(7)).metadata().unwrap().len(), 1 + 5 * round);
+    }
+}
+
+#[test]
+fn a_directory_that_is_being_read_holds_nobody_up() {
+    let (_folder, tree, client, shown) = shown();
+    let other = Shown::far(tree);
+    let mut listing = fs::read_dir(&*shown).unwrap();
+    listing.next().unwrap().unwrap();
+    fs::write(other.path("made"), "x").unwrap();
+    drop(listing);
+    // Whoever keeps others waiting is granted nothing for a minute.
+    look(&shown);
+    let before = client.counts().requests;
+    look(&shown);
+    assert!(client.counts().requests - before < COUNT as u64 / 4, "{}", client.counts().requests - before);
+    assert!(shown.path("made").exists());
+}
+
+#[test]
+fn a_directorys_own_attributes_are_those_after_a_change_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("d")).unwrap();
+    let shown = Shown::far(Disk::open(folder.path(), DiskOptions::new([7; 32])).unwrap());
+    for n in 0..20 {
+        assert_eq!(fs::read_dir(&*shown).unwrap().count(), 1);
+        fs::create_dir(shown.path(&format!("d/{n}"))).unwrap();
+        let (seen, real) = (shown.path("d").metadata().unwrap(), folder.path().join("d").metadata().unwrap());
+        assert_eq!((seen.mtime_nsec(), seen.nlink()), (real.mtime_nsec(), real.nlink()), "round {n}");
+    }
+}
