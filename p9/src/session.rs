@@ -130,6 +130,11 @@ impl Ledger {
         self.received
     }
 
+    /// Whether the other side has acknowledged more than `received` frames before.
+    pub(crate) fn has_forgotten(&self, received: u64) -> bool {
+        received < self.sent - self.kept.len() as u64
+    }
+
     /// The other side has taken up `received` frames: those are not needed any more. They are given back, since what
     /// they hold may take a while to free.
     pub(crate) fn acknowledged(&mut self, received: u64) -> Result<Vec<Outgoing>, Impossible> {

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 /// Frames after which they are acknowledged.
 const ACKNOWLEDGED: u64 = 16;
 /// How long the server is asked to keep a session without a connection, in milliseconds.
-const LINGER: u32 = 20_000;
+const LINGER: u32 = 8_000;
 /// What is "received" by a side that ends the session.
 const FAREWELL: u64 = !0;
 

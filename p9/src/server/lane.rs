@@ -106,7 +106,7 @@ impl Lane {
             let arrival = match next.take() {
                 Some(arrival) => arrival,
                 None => tokio::select! {
-                    arrival = arrivals.recv() => match arrival {
+                    arrival = shared.arrival(&mut arrivals) => match arrival {
                         Some(arrival) => arrival,
                         None => return,
                     },
@@ -125,7 +125,7 @@ impl Lane {
             state = 1;
             let ended = tokio::select! {
                 biased;
-                arrival = arrivals.recv() => match arrival {
+                arrival = shared.arrival(&mut arrivals) => match arrival {
                     Some(arrival) => {
                         next = Some(arrival);
                         Ended::Lost(Ok(()))
@@ -172,6 +172,19 @@ fn greeting(registry: &Registry, linger: Duration, (tag, state): (u16, u8)) -> i
 }
 
 impl Shared {
+    /// The next connection. One that comes so late that its peer has acknowledged more since on another was given up by
+    /// it: that is closed, and changes nothing.
+    async fn arrival(&self, arrivals: &mut Receiver<Arrival>) -> Option<Arrival> {
+        loop {
+            let arrival = arrivals.recv().await?;
+            if !self.ledger.lock().has_forgotten(arrival.received) {
+                return Some(arrival);
+            }
+            tracing::debug!("a connection came that its peer had given up");
+            let _ = arrival.done.send(Ok(()));
+        }
+    }
+
     /// The first things that a new connection carries: `Rsession`, and what the peer has not received.
     fn resume(&self, received: u64, greeting: impl FnOnce(u64) -> Outgoing, pieces: &mut Pieces) -> Result<(), Error> {
         // What was read and not taken up will be sent again.

@@ -290,6 +290,23 @@ async fn a_number_that_cannot_be_meant_ends_the_session_when_it_is_resumed_too()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_that_was_given_up_and_comes_late_changes_nothing() {
+    let net = Net::new(tree().0);
+    let (mut peer, _) = Peer::greets(&net, me(), 0, 0).await;
+    peer.attaches(0).await;
+    peer.says(NO_TAG, T::Ack { received: 1 }).await;
+    // Asked for before anything had come, and overtaken by the one that carries the session.
+    let mut late = Peer::of(&net, me());
+    late.says(NO_TAG, T::Version { msize: 1 << 20, version: Str(VERSION_SLASHN) }).await;
+    late.says(NO_TAG, T::Session { id: ID, lane: 0, linger: 60_000, received: 0 }).await;
+    assert!(late.hears().await.unwrap().is("Version"));
+    assert!(late.hears().await.is_none());
+    peer.says(2, T::Getattr { fid: 0, mask: 0 }).await;
+    while !peer.hears().await.unwrap().is("Getattr") {}
+    assert_eq!(net.sessions().count(), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_key_keeps_so_many_sessions_without_a_connection_and_the_oldest_goes() {
     let limits = SessionLimits { lingering: 2, ..SessionLimits::default() };
     let net = Net::with(tree().0, limits, |_| [u64::MAX; 2]);
