@@ -125,6 +125,10 @@ impl Legacy {
     }
 
     async fn set_now(&self, change: SetAttr) -> Result<Attr, Errno> {
+        // A directory's length is 0 whatever it holds: that would be no change.
+        if change.size.is_some() && self.is_dir() {
+            return Err(Errno::EISDIR);
+        }
         if let Some(uid) = change.uid
             && attr(&self.0.fid).await?.uid != uid
         {
@@ -181,7 +185,7 @@ impl Legacy {
         let moved = self.child(name).await?;
         let moved = Self::of(&moved).ok_or(Errno::EPROTO)?;
         if name == new_name {
-            return Ok(());
+            return if flags == 0 { Ok(()) } else { Err(Errno::EEXIST) };
         }
         let rename = || wstat(&moved.0.fid, Stat { name: Str(new_name.as_bytes()), ..Stat::untouched() });
         match rename().await {

@@ -27,6 +27,8 @@ async fn names(dir: &NodeRef) {
     let before = walk(dir, "one").await.unwrap().qid().path;
     let refused = dir.rename(name("one"), dir, name("two"), libc::RENAME_NOREPLACE).await;
     assert_eq!(refused, Err(Errno::EEXIST), "a name that is taken stays whose it is, if that is asked for");
+    let refused = dir.rename(name("one"), dir, name("one"), libc::RENAME_NOREPLACE).await;
+    assert_eq!(refused, Err(Errno::EEXIST), "its own name is taken, too");
     dir.rename(name("one"), dir, name("two"), 0).await.unwrap();
     assert_eq!(walk(dir, "one").await.err(), Some(Errno::ENOENT));
     assert_eq!(walk(dir, "two").await.unwrap().qid().path, before, "a rename keeps the file");
@@ -37,6 +39,8 @@ async fn names(dir: &NodeRef) {
     dir.rename(name("sub"), dir, name("dir"), 0).await.unwrap();
     let sub = walk(dir, "dir").await.unwrap();
     assert_eq!(sub.qid().kind, FileKind::Dir);
+    let empty = SetAttr { size: Some(0), ..SetAttr::default() };
+    assert_eq!(sub.set_attr(empty).await.err(), Some(Errno::EISDIR), "a directory has no length to set");
     assert_eq!(dir.rename(name("two"), &sub, name("two"), 0).await, Err(Errno::EXDEV), "it is for the caller to copy");
     dir.remove(name("dir"), true).await.unwrap();
     dir.remove(name("two"), false).await.unwrap();
