@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use p9::Errno;
 
 mod ops;
+mod plan9;
 mod rename;
 
-pub use ops::{Op, Outcome, SLOTS, ops};
+pub use ops::{LARGE, Op, Outcome, SLOTS, ops};
 
 /// Names from the root.
 pub type Path = Vec<&'static str>;

@@ -13,6 +13,7 @@ use p9::wire::Dialect;
 use p9::{Handle, NodeRef, Reply, TreeRef, Who, synth};
 use tests::contract;
 use tests::grid::Grid;
+use tests::rough::Rough;
 
 fn disk(path: &Path, read_only: bool) -> TreeRef {
     Disk::open(path, DiskOptions { read_only, ..DiskOptions::new([7; 32]) }).unwrap()
@@ -109,6 +110,23 @@ async fn every_tree_keeps_over_9p2000_what_that_can_say() {
     contract::reading(over_9p2000(&synthetic()).await, &[]).await;
     let over = tempfile::tempdir().unwrap();
     contract::reading(over_9p2000(&namespace(dir.path(), over.path()).await).await, &[]).await;
+}
+
+/// The clock is paused: what links wait for costs nothing.
+#[tokio::test(start_paused = true)]
+async fn over_links_that_reorder_stall_and_are_cut_trees_keep_the_contract() {
+    let (dir, over) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for seed in 1..4 {
+        let rough = Rough::new(disk(dir.path(), false), seed);
+        contract::writing(rough.root().await.unwrap()).await;
+        assert!(rough.links() > 1, "links were cut");
+    }
+    sample(dir.path());
+    for (seed, tree) in
+        [disk(dir.path(), false), synthetic(), namespace(dir.path(), over.path()).await].iter().enumerate()
+    {
+        contract::reading(Rough::new(tree.clone(), 10 + seed as u64).root().await.unwrap(), &[]).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

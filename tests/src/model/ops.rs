@@ -8,6 +8,8 @@ use super::{Kind, Model, Open, Path, ROOT};
 
 /// How many files may be open.
 pub const SLOTS: usize = 3;
+/// The most bytes that are written at once.
+pub const LARGE: usize = 150_000;
 
 /// One operation. Slots are open files; an operation on one that is empty does nothing.
 #[derive(Clone, Debug)]
@@ -51,25 +53,51 @@ fn path() -> impl Strategy<Value = Path> {
     prop_oneof![5 => names(1), 4 => names(2), 1 => names(3)]
 }
 
+fn size() -> impl Strategy<Value = u64> {
+    prop::sample::select(vec![0_u64, 1, 3, 10, 5000, 20_000])
+}
+
+/// Any operation on an open file, but for its end.
+fn on_open() -> impl Strategy<Value = Op> {
+    let slot = 0..SLOTS;
+    let data = prop_oneof![
+        4 => prop::collection::vec(any::<u8>(), 0..20),
+        3 => Just(vec![b'x'; 9000]),
+        // So much that it may go another way than all else.
+        1 => Just(vec![b'y'; LARGE]),
+    ];
+    let count = prop_oneof![4 => size(), 1 => Just(LARGE as u64)];
+    prop_oneof![
+        4 => (slot.clone(), size(), count).prop_map(|(slot, offset, count)| {
+            Op::Read { slot, offset, count: count as u32 }
+        }),
+        6 => (slot.clone(), size(), data).prop_map(|(slot, offset, data)| Op::Write { slot, offset, data }),
+        2 => (slot.clone(), size()).prop_map(|(slot, size)| Op::Resize { slot, size }),
+        2 => slot.prop_map(|slot| Op::StatOpen { slot }),
+    ]
+}
+
+/// Operations one after another; some of those on open files come together.
+pub fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let some = prop_oneof![
+        6 => op().prop_map(|op| vec![op]),
+        2 => prop::collection::vec(on_open(), 2..5),
+    ];
+    prop::collection::vec(some, 1..25).prop_map(|some| some.concat())
+}
+
 /// Any operation.
-pub fn ops() -> impl Strategy<Value = Op> {
+fn op() -> impl Strategy<Value = Op> {
     let (slot, flag) = (0..SLOTS, any::<bool>);
-    let size = || prop::sample::select(vec![0_u64, 1, 3, 10, 5000, 20_000]);
     let mode = || prop::sample::select(vec![0o755_u32, 0o700, 0o744, 0o711]);
-    let data = prop_oneof![prop::collection::vec(any::<u8>(), 0..20), Just(vec![b'x'; 9000])];
     prop_oneof![
         8 => (path(), slot.clone(), mode(), flag(), flag(), flag()).prop_map(
             |(path, slot, mode, excl, truncate, append)| Op::Create { path, slot, mode, excl, truncate, append }),
         5 => (path(), slot.clone(), flag(), flag(), flag()).prop_map(|(path, slot, writes, truncate, append)| {
             Op::Open { path, slot, writes, truncate: truncate && writes, append: append && writes }
         }),
-        2 => slot.clone().prop_map(|slot| Op::Close { slot }),
-        4 => (slot.clone(), size(), size()).prop_map(|(slot, offset, count)| {
-            Op::Read { slot, offset, count: count as u32 }
-        }),
-        6 => (slot.clone(), size(), data).prop_map(|(slot, offset, data)| Op::Write { slot, offset, data }),
-        2 => (slot.clone(), size()).prop_map(|(slot, size)| Op::Resize { slot, size }),
-        2 => slot.prop_map(|slot| Op::StatOpen { slot }),
+        2 => slot.prop_map(|slot| Op::Close { slot }),
+        14 => on_open(),
         3 => (path(), size()).prop_map(|(path, size)| Op::Truncate { path, size }),
         2 => (path(), mode()).prop_map(|(path, mode)| Op::Chmod { path, mode }),
         2 => (path(), 1_i64..2_000_000_000).prop_map(|(path, mtime)| Op::Utime { path, mtime }),
@@ -87,7 +115,33 @@ pub fn ops() -> impl Strategy<Value = Op> {
     ]
 }
 
+impl Op {
+    /// The open file that it is about.
+    fn slot(&self) -> Option<usize> {
+        match self {
+            Self::Read { slot, .. }
+            | Self::Write { slot, .. }
+            | Self::Resize { slot, .. }
+            | Self::StatOpen { slot } => Some(*slot),
+            _ => None,
+        }
+    }
+}
+
 impl Model {
+    /// How many of `ops`, from the first on, may be done at the same time: all are on open files, and on different ones.
+    pub fn at_once(&self, ops: &[Op]) -> usize {
+        let mut busy = Vec::new();
+        let free = |op: &&Op| match op.slot().and_then(|slot| self.open[slot]) {
+            Some(open) if !busy.contains(&open.file) => {
+                busy.push(open.file);
+                true
+            }
+            _ => false,
+        };
+        ops.iter().take_while(free).count()
+    }
+
     /// Does `op`.
     pub fn apply(&mut self, op: &Op) -> Result<Outcome, Errno> {
         match op {
