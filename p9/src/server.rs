@@ -16,6 +16,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::TryFutureExt;
@@ -174,28 +175,40 @@ where
 {
     let (reader, to_peer) = tokio::io::split(stream);
     let requests = Requests::new(&limits);
-    // In the same task as the reader: waking another thread costs more than a small request does altogether.
     let mut writing = pin!(write(requests.clone(), to_peer));
     let mut frames = Frames::new(reader, limits.clone());
     let mut tasks = JoinSet::new();
     let mut connection = Connection::new(tree, who, requests.clone(), limits, sessions.cloned());
-    let ended = tokio::select! {
-        // The writer first: whatever the reader does in its turn, replies go out.
-        biased;
-        // It ends by itself only when it cannot write.
-        written = &mut writing => return written.map(drop).map_err(Error::Io),
-        ended = connection.run(&mut frames, &mut tasks) => ended,
+    let ended = {
+        let mut reading = pin!(connection.run(&mut frames, &mut tasks));
+        poll_fn(|cx| {
+            loop {
+                // The writer ends by itself only when it cannot write.
+                if let Poll::Ready(written) = writing.as_mut().poll(cx) {
+                    return Poll::Ready(Err(written.map(drop)));
+                }
+                // By turns and not by waking: another thread would take it up, which costs more than a small request does
+                // altogether.
+                match requests.turn(|| reading.as_mut().poll(cx)) {
+                    (Poll::Ready(ended), _) => return Poll::Ready(Ok(ended)),
+                    (Poll::Pending, false) => return Poll::Pending,
+                    (Poll::Pending, true) => {}
+                }
+            }
+        })
+        .await
     };
     let ended = match ended {
-        Ok(Some((hello, session))) => {
+        Err(written) => return written.map_err(Error::Io),
+        Ok(Ok(Some((hello, session)))) => {
             drop(connection);
             requests.close();
             // The version has been answered once the writer has nothing more to do.
             let to_peer = writing.await?;
             return session.hand(hello, frames.boxed(), Box::new(to_peer)).await;
         }
-        Ok(None) => Ok(()),
-        Err(err) => Err(err),
+        Ok(Ok(None)) => Ok(()),
+        Ok(Err(err)) => Err(err),
     };
     // Requests that are under way are cancelled by their drop; the fids go with the connection.
     tasks.shutdown().await;

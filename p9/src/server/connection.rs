@@ -2,7 +2,9 @@
 //!
 //! What can be answered at once is answered here; if not, it goes on in a task (see [`Runner`]).
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -127,10 +129,18 @@ impl Connection {
                 }
                 message => self.take(&frame, message, tasks).await?,
             }
-            // A peer that sends without end leaves the thread to others now and then.
-            consume_budget().await;
+            self.pause().await;
         }
         Ok(None)
+    }
+
+    /// Between two messages: leaves the thread to others now and then, however much the peer sends, and lets the writer
+    /// send what there is, so that the peer is at work on that meanwhile.
+    async fn pause(&mut self) {
+        let mut due = self.requests.is_due();
+        // The writer has its turn as soon as this is pending, and then it goes on.
+        poll_fn(|_| if std::mem::take(&mut due) { Poll::Pending } else { Poll::Ready(()) }).await;
+        consume_budget().await;
     }
 
     /// The session that `hello` asks for. Errors are the answer.

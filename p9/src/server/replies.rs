@@ -12,6 +12,8 @@ use crate::writer::{Outgoing, Payload};
 
 /// Small replies, and as many of bulk, that wait for the writer; past it, requests wait.
 const ROOM: usize = 256;
+/// Small replies that wait for no more to go along with.
+const DUE: usize = 32;
 /// What one buffer of heads has room for.
 const HEADS: usize = 4 << 10;
 
@@ -23,6 +25,8 @@ pub(super) struct Replies {
     heads: Buffers,
     /// Waits for something to write, or for the word that there will be nothing.
     writer: Option<Waker>,
+    /// The reader is at it, in the task of the writer, which has its turn next: it need not be woken.
+    turn: bool,
     /// Nothing more comes, or nobody would write it.
     closed: bool,
 }
@@ -42,7 +46,7 @@ impl Wake {
 impl Replies {
     pub(super) fn new() -> Self {
         let (small, bulk) = (VecDeque::new(), VecDeque::new());
-        Self { small, bulk, heads: Buffers::new(HEADS, 8), writer: None, closed: false }
+        Self { small, bulk, heads: Buffers::new(HEADS, 8), writer: None, turn: false, closed: false }
     }
 
     /// A reply of these parts.
@@ -70,6 +74,17 @@ impl Replies {
         Wake(self.writer.take())
     }
 
+    /// Says whether the reader is at it, in the task of the writer; gives whether that waits and has something to do.
+    pub(super) fn turn(&mut self, turn: bool) -> bool {
+        self.turn = turn;
+        self.writer.is_some() && !(self.small.is_empty() && self.bulk.is_empty())
+    }
+
+    /// Whether the writer waits, and so much is to be written that it had better go out now.
+    pub(super) fn is_due(&self) -> bool {
+        self.writer.is_some() && self.small.len() >= DUE
+    }
+
     /// Says that nothing more comes, or is written.
     pub(super) fn close(&mut self) -> Wake {
         self.closed = true;
@@ -83,6 +98,7 @@ impl Replies {
     /// Ready once there is something to take, of what is small if `small`, of bulk if `bulk`. False once nothing more
     /// comes.
     pub(super) fn poll_ready(&mut self, small: bool, bulk: bool, cx: &mut Context<'_>) -> Poll<bool> {
+        self.writer = None;
         if (small && !self.small.is_empty()) || (bulk && !self.bulk.is_empty()) {
             return Poll::Ready(true);
         }

@@ -116,6 +116,19 @@ impl Requests {
         poll_fn(|cx| self.0.state.lock().replies.poll_ready(small, bulk, cx)).await
     }
 
+    /// Runs `work`, after which the writer, which is in the same task, has its turn, and so is not woken. Gives what `work`
+    /// gives, and whether there is something for the writer to do.
+    pub(super) fn turn<A>(&self, work: impl FnOnce() -> A) -> (A, bool) {
+        self.0.state.lock().replies.turn(true);
+        let done = work();
+        (done, self.0.state.lock().replies.turn(false))
+    }
+
+    /// Whether so much is to be written that it had better go out now.
+    pub(super) fn is_due(&self) -> bool {
+        self.0.state.lock().replies.is_due()
+    }
+
     /// Takes what is to be written next, as long as there is `room` for what is small, or for bulk: all that is small, but
     /// no more than one message of bulk, so that what is small and comes meanwhile goes before the next.
     pub(super) fn take(&self, mut room: impl FnMut(bool) -> bool, mut each: impl FnMut(Outgoing)) {

@@ -25,7 +25,7 @@ const BIG_BYTES: u64 = 256 << 20;
 const PIECE: u32 = 1 << 20;
 /// Pieces that are asked for before the first has come.
 const DEEP: u64 = 4;
-const TIMES: usize = 3;
+const TIMES: usize = 5;
 
 pub(crate) fn run() -> Vec<Row> {
     let mut machine = Machine::bare();
@@ -45,7 +45,7 @@ pub(crate) fn run() -> Vec<Row> {
         let us = runtime.block_on(attach(ours, b"fs/served"));
         let them = runtime.block_on(attach(diod, dir.as_os_str().as_encoded_bytes()));
         rows.extend(runtime.block_on(beside(kind, &us, &them)));
-        rows.extend(runtime.block_on(bulk(kind, &us, &them, bare(kind, &dir.join("big")))));
+        rows.extend(runtime.block_on(bulk(kind, &us, &them, &dir.join("big"))));
     }
     rows.extend(runtime.block_on(with_tls(&machine, &tls, &ours, &dir)));
     rows
@@ -55,6 +55,11 @@ pub(crate) fn run() -> Vec<Row> {
 async fn beside(kind: &str, us: &At, them: &At) -> Vec<Row> {
     let mut rows = Vec::new();
     let (mut one, mut many, mut cat) = (Both::default(), Both::default(), Both::default());
+    let trips = |at: &At| at.client.counts().round_trips;
+    let before = (trips(us), trips(them));
+    (cats(us).await, cats(them).await);
+    let each = |after: u64, before: u64| (after - before) as f64 / SMALL as f64;
+    let trips = (each(trips(us), before.0), each(trips(them), before.1));
     for _ in 0..TIMES {
         one.take(stats(us, 1).await, stats(them, 1).await);
         many.take(stats(us, 64).await, stats(them, 64).await);
@@ -63,13 +68,22 @@ async fn beside(kind: &str, us: &At, them: &At) -> Vec<Row> {
     rows.push(one.row(format!("{kind}: walk+getattr+clunk, one at a time"), "us"));
     rows.push(many.row(format!("{kind}: walk+getattr+clunk, 64 in flight"), "us"));
     rows.push(cat.row(format!("{kind}: open+read+close of 4 KiB, one at a time"), "us"));
+    rows.push(Row {
+        group: "p9",
+        case: format!("{kind}: open+read+close of 4 KiB, round trips"),
+        ours: trips.0,
+        peer: Some(("diod", trips.1)),
+        unit: "",
+        more_is_better: false,
+    });
     rows
 }
 
 /// Reading and writing a large file, beside diod and beside a bare socket.
-async fn bulk(kind: &str, us: &At, them: &At, bare: f64) -> Vec<Row> {
-    let (mut read, mut write) = (Both::default(), Both::default());
+async fn bulk(kind: &str, us: &At, them: &At, file: &Path) -> Vec<Row> {
+    let (mut read, mut write, mut socket) = (Both::default(), Both::default(), 0.0_f64);
     for _ in 0..TIMES {
+        socket = socket.max(bare(kind, file));
         read.take(reads(us).await, reads(them).await);
         write.take(writes(us).await, writes(them).await);
     }
@@ -77,7 +91,7 @@ async fn bulk(kind: &str, us: &At, them: &At, bare: f64) -> Vec<Row> {
         group: "p9",
         case: format!("{kind}: {case}, 1 MiB messages"),
         ours,
-        peer: Some(("socket", bare)),
+        peer: Some(("socket", socket)),
         unit: "MB/s",
         more_is_better: true,
     };
@@ -97,8 +111,8 @@ async fn with_tls(machine: &Machine, address: &str, ours: &Ours, dir: &Path) -> 
     let alpha = dialer.find("alpha").expect("the node that was added");
     assert_eq!(alpha.address.to_string(), address);
     fs::copy(dir.join("big"), machine.at("files-alpha/big")).expect("the large file");
-    let (_client, root) = dialer.attach(&alpha, ::node::dial::LINGER).await.expect("alpha");
-    let secret = At { root: walk(&root, b"fs/files").await, _client };
+    let (client, root) = dialer.attach(&alpha, ::node::dial::LINGER).await.expect("alpha");
+    let secret = At { root: walk(&root, b"fs/files").await, client };
     let plain = attach(&ours.tcp, b"fs/served").await;
     let (mut of_secret, mut of_plain) = (0.0_f64, 0.0_f64);
     for _ in 0..TIMES {
@@ -142,7 +156,7 @@ impl Both {
 /// A directory of a server's.
 struct At {
     root: NodeRef,
-    _client: Client,
+    client: Client,
 }
 
 /// Where a server listens.
@@ -162,7 +176,7 @@ async fn attach(address: &Address, aname: &[u8]) -> At {
     };
     let client = client.expect("a version");
     let root = client.attach(&Who::owner(), aname).await.expect("the directory");
-    At { root, _client: client }
+    At { root, client }
 }
 
 async fn walk(root: &NodeRef, path: &[u8]) -> NodeRef {
@@ -172,13 +186,13 @@ async fn walk(root: &NodeRef, path: &[u8]) -> NodeRef {
 
 /// Walks, attributes and clunks a second, `at_once` in flight.
 async fn stats(at: &At, at_once: usize) -> f64 {
-    const EACH: usize = 4_000;
+    let each = if at_once == 1 { 4_000 } else { 20_000 };
     let small = walk(&at.root, b"small").await;
     let start = Instant::now();
     join_all((0..at_once).map(|task| {
         let small = small.clone();
         tokio::spawn(async move {
-            for i in 0..EACH / at_once {
+            for i in 0..each / at_once {
                 let name = ((task * 31 + i) % SMALL).to_string();
                 let name = Name::new(name.as_bytes()).expect("a name");
                 let reached = small.walk(&[name], Want::ATTR).await.and_then(p9::Walk::reached).expect("a file");
@@ -189,7 +203,7 @@ async fn stats(at: &At, at_once: usize) -> f64 {
     .await
     .into_iter()
     .for_each(|done| done.expect("no panic"));
-    EACH as f64 / start.elapsed().as_secs_f64()
+    each as f64 / start.elapsed().as_secs_f64()
 }
 
 /// Whole small files a second, each on a fid that was never used.
@@ -246,19 +260,17 @@ async fn writes(at: &At) -> f64 {
 
 /// Megabytes a second of a file that a thread reads and writes to a bare socket, and another reads from that.
 fn bare(kind: &str, file: &Path) -> f64 {
-    (0..TIMES)
-        .map(|_| match kind {
-            "unix" => {
-                let (one, other) = UnixStream::pair().expect("a pair of sockets");
-                copied(file, one, other)
-            }
-            _ => {
-                let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-                let one = TcpStream::connect(listener.local_addr().expect("its address")).expect("a connection");
-                copied(file, one, listener.accept().expect("its other end").0)
-            }
-        })
-        .fold(0.0, f64::max)
+    match kind {
+        "unix" => {
+            let (one, other) = UnixStream::pair().expect("a pair of sockets");
+            copied(file, one, other)
+        }
+        _ => {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+            let one = TcpStream::connect(listener.local_addr().expect("its address")).expect("a connection");
+            copied(file, one, listener.accept().expect("its other end").0)
+        }
+    }
 }
 
 fn copied(file: &Path, mut from: impl Write + Send, mut to: impl Read) -> f64 {
