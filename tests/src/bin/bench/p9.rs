@@ -55,11 +55,7 @@ pub(crate) fn run() -> Vec<Row> {
 async fn beside(kind: &str, us: &At, them: &At) -> Vec<Row> {
     let mut rows = Vec::new();
     let (mut one, mut many, mut cat) = (Both::default(), Both::default(), Both::default());
-    let trips = |at: &At| at.client.counts().round_trips;
-    let before = (trips(us), trips(them));
-    (cats(us).await, cats(them).await);
-    let each = |after: u64, before: u64| (after - before) as f64 / SMALL as f64;
-    let trips = (each(trips(us), before.0), each(trips(them), before.1));
+    let trips = (trips(us).await, trips(them).await);
     for _ in 0..TIMES {
         one.take(stats(us, 1).await, stats(them, 1).await);
         many.take(stats(us, 64).await, stats(them, 64).await);
@@ -223,6 +219,13 @@ async fn cats(at: &At) -> f64 {
         opened.handle.close().await.expect("closed");
     }
     SMALL as f64 / start.elapsed().as_secs_f64()
+}
+
+/// How often something is waited for in each of these.
+async fn trips(at: &At) -> f64 {
+    let before = at.client.counts().round_trips;
+    cats(at).await;
+    (at.client.counts().round_trips - before) as f64 / SMALL as f64
 }
 
 async fn open(at: &At, how: How) -> Handle {
