@@ -30,6 +30,13 @@ pub(crate) struct Buffers {
     most: usize,
 }
 
+impl Default for Buffers {
+    /// For the heads of messages.
+    fn default() -> Self {
+        Self::new(4 << 10, 8)
+    }
+}
+
 impl Buffers {
     /// None yet.
     pub(crate) fn new(size: usize, most: usize) -> Self {

@@ -1,7 +1,7 @@
 //! What a message costs the server's allocator, counted: nothing, once the connection is warm.
 //!
 //! The server has a thread of its own, and what that allocates is counted. The client is in the test's thread, and speaks
-//! bytes that it made before. A test binary of its own, because the allocator is.
+//! bytes that it made before; where it is our own that is counted, it is the other way round. A test binary of its own, because the allocator is.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,16 +12,30 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use p9::client::{self, Options};
 use p9::server::{Limits, serve};
 use p9::wire::{Dialect, NO_FID, NO_TAG, R, Steps, Str, T};
-use p9::{Attr, Errno, FileKind, Handle, How, LocalFile, Node, Qid, Reply, Who, synth};
+use p9::{Attr, Errno, FileKind, Handle, How, LocalFile, Node, Qid, Reply, Tree, TreeRef, Who, synth};
 
-/// What the threads that count have allocated: how often, and how much.
-static TIMES: AtomicU64 = AtomicU64::new(0);
-static BYTES: AtomicU64 = AtomicU64::new(0);
+/// What was allocated: how often, and how many bytes.
+struct Count {
+    times: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Count {
+    const fn new() -> Self {
+        Self { times: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+    }
+
+    fn seen(&self) -> (u64, u64) {
+        (self.times.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+}
 
 thread_local! {
-    static COUNTS: Cell<bool> = const { Cell::new(false) };
+    /// Where what this thread allocates is counted.
+    static COUNTED: Cell<Option<&'static Count>> = const { Cell::new(None) };
 }
 
 struct Counting;
@@ -30,9 +44,9 @@ struct Counting;
 static ALLOCATOR: Counting = Counting;
 
 fn count(layout: Layout) {
-    if COUNTS.get() {
-        TIMES.fetch_add(1, Ordering::Relaxed);
-        BYTES.fetch_add(layout.size() as u64, Ordering::Relaxed);
+    if let Some(count) = COUNTED.get() {
+        count.times.fetch_add(1, Ordering::Relaxed);
+        count.bytes.fetch_add(layout.size() as u64, Ordering::Relaxed);
     }
 }
 
@@ -70,6 +84,15 @@ impl Node for Disk {
     }
 }
 
+/// Serves `tree` in a thread of its own, until the client has gone.
+fn serve_here(stream: UnixStream, tree: TreeRef) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let stream = tokio::net::UnixStream::from_std(stream).unwrap();
+        serve(stream, tree, Arc::new(Who::owner()), Limits::default()).await.unwrap();
+    });
+}
+
 /// A client that has attached to the file as fid 1 and opened it.
 struct Client {
     stream: UnixStream,
@@ -82,13 +105,8 @@ impl Client {
         there.set_nonblocking(true).unwrap();
         let tree = synth::tree(Arc::new(Disk(file.into())));
         std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let there = tokio::net::UnixStream::from_std(there).unwrap();
-                COUNTS.set(true);
-                serve(there, tree, Arc::new(Who::owner()), Limits::default()).await.unwrap();
-                COUNTS.set(false);
-            });
+            COUNTED.set(Some(&SERVER));
+            serve_here(there, tree);
         });
         let mut client = Self { stream: here, reply: vec![0; 2 << 20] };
         let version = Str(Dialect::Slashn.version());
@@ -117,11 +135,11 @@ impl Client {
 
     /// What the server allocates for `messages`, once it has been asked the same before: how often, and how much.
     fn cost(&mut self, messages: &[u8], count: usize) -> (u64, u64) {
-        let seen = || (TIMES.load(Ordering::Relaxed), BYTES.load(Ordering::Relaxed));
         (0..50).for_each(|_| self.ask_all(messages, count));
-        let before = seen();
+        let before = SERVER.seen();
         (0..200).for_each(|_| self.ask_all(messages, count));
-        (seen().0 - before.0, seen().1 - before.1)
+        let after = SERVER.seen();
+        (after.0 - before.0, after.1 - before.1)
     }
 }
 
@@ -130,6 +148,8 @@ fn encoded(tag: u16, message: T<'_>) -> Vec<u8> {
     message.encode(tag, &mut bytes);
     bytes
 }
+
+static SERVER: Count = Count::new();
 
 #[test]
 fn a_message_costs_the_server_no_allocation() {
@@ -145,4 +165,41 @@ fn a_message_costs_the_server_no_allocation() {
     let four: Vec<u8> = (0..4).flat_map(|tag| read(tag, 1 << 20)).collect();
     assert_eq!(client.cost(&four, 4), (0, 0), "several of them at once");
     assert_eq!(client.cost(&encoded(1, T::Getattr { fid: 1, mask: 0x7ff }), 1), (0, 0), "attributes");
+}
+
+static CLIENT: Count = Count::new();
+
+/// The future that waits, what its reply comes by, the lists of what was asked and of what is waited for; and a new buffer
+/// for the next small replies, where the last is still in use. Nothing for the data.
+#[test]
+fn a_read_costs_the_client_what_its_waiting_takes() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, vec![7; 8 << 20]).unwrap();
+    let (here, there) = UnixStream::pair().unwrap();
+    here.set_nonblocking(true).unwrap();
+    there.set_nonblocking(true).unwrap();
+    let tree = synth::tree(Arc::new(Disk(file.path().into())));
+    std::thread::spawn(move || serve_here(there, tree));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let here = tokio::net::UnixStream::from_std(here).unwrap();
+        let client = client::Client::connect(here, Options::default()).await.unwrap();
+        let root = client.attach(&Who::owner(), b"").await.unwrap();
+        let open = root.open(How::READ).await.unwrap();
+        for (count, most) in [(4 << 10, (6, 10 << 10)), (1 << 20, (5, 1 << 10))] {
+            let read = async || assert_eq!(open.read(0, count).await.unwrap().len(), count as usize);
+            for _ in 0..50 {
+                read().await;
+            }
+            let before = CLIENT.seen();
+            COUNTED.set(Some(&CLIENT));
+            for _ in 0..200 {
+                read().await;
+            }
+            COUNTED.set(None);
+            let after = CLIENT.seen();
+            let each = ((after.0 - before.0).div_ceil(200), (after.1 - before.1).div_ceil(200));
+            assert!(each.0 <= most.0 && each.1 <= most.1, "{each:?} allocations and bytes for a read of {count}");
+        }
+    });
 }

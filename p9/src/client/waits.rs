@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::bulk::Use;
+use crate::buffers::Buffers;
 use crate::frame::Frame;
 use crate::wire::T;
 use crate::writer::Outgoing;
@@ -34,6 +35,9 @@ pub(super) struct Waits {
     outbox: VecDeque<Outgoing>,
     /// Bulk that is to go out once nothing else is.
     bulk: VecDeque<Outgoing>,
+    /// Where a message is put together, and what its head is then cut off.
+    head: Vec<u8>,
+    heads: Buffers,
     /// Uses that have ended, to be dropped where nothing is locked.
     ended: Vec<Use>,
     tags: HashMap<u16, Waiting>,
@@ -185,8 +189,9 @@ impl Waits {
 
     fn encode(&mut self, tag: u16, message: &T<'_>, data: Bytes) -> Outgoing {
         tracing::trace!(target: "p9::trace", "client -> {tag} {message:?} and {} bytes", data.len());
-        let mut head = Vec::with_capacity(64);
-        message.encode(tag, &mut head);
+        let head = &mut self.head;
+        head.clear();
+        message.encode(tag, head);
         if !data.is_empty() {
             // A write's data goes out from where it lies: only the two counts in front of it change.
             let (size, at) = ((head.len() + data.len()) as u32, head.len() - 4);
@@ -194,7 +199,9 @@ impl Waits {
             head[at..].copy_from_slice(&(data.len() as u32).to_le_bytes());
         }
         self.requests += 1;
-        Outgoing::new(head, data)
+        let mut kept = self.heads.take(head.len());
+        kept.extend_from_slice(head);
+        Outgoing { head: kept.freeze(), data: data.into() }
     }
 
     /// Takes what is to go out now, as far as it `may`: all but bulk, and of that one message, so that what comes

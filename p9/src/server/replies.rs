@@ -14,8 +14,6 @@ use crate::writer::{Outgoing, Payload};
 const ROOM: usize = 256;
 /// Small replies that wait for no more to go along with.
 const DUE: usize = 32;
-/// What one buffer of heads has room for.
-const HEADS: usize = 4 << 10;
 
 /// What waits to be written.
 pub(super) struct Replies {
@@ -46,7 +44,7 @@ impl Wake {
 impl Replies {
     pub(super) fn new() -> Self {
         let (small, bulk) = (VecDeque::new(), VecDeque::new());
-        Self { small, bulk, heads: Buffers::new(HEADS, 8), writer: None, turn: false, closed: false }
+        Self { small, bulk, heads: Buffers::default(), writer: None, turn: false, closed: false }
     }
 
     /// A reply of these parts.
