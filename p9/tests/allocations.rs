@@ -9,8 +9,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use p9::client::{self, Options};
 use p9::server::{Limits, serve};
@@ -151,8 +151,16 @@ fn encoded(tag: u16, message: T<'_>) -> Vec<u8> {
 
 static SERVER: Count = Count::new();
 
+/// One test at a time: the buffers for data are the process's.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[test]
 fn a_message_costs_the_server_no_allocation() {
+    let _alone = alone();
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&file, vec![7; 8 << 20]).unwrap();
     let mut client = Client::start(file.path());
@@ -173,6 +181,7 @@ static CLIENT: Count = Count::new();
 /// for the next small replies, where the last is still in use. Nothing for the data.
 #[test]
 fn a_read_costs_the_client_what_its_waiting_takes() {
+    let _alone = alone();
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&file, vec![7; 8 << 20]).unwrap();
     let (here, there) = UnixStream::pair().unwrap();
