@@ -107,10 +107,11 @@ fn a_script_reads_what_happens_in_a_folder(machine: Machine) {
     let mut machine = grid(machine);
     let n = machine.mount();
     machine.run("mkdir", &[machine.at("files-alpha/inbox")]);
-    let script = r#"exec 3<>"$1/alpha/events"; echo files/inbox >&3
+    // Whatever fails ends it: who went on would wait for what nobody is asked to tell.
+    let script = r#"set -e; exec 3<>"$1/alpha/events"; echo files/inbox >&3
         : >"$2/inbox/local"; : >"$1/alpha/fs/files/inbox/remote"
         read -r first <&3; echo "$first"
-        until [ "$next" = 'create files/inbox/remote' ]; do read -r next <&3; done; echo "$next""#;
+        until [ "$next" = 'create files/inbox/remote' ]; do read -r next <&3; echo "$next" >&2; done; echo "$next""#;
     let told = machine.command("sh").args(["-c", script, "sh"]).arg(&n).arg(machine.at("files-alpha")).succeeds();
     assert_eq!(told.text(), "create files/inbox/local\ncreate files/inbox/remote\n");
 }
