@@ -117,6 +117,11 @@ impl Foresight {
             return;
         }
         let id = dir.id;
+        // One that is still good has been gone through in part already.
+        if let Some(good) = self.dirs.get(&id).filter(|there| there.is_whole() && !there.is_over(self.ttl)) {
+            gathered.told().for_each(|(name, id)| good.tells(name, id));
+            return;
+        }
         let listed = Listed::new(dir, gathered, self.changes.clone(), &self.teller);
         let next = if listed.is_bare() { u32::MAX } else { LIST.0.max(listed.len() as u32 / LIST.1) };
         self.dirs.insert(id, listed);

@@ -60,6 +60,11 @@ impl Gathered {
         Self { entries: Vec::new(), whole: false, begun: Instant::now(), asked: changes.count(), lease: None }
     }
 
+    /// What the kernel was told meanwhile: names, and what they are called.
+    pub(crate) fn told(&self) -> impl Iterator<Item = (Name<'_>, u64)> {
+        self.entries.iter().filter_map(|seen| Some((seen.name.as_name(), seen.id?)))
+    }
+
     /// Adds entries that were listed after the cookie `after`, 0 for the start; none follow if it `ended`. Gives whether
     /// what was gathered has no gap. Whoever reads goes back to the last entry for which it had room.
     pub(crate) fn add(
@@ -122,19 +127,17 @@ pub(crate) enum Known {
 impl Listed {
     /// The directory `dir`, as it was listed. `teller` tells the kernel of what changes.
     pub(crate) fn new(dir: Arc<Inode>, gathered: Gathered, changes: Arc<Changes>, teller: &Teller) -> Arc<Self> {
+        let (mut told, now) = (Told::default(), Instant::now());
+        for (name, id) in gathered.told() {
+            told.files.insert(id, now);
+            told.names.insert(name.into(), now);
+        }
         let Gathered { entries, whole, begun, asked, lease } = gathered;
         let mut sorted: Vec<usize> = (0..entries.len()).collect();
         sorted.sort_unstable_by(|a, b| entries[*a].name.cmp(&entries[*b].name));
         let mut places: HashMap<NameBuf, Places> = HashMap::with_capacity(entries.len());
         for (place, &entry) in sorted.iter().enumerate() {
             places.insert(entries[entry].name.clone(), [entry, place]);
-        }
-        let (mut told, now) = (Told::default(), Instant::now());
-        for Seen { name, id, .. } in &entries {
-            if let Some(id) = id {
-                told.files.insert(*id, now);
-                told.names.insert(name.clone(), now);
-            }
         }
         let (told, ways) = (Mutex::new(told), Mutex::default());
         let listed = Self { dir, entries, sorted, places, whole, begun, asked, changes, lease, told, ways };
@@ -183,6 +186,11 @@ impl Listed {
     /// Whether a new listing would tell more.
     pub(crate) fn is_over(&self, ttl: Duration) -> bool {
         !self.holds(LeaseKind::Read) && (self.is_broken() || self.begun.elapsed() >= ttl / 2)
+    }
+
+    /// Whether it is all that the directory holds.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.whole
     }
 
     /// Whether it tells nothing but the order of its names.

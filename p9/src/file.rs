@@ -111,6 +111,8 @@ pub struct Attr {
     pub ctime: Time,
     /// Creation, where the file system keeps it; else zero.
     pub btime: Time,
+    /// Whether it is known to have no extended attributes, of which an ACL is one. Told by listings alone.
+    pub bare: bool,
 }
 
 impl Attr {

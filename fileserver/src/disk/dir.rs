@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use rustix::fs::{RawDir, SeekFrom};
 
 use super::inode::{Inode, Seen};
-use super::sys;
+use super::{sys, xattr};
 use crate::empty::Empty;
 
 /// An open directory.
@@ -124,8 +124,11 @@ impl Reading {
             && attr.qid.kind != p9::FileKind::Dir
         {
             known = leases.link(self.client, dir, lease, attr.qid.path);
+            let bare = known && attr.mode & libc::S_IFMT == libc::S_IFREG && xattr::none(&place);
             if known && leases.ended() != ended {
                 attr = see()?;
+            } else {
+                attr.bare = bare;
             }
         }
         // Those that another client holds back have to be asked for.

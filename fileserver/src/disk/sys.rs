@@ -64,6 +64,7 @@ pub(super) fn attr(stat: &Statx, path: u64) -> Attr {
         mtime: time(&stat.stx_mtime),
         ctime: time(&stat.stx_ctime),
         btime: time(&stat.stx_btime),
+        bare: false,
     }
 }
 

@@ -3,6 +3,8 @@
 //! Called by a node on the blocking pool. Others (`trusted.`, the ACLs in `system.`, which name this machine's users)
 //! are not supported.
 
+use std::os::fd::AsFd;
+
 use bytes::Bytes;
 use p9::Errno;
 use rustix::fs::{XattrFlags, getxattr, listxattr, removexattr, setxattr};
@@ -21,6 +23,12 @@ fn served(name: &[u8]) -> bool {
 fn check(name: &[u8]) -> Result<(), Errno> {
     p9::check_xattr(name)?;
     if served(name) { Ok(()) } else { Err(Errno::EOPNOTSUPP) }
+}
+
+/// Whether the regular file that `place` stands for has none at all.
+pub(super) fn none(place: impl AsFd) -> bool {
+    let mut room: [u8; 0] = [];
+    listxattr(proc_path(place), &mut room).is_ok_and(|length| length == 0)
 }
 
 /// The value of `name`.

@@ -89,6 +89,13 @@ impl Bridge {
     /// The value of an extended attribute; without a name, the list of names.
     pub(super) async fn xattr(&self, id: INodeNo, name: Option<&[u8]>) -> Result<Bytes, Errno> {
         let inode = self.inode(id)?;
+        if self.is_bare(&inode) {
+            return match name {
+                None => Ok(Bytes::new()),
+                Some(name) if name.starts_with(b"user.") || name.starts_with(b"security.") => Err(Errno::ENODATA),
+                Some(_) => Err(Errno::EOPNOTSUPP),
+            };
+        }
         let answer = ask!(self, &inode, |node| match name {
             Some(name) => node.xattr(name).await,
             // What has none lists none.
@@ -98,6 +105,12 @@ impl Bridge {
             },
         });
         answer.map_err(never_enosys)
+    }
+
+    /// Whether it is known to have no extended attributes.
+    fn is_bare(&self, inode: &Inode) -> bool {
+        let known = inode.place().and_then(|place| self.foresight.attr(place.dir.id, place.name.as_name()));
+        known.is_some_and(|(_, attr, _)| attr.bare && inode.is(attr.qid))
     }
 
     /// Sets an extended attribute, or removes it.

@@ -15,6 +15,9 @@ const STATS_DATA_VERSION: u64 = 0x2000;
 /// `P9_STATS_ALL`.
 pub(crate) const STATS_ALL: u64 = 0x3fff;
 
+/// Ours, of entries of an `Rreaddirplus`: there are no extended attributes.
+const BARE: u64 = 0x4000;
+
 /// The type byte of an `Rgetattr`, and the bytes of its fields.
 const GETATTR: u8 = 25;
 pub(crate) const ATTR_SIZE: usize = 153;
@@ -98,7 +101,7 @@ impl R<'_> {
         let btime = known(STATS_BTIME, attr.btime != Time::default());
         let version = known(STATS_DATA_VERSION, attr.qid.version != 0);
         Self::Getattr {
-            valid: mask & (STATS_BASIC | btime | version),
+            valid: mask & (STATS_BASIC | btime | version | known(BARE, attr.bare)),
             qid: attr.qid,
             mode: attr.mode,
             uid: attr.uid,
@@ -125,7 +128,7 @@ impl R<'_> {
     pub fn write_attr(attr: Option<&Attr>, out: &mut Vec<u8>) {
         let start = out.len();
         match attr {
-            Some(attr) => Self::of_attr(attr, STATS_ALL).encode(0, out),
+            Some(attr) => Self::of_attr(attr, STATS_ALL | BARE).encode(0, out),
             None => Self::of_attr(&Attr::default(), 0).encode(0, out),
         }
         out.drain(start..start + HEADER);
@@ -150,7 +153,8 @@ impl R<'_> {
         let btime = if valid & STATS_BTIME != 0 { time(btime_sec, btime_nsec) } else { Time::default() };
         let (atime, mtime) = (time(atime_sec, atime_nsec), time(mtime_sec, mtime_nsec));
         let ctime = time(ctime_sec, ctime_nsec);
-        Some(Attr { qid, mode, uid, gid, nlink, rdev, size, blksize, blocks, atime, mtime, ctime, btime })
+        let bare = valid & BARE != 0;
+        Some(Attr { qid, mode, uid, gid, nlink, rdev, size, blksize, blocks, atime, mtime, ctime, btime, bare })
     }
 
     /// `Rstatfs`.
@@ -263,7 +267,7 @@ mod tests {
             btime,
             ..Attr::default()
         };
-        assert_eq!(R::of_attr(&attr, STATS_ALL).to_attr(), Some(attr));
+        assert_eq!(R::of_attr(&attr, STATS_ALL).to_attr(), Some(Attr { bare: false, ..attr }));
         let mut out = vec![1];
         R::write_attr(Some(&attr), &mut out);
         R::write_attr(None, &mut out);

@@ -67,7 +67,7 @@ fn row(out: &mut Vec<u8>, attr: Option<&Attr>, name: &[u8]) {
 
 /// All that is known of a file, a line for each thing.
 pub(super) fn all(attr: &Attr, path: &OsStr) -> String {
-    let Attr { qid, mode: bits, uid, gid, nlink, rdev, size, blksize, blocks, atime, mtime, ctime, btime } = *attr;
+    let Attr { qid, mode: bits, uid, gid, nlink, rdev, size, blksize, blocks, atime, mtime, ctime, btime, .. } = *attr;
     let mut text = format!("path {}\nqid {:?} {} {:#018x}\n", path.display(), qid.kind, qid.version, qid.path);
     text += &format!("mode {} {bits:o}\nowner {uid}\ngroup {gid}\nlinks {nlink}\n", mode(bits));
     if rdev != 0 {

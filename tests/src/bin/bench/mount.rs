@@ -10,7 +10,50 @@ use crate::peers::Sshd;
 use crate::{Row, machine, median_ms};
 
 const SMALL_FILES: usize = 5000;
+const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
+
+/// What is done in the folder, and how it is counted.
+struct Case {
+    name: &'static str,
+    /// A shell script.
+    work: &'static str,
+    count: Count,
+}
+
+enum Count {
+    Milliseconds,
+    /// Of a GiB.
+    MibPerSecond,
+}
+
+const CASES: [Case; 8] = [
+    Case { name: "cat 5000 files of 4 KiB, cold", work: "cat small/* >/dev/null", count: Count::Milliseconds },
+    Case { name: "ls -lR of them, cold", work: "ls -lR small >/dev/null", count: Count::Milliseconds },
+    Case { name: "find, looking at each, cold", work: "find small -size +1M", count: Count::Milliseconds },
+    Case {
+        name: "read 1 GiB in sequence, cold",
+        work: "dd if=big of=/dev/null bs=1M status=none",
+        count: Count::MibPerSecond,
+    },
+    Case {
+        name: "write 1 GiB in sequence, with fsync",
+        work: "dd if=/dev/zero of=written bs=1M count=1024 conv=fsync status=none",
+        count: Count::MibPerSecond,
+    },
+    Case {
+        name: "10000 random reads of 4 KiB",
+        work: "python3 -c 'import os,random; random.seed(1); f=os.open(\"big\",0); \
+               [os.pread(f,4096,random.randrange(262144)*4096) for _ in range(10000)]'",
+        count: Count::Milliseconds,
+    },
+    Case {
+        name: "make 2000 small files",
+        work: "mkdir made && python3 -c 'for i in range(2000): open(f\"made/{i}\",\"w\").write(\"x\"*100)'",
+        count: Count::Milliseconds,
+    },
+    Case { name: "remove them", work: "rm -r made", count: Count::Milliseconds },
+];
 
 pub(crate) fn run() -> Vec<Row> {
     let mut machine = machine(&["alpha"]);
@@ -22,36 +65,25 @@ pub(crate) fn run() -> Vec<Row> {
     }
     machine.run("sh", &["-c", &format!("head -c {GIB} /dev/zero >{}", files.join("big").display())]);
     let sshd = Sshd::start(&machine.at("sshd"));
-    let cat_small = "cat small/* >/dev/null";
-    let read_big = "dd if=big of=/dev/null bs=1M status=none";
-    let (mut ours, mut peer) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+    let (mut ours, mut peer) = ([const { Vec::new() }; CASES.len()], [const { Vec::new() }; CASES.len()]);
     for _ in 0..3 {
-        for (i, work) in [cat_small, read_big].into_iter().enumerate() {
-            ours[i].push(through_us(&mut machine, work));
-            peer[i].push(through_sshfs(&machine, &sshd, &files, work));
+        for (i, case) in CASES.iter().enumerate() {
+            ours[i].push(through_us(&mut machine, case.work));
+        }
+        for (i, case) in CASES.iter().enumerate() {
+            peer[i].push(through_sshfs(&machine, &sshd, &files, case.work));
         }
     }
-    let mib_s = |ms: f64| GIB as f64 / f64::from(1 << 20) / (ms / 1e3);
-    let [our_small, our_big] = ours.map(median);
-    let [peer_small, peer_big] = peer.map(median);
-    vec![
-        Row {
-            group: "mount",
-            case: format!("cat {SMALL_FILES} files of 4 KiB, cold"),
-            ours: our_small,
-            peer: Some(("sshfs", peer_small)),
-            unit: "ms",
-            more_is_better: false,
-        },
-        Row {
-            group: "mount",
-            case: "read 1 GiB in sequence, cold".into(),
-            ours: mib_s(our_big),
-            peer: Some(("sshfs", mib_s(peer_big))),
-            unit: "MiB/s",
-            more_is_better: true,
-        },
-    ]
+    let rows = CASES.iter().zip(ours.into_iter().map(median)).zip(peer.into_iter().map(median));
+    rows.map(|((case, ours), peer)| {
+        let (figure, unit, more_is_better): (fn(f64) -> f64, _, _) = match case.count {
+            Count::Milliseconds => (|ms| ms, "ms", false),
+            Count::MibPerSecond => (|ms| GIB as f64 / MIB as f64 / (ms / 1e3), "MiB/s", true),
+        };
+        let peer = Some(("sshfs", figure(peer)));
+        Row { group: "mount", case: case.name.into(), ours: figure(ours), peer, unit, more_is_better }
+    })
+    .collect()
 }
 
 fn median(mut all: Vec<f64>) -> f64 {
