@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::{Instant, timeout_at};
 
 use crate::buffers;
+use crate::server::pool::{COUNTED, Held, Share};
 use crate::server::{Error, Limits};
 use crate::wire::HEADER;
 
@@ -43,6 +44,22 @@ pub(crate) struct Frames<S> {
     msize: u32,
     /// The first frame has to come in time.
     first: Option<Instant>,
+    /// What large frames take from what all may hold.
+    share: Option<Share>,
+    /// That of the frame that is coming.
+    held: Option<Held>,
+}
+
+/// The fields of a large frame, and what it holds.
+struct Large {
+    body: Bytes,
+    _held: Held,
+}
+
+impl AsRef<[u8]> for Large {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
 }
 
 impl Frame {
@@ -55,15 +72,17 @@ impl Frame {
 impl<S: AsyncRead + Send + Unpin + 'static> Frames<S> {
     /// The same, whatever the stream is.
     pub(crate) fn boxed(self) -> Frames<Box<dyn AsyncRead + Send + Unpin>> {
-        let Self { stream, buf, last, limits, msize, first } = self;
-        Frames { stream: Box::new(stream), buf, last, limits, msize, first }
+        let Self { stream, buf, last, limits, msize, first, share, held } = self;
+        Frames { stream: Box::new(stream), buf, last, limits, msize, first, share, held }
     }
 }
 
 impl<S: AsyncRead + Unpin> Frames<S> {
-    pub(crate) fn new(stream: S, limits: Limits) -> Self {
+    /// Those of `stream`; large ones count for `share`, if there is one.
+    pub(crate) fn new(stream: S, limits: Limits, share: Option<Share>) -> Self {
         let first = Some(Instant::now() + limits.version_time);
-        Self { stream, buf: BytesMut::new(), last: 0, msize: limits.msize.min(Limits::MSIZE_MAX), limits, first }
+        let msize = limits.msize.min(Limits::MSIZE_MAX);
+        Self { stream, buf: BytesMut::new(), last: 0, msize, limits, first, share, held: None }
     }
 
     pub(crate) fn agree(&mut self, msize: u32) {
@@ -79,6 +98,7 @@ impl<S: AsyncRead + Unpin> Frames<S> {
                 self.first = None;
                 return Ok(Some(frame));
             }
+            self.hold().await;
             let frame = || {
                 let time = self.limits.frame_time + SLOWEST * (self.size().unwrap_or_default() >> 10);
                 (*begun.get_or_insert_with(Instant::now) + time, time, "a frame")
@@ -87,6 +107,15 @@ impl<S: AsyncRead + Unpin> Frames<S> {
             if !self.fill(deadline).await? {
                 return Ok(None);
             }
+        }
+    }
+
+    /// Waits until a large frame that has begun may be kept. Its time counts from then on.
+    async fn hold(&mut self) {
+        if let (None, Some(share), Some(size)) = (&self.held, &self.share, self.size())
+            && size as usize >= COUNTED
+        {
+            self.held = share.asked(size as usize).await;
         }
     }
 
@@ -143,6 +172,9 @@ impl<S: AsyncRead + Unpin> Frames<S> {
         }
         body.advance(4);
         let (code, tag) = (body.get_u8(), body.get_u16_le());
+        if let Some(held) = self.held.take() {
+            body = Bytes::from_owner(Large { body, _held: held });
+        }
         Ok(Some(Frame { code, tag, body }))
     }
 }

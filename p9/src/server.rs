@@ -37,12 +37,14 @@ mod lane;
 mod leases;
 mod legacy;
 mod locks;
+pub(crate) mod pool;
 mod replies;
 mod requests;
 mod runner;
 mod sessions;
 
 use connection::Connection;
+pub use pool::{Pool, PoolLimits};
 use requests::Requests;
 pub use sessions::{SessionLimits, Sessions};
 
@@ -63,17 +65,20 @@ pub struct Limits {
     pub version_time: Duration,
     /// How long a frame may take from its first byte to its last; a large one may take longer, at 4 KiB a second.
     pub frame_time: Duration,
+    /// What all connections may hold together.
+    pub pool: Pool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             msize: (1 << 20) + wire::IO_HEADER,
-            fids: 2_000_000,
+            fids: 1 << 20,
             in_flight: 1024,
             bytes_in_flight: 128 << 20,
             version_time: Duration::from_secs(10),
             frame_time: Duration::from_secs(30),
+            pool: Pool::of_process(),
         }
     }
 }
@@ -125,6 +130,9 @@ pub enum Error {
     /// A number of frames that cannot be meant.
     #[error("the peer broke the rules of sessions: {0}")]
     Impossible(#[from] Impossible),
+    /// More than can be kept for it now.
+    #[error("there is no room for more requests of the peer")]
+    NoRoom,
     /// The peer began something and did not go on.
     #[error("the peer took more than {0:?} for {1}")]
     TooSlow(Duration, &'static str),
@@ -134,7 +142,7 @@ impl Error {
     /// What the peer is told, if it broke the protocol: `Rlerror`, with the tag of the message at fault if it had one.
     fn last_words(&self) -> Option<Errno> {
         match self {
-            Self::Io(_) => None,
+            Self::Io(_) | Self::NoRoom => None,
             Self::FrameSize { .. } => Some(Errno::EMSGSIZE),
             Self::TooSlow(..) => Some(Errno::ETIMEDOUT),
             Self::TooMany(_) => Some(Errno::EMFILE),
@@ -174,9 +182,10 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let (reader, to_peer) = tokio::io::split(stream);
-    let requests = Requests::new(&limits);
+    let share = limits.pool.share(&who);
+    let requests = Requests::new(&limits, share.clone());
     let mut writing = pin!(write(requests.clone(), to_peer));
-    let mut frames = Frames::new(reader, limits.clone());
+    let mut frames = Frames::new(reader, limits.clone(), Some(share));
     let mut tasks = JoinSet::new();
     let mut connection = Connection::new(tree, who, requests.clone(), limits, sessions.cloned());
     let ended = {

@@ -95,11 +95,13 @@ impl Ledger {
         self.kept.is_empty() || (self.bytes < window && !self.budget.is_spent())
     }
 
-    /// Keeps `frame`, which is sent now.
-    pub(crate) fn sends(&mut self, frame: &Outgoing) {
+    /// Keeps `frame`, with the room that it takes; gives what is to be written of it now.
+    pub(crate) fn sends(&mut self, frame: Outgoing) -> Outgoing {
         self.sent += 1;
         self.account(cost(frame.size()), true);
-        self.kept.push_back(frame.clone());
+        let written = frame.clone();
+        self.kept.push_back(frame);
+        written
     }
 
     fn account(&mut self, cost: usize, more: bool) {
@@ -214,8 +216,7 @@ mod tests {
                 match step {
                     Step::Send => {
                         let frame = frame(sent, 10);
-                        near.sends(&frame);
-                        under_way.push_back(frame);
+                        under_way.push_back(near.sends(frame));
                         sent += 1;
                     }
                     Step::Arrive(count) => {
@@ -239,17 +240,17 @@ mod tests {
         let budget = Budget::new(1000);
         let (mut one, mut other) = (Ledger::new(budget.clone()), Ledger::new(budget.clone()));
         assert!(one.has_room(true));
-        one.sends(&frame(0, 1000));
+        one.sends(frame(0, 1000));
         assert!(!one.has_room(true), "the budget is spent");
         assert!(other.has_room(true), "the first frame of each goes");
-        other.sends(&frame(0, 0));
+        other.sends(frame(0, 0));
         assert!(!other.has_room(true));
         drop(one);
         assert!(other.has_room(true), "what is gone keeps nothing");
         let mut alone = Ledger::new(Budget::new(usize::MAX));
         let mut count = 0;
         while alone.has_room(true) {
-            alone.sends(&frame(0, 1 << 20));
+            alone.sends(frame(0, 1 << 20));
             count += 1;
         }
         assert_eq!(count, 15);
@@ -259,8 +260,8 @@ mod tests {
     #[test]
     fn what_cannot_have_arrived_is_not_believed() {
         let mut ledger = Ledger::new(Budget::new(usize::MAX));
-        ledger.sends(&frame(0, 0));
-        ledger.sends(&frame(1, 0));
+        ledger.sends(frame(0, 0));
+        ledger.sends(frame(1, 0));
         assert!(ledger.acknowledged(3).is_err());
         assert_eq!(ledger.acknowledged(1).unwrap().len(), 1);
         assert!(ledger.acknowledged(0).is_err(), "it is not kept any more");

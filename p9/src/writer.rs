@@ -10,7 +10,8 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
-use tokio::sync::OwnedSemaphorePermit;
+
+use crate::server::pool::Room;
 
 /// A message on its way: its header and fields, and what follows them.
 #[derive(Clone)]
@@ -23,8 +24,8 @@ pub(crate) struct Outgoing {
 #[derive(Default)]
 pub(crate) struct Payload {
     pub(crate) bytes: Bytes,
-    /// The room that it takes until it has been sent, where that is bounded.
-    pub(crate) _room: Option<OwnedSemaphorePermit>,
+    /// The room that it takes until it has been sent and, in a session, acknowledged, where that is bounded.
+    pub(crate) _room: Option<Room>,
 }
 
 impl From<Bytes> for Payload {
@@ -34,7 +35,7 @@ impl From<Bytes> for Payload {
 }
 
 impl Clone for Payload {
-    /// What is kept to be sent again takes none of the room.
+    /// The same bytes, whose room is with what they were cloned from.
     fn clone(&self) -> Self {
         self.bytes.clone().into()
     }

@@ -356,8 +356,7 @@ impl Wire {
         let ledger = RefCell::new(ledger);
         let may = |message: &Outgoing| ledger.borrow().has_room(message.is_bulk());
         self.waits.lock().take_outgoing(may, |message| {
-            ledger.borrow_mut().sends(&message);
-            pieces.add(message);
+            pieces.add(ledger.borrow_mut().sends(message));
         });
     }
 

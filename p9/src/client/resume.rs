@@ -114,7 +114,7 @@ where
     let (reader, writer) = tokio::io::split(Counted::new(io, traffic.clone()));
     let limits =
         Limits { msize, version_time: liveness * 2, frame_time: Duration::from_secs(120), ..Limits::default() };
-    (Frames::new(reader, limits).boxed(), writer)
+    (Frames::new(reader, limits, None).boxed(), writer)
 }
 
 impl Wire {

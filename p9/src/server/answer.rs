@@ -20,7 +20,7 @@ mod read;
 mod walk;
 mod xattr;
 
-use read::{read, read_dir};
+use read::{list, read, wait};
 use walk::walk;
 
 /// Bytes of an `Rread` or `Rreaddir` before its data.
@@ -41,8 +41,8 @@ pub(super) enum Fields {
     Walk(Vec<Qid>),
     Link(Bytes),
     Read(Payload),
-    Dir(Vec<u8>),
-    DirPlus(Vec<u8>),
+    Dir(Payload),
+    DirPlus(Payload),
 }
 
 impl From<R<'static>> for Answer {
@@ -82,19 +82,30 @@ impl Answer {
             }
             Fields::Walk(qids) => encode(R::Walk { qids: Qids::of(&Qids::encode(&qids)) }),
             Fields::Link(target) => encode(R::Readlink { target: Str(&target) }),
-            Fields::DirPlus(entries) => encode(R::Readdirplus { data: Data(&entries) }),
-            Fields::Dir(entries) => encode(R::Readdir { data: Data(&entries) }),
+            Fields::DirPlus(data) => {
+                encode(R::Readdirplus { data: Data(&[]) });
+                return followed(head, data);
+            }
+            Fields::Dir(data) => {
+                encode(R::Readdir { data: Data(&[]) });
+                return followed(head, data);
+            }
             Fields::Read(data) => {
                 encode(R::Read { data: Data(&[]) });
-                // The data follows from where it lies: only the two counts in front of it change.
-                let count = data.bytes.len();
-                head[..4].copy_from_slice(&((READ_HEADER + count) as u32).to_le_bytes());
-                head[HEADER..].copy_from_slice(&(count as u32).to_le_bytes());
-                return data;
+                return followed(head, data);
             }
         }
         Payload::default()
     }
+}
+
+/// `head`, which was encoded with no data, as what goes before `data`: that follows from where it lies, and only the two
+/// counts in front of it change.
+fn followed(head: &mut [u8], data: Payload) -> Payload {
+    let count = data.bytes.len();
+    head[..4].copy_from_slice(&((READ_HEADER + count) as u32).to_le_bytes());
+    head[HEADER..].copy_from_slice(&(count as u32).to_le_bytes());
+    data
 }
 
 /// Answers a message that makes a fid, whose state is `made`.
@@ -173,7 +184,9 @@ async fn on_file(context: &Context, message: &T<'_>, file: &File, body: &Bytes) 
     Ok(match *message {
         T::Stat { .. } => legacy::stat(file).await?,
         T::Read { offset, count, .. } if file.extra.is_some() && matches!(file.open, Some(Handle::Dir(_))) => {
-            legacy::read_dir(file, offset, count.min(room) as usize).await?
+            let place = wait(context, count.min(room)).await?;
+            let bytes = legacy::read_dir(file, offset, count.min(room) as usize).await?;
+            Fields::Read(Payload { _room: place.shrunk(bytes.len()), bytes }).into()
         }
         T::Read { offset, count, .. } => Fields::Read(read(context, open()?, offset, count.min(room)).await?).into(),
         T::Write { offset, data, .. } => {
@@ -182,11 +195,11 @@ async fn on_file(context: &Context, message: &T<'_>, file: &File, body: &Bytes) 
         }
         T::Readdir { offset, count, .. } => {
             let Handle::Dir(dir) = open()? else { return Err(Errno::ENOTDIR) };
-            Fields::Dir(read_dir(&**dir, offset, count.min(room) as usize, false).await?).into()
+            Fields::Dir(list(context, &**dir, offset, count.min(room), false).await?).into()
         }
         T::Readdirplus { offset, count, .. } => {
             let Handle::Dir(dir) = open()? else { return Err(Errno::ENOTDIR) };
-            Fields::DirPlus(read_dir(&**dir, offset, count.min(room) as usize, true).await?).into()
+            Fields::DirPlus(list(context, &**dir, offset, count.min(room), true).await?).into()
         }
         T::Allocate { .. } | T::Seek { .. } => content::on_file(message, open()?).await?,
         T::Append { data, .. } => content::append(file, body.slice_ref(data.0)).await?,

@@ -18,6 +18,7 @@ use super::fids::Fids;
 use super::leases::Leases;
 use super::legacy;
 use super::locks::Locks;
+use super::pool::Share;
 use super::requests::{Push, Requests};
 use super::runner::{Request, Runner};
 use super::sessions::{Found, Sessions};
@@ -39,6 +40,8 @@ pub(super) struct Context {
     pub(super) leases: Leases,
     pub(super) locks: Locks,
     pub(super) push: Push,
+    /// What of all that a server holds is its peer's.
+    pub(super) share: Share,
 }
 
 impl Context {
@@ -46,16 +49,18 @@ impl Context {
         tree: TreeRef, who: Arc<Who>, (msize, dialect): (u32, Dialect), limits: &Limits, push: Push,
     ) -> Self {
         let reading = Arc::new(Semaphore::new(limits.bytes_in_flight.max(Limits::MSIZE_MAX as usize)));
+        let share = limits.pool.share(&who);
         Self {
             tree,
             who,
-            fids: Fids::new(),
+            fids: Fids::new(share.clone()),
             msize,
             dialect,
             reading,
             leases: Leases::default(),
             locks: Locks::default(),
             push,
+            share,
         }
     }
 }
@@ -201,19 +206,20 @@ impl Connection {
         // Before the same client takes others.
         self.context.locks.give_back().await;
         let (tree, who, reading) = (self.context.tree.clone(), self.context.who.clone(), self.context.reading.clone());
-        let (leases, push) = (Leases::default(), self.context.push.clone());
+        let (leases, push, share) = (Leases::default(), self.context.push.clone(), self.context.share.clone());
         self.versioned = dialect.is_some();
         let spoken = dialect.unwrap_or_default();
         self.context = Arc::new(Context {
             tree,
             who,
-            fids: Fids::new(),
+            fids: Fids::new(share.clone()),
             msize,
             dialect: spoken,
             reading,
             leases,
             locks: Locks::default(),
             push,
+            share,
         });
         let version = dialect.map_or(wire::VERSION_UNKNOWN, Dialect::version);
         self.requests.end(tag, &version_reply(tag, msize, version), Payload::default()).await;

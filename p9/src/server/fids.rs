@@ -14,6 +14,7 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use tokio::task::coop::unconstrained;
 
 use super::legacy::Extra;
+use super::pool::Share;
 use crate::{Errno, Handle, NameBuf, NodeRef};
 
 /// What a fid stands for.
@@ -124,22 +125,25 @@ impl<G> Turn<G> {
 }
 
 /// The fids of one connection.
-#[derive(Clone)]
-pub(super) struct Fids(Arc<Mutex<HashMap<u32, Fid>>>);
+pub(super) struct Fids {
+    all: Mutex<HashMap<u32, Fid>>,
+    share: Share,
+}
 
 impl Fids {
-    pub(super) fn new() -> Self {
-        Self(Arc::default())
+    pub(super) fn new(share: Share) -> Self {
+        Self { all: Mutex::default(), share }
     }
 
     pub(super) fn clear(&self) {
         // Dropped outside the lock: closing files may take a while.
-        let gone = std::mem::take(&mut *self.0.lock());
+        let gone = std::mem::take(&mut *self.all.lock());
+        self.share.frees_fids(gone.len());
         drop(gone);
     }
 
     fn find(&self, fid: u32) -> Result<Fid, Errno> {
-        self.0.lock().get(&fid).cloned().ok_or(Errno::EBADF)
+        self.all.lock().get(&fid).cloned().ok_or(Errno::EBADF)
     }
 
     /// Queues a request that shares `fid`.
@@ -158,7 +162,8 @@ impl Fids {
 
     /// Takes `fid` away, and queues its clunk behind what it is used for.
     pub(super) fn clunk(&self, fid: u32) -> Result<Alone, Errno> {
-        let gone = self.0.lock().remove(&fid).ok_or(Errno::EBADF)?;
+        let gone = self.all.lock().remove(&fid).ok_or(Errno::EBADF)?;
+        self.share.frees_fids(1);
         Ok(alone(gone))
     }
 
@@ -170,11 +175,11 @@ impl Fids {
         }
         let made = Fid::default();
         let state = made.clone().try_write_owned().map_err(|_| Errno::EIO)?;
-        let mut fids = self.0.lock();
+        let mut fids = self.all.lock();
         let poisoned = |fid: &Fid| fid.try_read().is_ok_and(|state| matches!(*state, State::Poisoned(_)));
         match fids.get(&fid) {
             Some(old) if !poisoned(old) => return Err(Errno::EBADF),
-            None if fids.len() >= most => return Err(Errno::EMFILE),
+            None if fids.len() >= most || !self.share.takes_fid() => return Err(Errno::EMFILE),
             _ => fids.insert(fid, made.clone()),
         };
         Ok(Made { number: fid, fid: made, state })
@@ -182,10 +187,17 @@ impl Fids {
 
     /// Takes a fid away again that could not be made, if it is still there.
     pub(super) fn unmake(&self, number: u32, made: &Fid) {
-        let mut fids = self.0.lock();
+        let mut fids = self.all.lock();
         if fids.get(&number).is_some_and(|there| Arc::ptr_eq(there, made)) {
             fids.remove(&number);
+            self.share.frees_fids(1);
         }
+    }
+}
+
+impl Drop for Fids {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 

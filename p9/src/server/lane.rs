@@ -23,6 +23,7 @@ use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::connection::{Connection, Context};
+use super::pool::{COUNTED, Held, Share};
 use super::requests::Requests;
 use super::sessions::{Connected, Registry};
 use super::{Error, LAST_WORDS, Limits};
@@ -78,12 +79,13 @@ struct Shared {
     filled: Notify,
     /// The writer has to look at the ledger.
     changed: Notify,
+    share: Share,
 }
 
 /// Frames that were read and not taken up.
 #[derive(Default)]
 struct Backlog {
-    frames: VecDeque<Frame>,
+    frames: VecDeque<(Frame, Option<Held>)>,
     bytes: usize,
 }
 
@@ -96,6 +98,7 @@ impl Lane {
             backlog: Mutex::default(),
             filled: Notify::new(),
             changed: Notify::new(),
+            share: context.share.clone(),
         };
         let mut connection = Connection::of_lane(context.clone(), requests.clone(), limits);
         let mut tasks = JoinSet::new();
@@ -209,10 +212,13 @@ impl Shared {
                 Ok(Some(T::Ack { received: FAREWELL })) => return Ended::Farewell,
                 Ok(Some(T::Ack { received })) => self.acknowledged(received),
                 // What is garbled meets that when it is taken up.
-                _ => self.backlog.lock().push(frame),
+                _ => self.backlog.lock().push(frame, &self.share),
             };
-            if let Err(err) = read {
-                return Ended::Broken(err, tag);
+            match read {
+                Ok(()) => {}
+                // It may come again when there is.
+                Err(err @ Error::NoRoom) => return Ended::Lost(Err(err)),
+                Err(err) => return Ended::Broken(err, tag),
             }
             self.filled.notify_one();
             consume_budget().await;
@@ -298,25 +304,30 @@ impl Shared {
         let ledger = RefCell::new(ledger);
         let room = |bulk| ledger.borrow().has_room(bulk);
         requests.take(room, |reply| {
-            ledger.borrow_mut().sends(&reply);
-            pieces.add(reply);
+            pieces.add(ledger.borrow_mut().sends(reply));
         });
     }
 }
 
 impl Backlog {
-    /// Errors: more than the peer may have under way.
-    fn push(&mut self, frame: Frame) -> Result<(), Error> {
+    /// Errors: more than the peer may have under way; `NoRoom` for more than all peers may.
+    fn push(&mut self, frame: Frame, share: &Share) -> Result<(), Error> {
         if self.bytes >= WINDOW {
             return Err(Error::Session("it sends more than may be unacknowledged"));
         }
-        self.bytes += cost(frame.size());
-        self.frames.push_back(frame);
+        let cost = cost(frame.size());
+        // What is large is counted already.
+        let held = match self.bytes > UNCOUNTED && frame.size() < COUNTED {
+            true => Some(share.asked_now(cost).ok_or(Error::NoRoom)?),
+            false => None,
+        };
+        self.bytes += cost;
+        self.frames.push_back((frame, held));
         Ok(())
     }
 
     fn pop(&mut self) -> Option<Frame> {
-        let frame = self.frames.pop_front()?;
+        let (frame, _) = self.frames.pop_front()?;
         self.bytes -= cost(frame.size());
         Some(frame)
     }
@@ -335,3 +346,6 @@ fn acknowledgement(ledger: &mut Ledger) -> Outgoing {
 
 /// Where the connections of a lane go.
 pub(super) type ToLane = Sender<Arrival>;
+
+/// Bytes of small requests in a backlog that are not counted among those of all.
+const UNCOUNTED: usize = 64 << 10;

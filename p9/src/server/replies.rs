@@ -10,8 +10,10 @@ use std::task::{Context, Poll, Waker};
 use crate::buffers::Buffers;
 use crate::writer::{Outgoing, Payload};
 
-/// Small replies, and as many of bulk, that wait for the writer; past it, requests wait.
+/// Replies of bulk that wait for the writer, and bytes of small ones; past it, requests wait. The bytes of bulk are
+/// counted where they are read.
 const ROOM: usize = 256;
+const SMALL_ROOM: usize = 256 << 10;
 /// Small replies that wait for no more to go along with.
 const DUE: usize = 32;
 
@@ -19,6 +21,8 @@ const DUE: usize = 32;
 pub(super) struct Replies {
     small: VecDeque<Outgoing>,
     bulk: VecDeque<Outgoing>,
+    /// Those of all that are small.
+    bytes: usize,
     /// What their heads are cut off.
     heads: Buffers,
     /// Waits for something to write, or for the word that there will be nothing.
@@ -44,7 +48,7 @@ impl Wake {
 impl Replies {
     pub(super) fn new() -> Self {
         let (small, bulk) = (VecDeque::new(), VecDeque::new());
-        Self { small, bulk, heads: Buffers::default(), writer: None, turn: false, closed: false }
+        Self { small, bulk, bytes: 0, heads: Buffers::default(), writer: None, turn: false, closed: false }
     }
 
     /// A reply of these parts.
@@ -56,7 +60,7 @@ impl Replies {
 
     /// Whether there is room for one more reply, of bulk or small.
     pub(super) fn has_room(&self, bulk: bool) -> bool {
-        self.queue(bulk).len() < ROOM
+        if bulk { self.bulk.len() < ROOM } else { self.bytes < SMALL_ROOM }
     }
 
     /// Puts in a reply for which there is room, or what is told and answers nothing, whatever room there is.
@@ -67,6 +71,7 @@ impl Replies {
         if message.is_bulk() {
             self.bulk.push_back(message)
         } else {
+            self.bytes += message.size();
             self.small.push_back(message)
         }
         Wake(self.writer.take())
@@ -110,11 +115,10 @@ impl Replies {
     /// The next that is small, or bulk; and whether there was no room for more.
     pub(super) fn take(&mut self, bulk: bool) -> Option<(Outgoing, bool)> {
         let full = !self.has_room(bulk);
-        let queue = if bulk { &mut self.bulk } else { &mut self.small };
-        queue.pop_front().map(|reply| (reply, full))
-    }
-
-    fn queue(&self, bulk: bool) -> &VecDeque<Outgoing> {
-        if bulk { &self.bulk } else { &self.small }
+        let reply = if bulk { self.bulk.pop_front() } else { self.small.pop_front() }?;
+        if !bulk {
+            self.bytes -= reply.size();
+        }
+        Some((reply, full))
     }
 }

@@ -14,6 +14,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::pool::Share;
 use super::replies::Replies;
 use super::{Error, Limits};
 use crate::Errno;
@@ -40,6 +41,8 @@ struct State {
     replies: Replies,
     /// What cancelled nothing, for the next request.
     spare: Option<Cancel>,
+    /// What of all requests are its peer's.
+    share: Share,
 }
 
 /// A request under way.
@@ -47,6 +50,8 @@ struct State {
 struct Pending {
     cancel: Cancel,
     bytes: usize,
+    /// Whether it is counted among the requests of all.
+    counted: bool,
     /// The tags of the flushes that wait for its end.
     flushes: VecDeque<u16>,
 }
@@ -57,8 +62,8 @@ const FLUSHES: usize = 4;
 const BATCH: usize = 64;
 
 impl Requests {
-    pub(super) fn new(limits: &Limits) -> Self {
-        let state = State { tags: HashMap::new(), bytes: 0, replies: Replies::new(), spare: None };
+    pub(super) fn new(limits: &Limits, share: Share) -> Self {
+        let state = State { tags: HashMap::new(), bytes: 0, replies: Replies::new(), spare: None, share };
         let (in_flight, bytes_in_flight) = (limits.in_flight, limits.bytes_in_flight);
         Self(Arc::new(Shared { state: Mutex::new(state), taken: Notify::new(), in_flight, bytes_in_flight }))
     }
@@ -70,9 +75,9 @@ impl Requests {
         let full = state.tags.len() >= self.0.in_flight;
         let Entry::Vacant(free) = state.tags.entry(tag) else { return Err(Error::DuplicateTag(tag)) };
         let cancel = state.spare.take().unwrap_or_default();
-        free.insert(Pending { cancel: cancel.clone(), bytes, flushes: VecDeque::new() });
+        free.insert(Pending { cancel: cancel.clone(), bytes, counted: true, flushes: VecDeque::new() });
         state.bytes += bytes;
-        let full = full || state.bytes > self.0.bytes_in_flight;
+        let full = state.share.begins() || full || state.bytes > self.0.bytes_in_flight;
         Ok(if full { Err((cancel, Errno::EAGAIN)) } else { Ok(cancel) })
     }
 
@@ -194,18 +199,32 @@ impl Requests {
     /// Forgets all requests: their tasks are gone.
     pub(super) fn clear(&self) {
         let mut state = self.0.state.lock();
-        state.tags.clear();
+        state.forget();
         state.bytes = 0;
     }
 }
 
 impl State {
+    /// Forgets all requests.
+    fn forget(&mut self) {
+        let gone = std::mem::take(&mut self.tags);
+        self.share.end(gone.values().filter(|pending| pending.counted).count());
+    }
+
     /// Frees a tag; gives the flushes that waited for it.
     fn free(&mut self, tag: u16) -> VecDeque<u16> {
-        let Some(Pending { cancel, bytes, flushes }) = self.tags.remove(&tag) else { return VecDeque::new() };
+        let Some(ended) = self.tags.remove(&tag) else { return VecDeque::new() };
+        let Pending { cancel, bytes, counted, flushes } = ended;
+        self.share.end(counted.into());
         self.bytes -= bytes;
         self.spare = cancel.renewed().or(self.spare.take());
         flushes
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.forget();
     }
 }
 
@@ -237,7 +256,7 @@ mod tests {
     use super::*;
 
     fn requests() -> Requests {
-        Requests::new(&Limits::default())
+        Requests::new(&Limits::default(), Limits::default().pool.share(&crate::Who::owner()))
     }
 
     async fn small(requests: &Requests, name: u8) {

@@ -218,7 +218,7 @@ impl Sessions {
         // Without a connection, until the one comes that is about to be handed to it.
         let lingers = Mutex::new(Some(Instant::now()));
         let links = Arc::new(Links { count: AtomicUsize::new(0), lingers, changed: Notify::new() });
-        let first = Requests::new(limits);
+        let first = Requests::new(limits, limits.pool.share(&who));
         // What is told without being asked for goes out on the first lane.
         let (spoken, push) = ((hello.msize, Dialect::Slashn), first.pushes());
         let context = Context::new(tree.clone(), who.clone(), spoken, limits, push);
@@ -337,7 +337,7 @@ impl Session {
             let (sender, receiver) = mpsc::channel(1);
             let lane = Lane {
                 requests: if lane == 0 { self.first.take() } else { None }
-                    .unwrap_or_else(|| Requests::new(&self.limits)),
+                    .unwrap_or_else(|| Requests::new(&self.limits, self.context.share.clone())),
                 context: self.context.clone(),
                 limits: self.limits.clone(),
                 registry: self.registry.clone(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use p9::Errno;
-use p9::server::{Error, Limits};
+use p9::server::{Error, Limits, Pool, PoolLimits};
 use p9::wire::R;
 
 use crate::peer::{Peer, encode};
@@ -325,4 +325,85 @@ async fn a_vanished_client_frees_everything() {
     peer.hangs_up().await.unwrap();
     // The directory's, and this test's own.
     assert_eq!(holders.map(|holders| holders()), [2, 2, 2]);
+}
+
+/// Limits by which all connections together have little.
+fn scarce(pool: PoolLimits) -> Limits {
+    Limits { pool: Pool::new(pool), ..Limits::default() }
+}
+
+/// A peer with frames of 1 MiB that has the file `f` open as fid 1.
+async fn with_large_frames(tree: &Arc<Ram>, limits: &Limits) -> Peer {
+    let mut peer = Peer::of(tree.clone(), limits.clone());
+    peer.say("65535 Tversion msize=1048600 version=9P2000.L").await;
+    peer.hears("65535 Rversion").await;
+    peer.say("0 Tattach fid=0 afid=~ uname= aname= n_uname=~").await;
+    peer.hears("0 Rattach").await;
+    peer.opens(1, "f", 2).await;
+    peer
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_and_fids_are_bounded_over_all_connections_of_a_peer() {
+    let root = Ram::root();
+    root.pipe("pipe");
+    let few = PoolLimits { requests: 8, fids: 8, ..PoolLimits::default() };
+    let (tree, limits) = (Arc::new(root), scarce(few));
+    let mut one = Peer::attached(tree.clone(), limits.clone()).await;
+    let mut other = Peer::attached(tree.clone(), limits.clone()).await;
+    one.opens(1, "pipe", 2).await;
+    other.opens(1, "pipe", 2).await;
+    other.say("1 Twalk fid=0 newfid=2 wnames=").await;
+    other.hears("1 Rlerror ecode=24").await;
+    for tag in [10, 11] {
+        one.say(&format!("{tag} Tread fid=1 offset=0 count=9")).await;
+        other.say(&format!("{tag} Tread fid=1 offset=0 count=9")).await;
+    }
+    one.hears_nothing().await;
+    other.say("1 Tgetattr fid=0 request_mask=0x7ff").await;
+    other.hears("1 Rlerror ecode=11").await;
+    // All of it is free when one of them has gone.
+    one.hangs_up().await.unwrap();
+    other.say("1 Tgetattr fid=0 request_mask=0x7ff").await;
+    other.hears("1 Rgetattr").await;
+    other.say("1 Twalk fid=0 newfid=2 wnames=").await;
+    other.hears("1 Rwalk").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_are_bounded_over_all_connections_of_a_peer_and_what_is_small_goes_on() {
+    let root = Ram::root();
+    let file = root.file("f", &"z".repeat(1 << 20));
+    let (tree, limits) = (Arc::new(root), scarce(PoolLimits { bytes: 4 << 20, ..PoolLimits::default() }));
+    let mut one = with_large_frames(&tree, &limits).await;
+    for tag in 1..=9 {
+        one.say(&format!("{tag} Tread fid=1 offset=0 count=1048576")).await;
+    }
+    one.sleeps().await;
+    assert_eq!(file.reads(), 2, "it reads no reply, and there is no room for a third");
+    let mut other = with_large_frames(&tree, &limits).await;
+    other.say("1 Tread fid=1 offset=0 count=1048576").await;
+    // The beginning of a large frame, and of another: there is no room for a third.
+    let large = encode(&format!("2 Twrite fid=1 offset=0 data={}", "y".repeat(1_000_000)));
+    let mut begun = Vec::new();
+    for _ in 0..2 {
+        let mut peer = with_large_frames(&tree, &limits).await;
+        peer.send(&large[..large.len() - 1]).await;
+        begun.push(peer);
+    }
+    let mut third = with_large_frames(&tree, &limits).await;
+    third.say("1 Tgetattr fid=1 request_mask=0x7ff").await;
+    third.hears("1 Rgetattr").await;
+    {
+        let mut waits = std::pin::pin!(third.send(&large));
+        assert!(tokio::time::timeout(Duration::from_secs(5), waits.as_mut()).await.is_err(), "it is not read");
+        begun.pop();
+        waits.await;
+    }
+    third.hears("2 Rwrite count=1000000").await;
+    other.say("3 Tgetattr fid=1 request_mask=0x7ff").await;
+    other.hears("3 Rgetattr").await;
+    // It was being written to.
+    let _ = one.hangs_up().await;
+    assert_eq!(other.hear().await.expect("its reply")[4], 117);
 }

@@ -204,6 +204,11 @@ impl Peer {
         }
     }
 
+    /// Lets time pass, which it does once nothing else can happen.
+    pub(crate) async fn sleeps(&self) {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+
     /// Closes the stream and gives what the server returned.
     pub(crate) async fn hangs_up(self) -> Result<(), server::Error> {
         drop(self.stream);

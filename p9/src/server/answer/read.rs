@@ -3,35 +3,54 @@
 use std::ops::ControlFlow;
 
 use crate::server::connection::Context;
+use crate::server::pool::{COUNTED, Room};
 use crate::wire::{ATTR_SIZE, Dirent, R, Str};
 use crate::writer::Payload;
 use crate::{Entry, Errno, Handle, buffers};
 
-/// The most that one read of what does not seek is given.
+/// The most that one read of what does not seek is given, and what it is given where many wait.
 const STREAM_READ: u32 = 128 << 10;
-/// Reads below this count as part of their request.
-const UNCOUNTED: u32 = 16 << 10;
+const STREAM_READ_LEAST: u32 = COUNTED as u32;
 
-/// Reads, within what the replies of the connection may take until they are sent.
+/// Reads, within what the replies of the connection, and those of all, may take until they are sent.
 pub(super) async fn read(context: &Context, open: &Handle, offset: u64, count: u32) -> Result<Payload, Errno> {
     if !open.seekable() {
         // It may wait for ever, and must not take room from others meanwhile; a short read is no end.
-        return Ok(open.read(offset, count.min(STREAM_READ)).await?.into());
+        let count = count.min(STREAM_READ);
+        let held = if count < STREAM_READ_LEAST { None } else { context.share.awaited(count as usize) };
+        let count = if held.is_some() { count } else { count.min(STREAM_READ_LEAST) };
+        let bytes = open.read(offset, count).await?;
+        return Ok(Payload { _room: Room { own: None, held }.shrunk(bytes.len()), bytes });
     }
-    let room = match count {
-        ..UNCOUNTED => None,
-        _ => Some(context.reading.clone().acquire_many_owned(count).await.map_err(|_| Errno::EIO)?),
-    };
+    let room = wait(context, count).await?;
     let bytes = match open {
         Handle::Fd(file) => file.read_into(buffers::data, offset, count).await?,
         open => open.read(offset, count).await?,
     };
-    Ok(Payload { _room: room.filter(|_| bytes.len() >= UNCOUNTED as usize), bytes })
+    Ok(Payload { _room: room.shrunk(bytes.len()), bytes })
+}
+
+/// Waits for room for `count` bytes of a reply: what is small counts as part of its request.
+pub(super) async fn wait(context: &Context, count: u32) -> Result<Room, Errno> {
+    if (count as usize) < COUNTED {
+        return Ok(Room { own: None, held: None });
+    }
+    let own = context.reading.clone().acquire_many_owned(count).await.map_err(|_| Errno::EIO)?;
+    Ok(Room { own: Some(own), held: context.share.answered(count as usize).await })
+}
+
+/// The entries that one reply gives, as [`read_dir`] has them.
+pub(super) async fn list(
+    context: &Context, dir: &dyn crate::Dir, cookie: u64, count: u32, plus: bool,
+) -> Result<Payload, Errno> {
+    let room = wait(context, count).await?;
+    let entries = read_dir(dir, cookie, count as usize, plus).await?;
+    Ok(Payload { _room: room.shrunk(entries.len()), bytes: entries.into() })
 }
 
 /// Entries from `cookie` on, as many as fit into `room` bytes, each followed by its attributes if `plus`. `.` and `..` are
 /// not among them: a client knows both.
-pub(super) async fn read_dir(dir: &dyn crate::Dir, cookie: u64, room: usize, plus: bool) -> Result<Vec<u8>, Errno> {
+async fn read_dir(dir: &dyn crate::Dir, cookie: u64, room: usize, plus: bool) -> Result<Vec<u8>, Errno> {
     let (mut out, mut too_long) = (Vec::new(), false);
     let more = if plus { ATTR_SIZE } else { 0 };
     let mut take = |entry: Entry<'_>| {

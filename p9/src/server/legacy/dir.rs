@@ -5,7 +5,6 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 use futures_util::future::join_all;
 
-use crate::server::answer::{Answer, Fields};
 use crate::server::fids::File;
 use crate::wire::Field;
 use crate::wire::legacy::Stat;
@@ -33,7 +32,7 @@ struct Taken {
 
 /// Entries from `offset` on, as many as fit into `room` bytes. Errors: `ESPIPE` for any other offset than 0 and where
 /// the last read ended; `EINVAL` where not one entry fits.
-pub(in crate::server) async fn read_dir(file: &File, offset: u64, room: usize) -> Result<Answer, Errno> {
+pub(in crate::server) async fn read_dir(file: &File, offset: u64, room: usize) -> Result<Bytes, Errno> {
     let (Some(Handle::Dir(dir)), Some(extra)) = (&file.open, &file.extra) else { return Err(Errno::EBADF) };
     let mut cookie = match *extra.listed.lock() {
         _ if offset == 0 => 0,
@@ -66,7 +65,7 @@ pub(in crate::server) async fn read_dir(file: &File, offset: u64, room: usize) -
         }
     }
     *extra.listed.lock() = Listed { offset: offset + out.len() as u64, cookie };
-    Ok(Fields::Read(Bytes::from(out).into()).into())
+    Ok(out.into())
 }
 
 /// The entries after `cookie` that could fit into `room` bytes, and always one if there is one.
