@@ -16,6 +16,7 @@ use futures_util::future::join_all;
 use p9::client::{Client, Options};
 use p9::{Handle, How, Name, NodeRef, Tree, Want, Who, transport};
 use tests::machine::{Done, Machine, PATIENCE};
+use tokio::runtime::{Builder, Runtime};
 
 use crate::Row;
 
@@ -38,8 +39,7 @@ pub(crate) fn run() -> Vec<Row> {
     fs::write(dir.join("big"), vec![7; BIG_BYTES as usize]).expect("a large file");
     let ours = Ours::start(&machine, &dir);
     let diod = Diod::start(&machine.at("diod.sock"), &dir);
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let runtime = runtime();
     let mut rows = Vec::new();
     for (kind, ours, diod) in [("unix", &ours.unix, &diod.unix), ("tcp", &ours.tcp, &diod.tcp)] {
         let us = runtime.block_on(attach(ours, b"fs/served"));
@@ -49,6 +49,11 @@ pub(crate) fn run() -> Vec<Row> {
     }
     rows.extend(runtime.block_on(with_tls(&machine, &tls, &ours, &dir)));
     rows
+}
+
+/// A runtime for one client.
+pub(crate) fn runtime() -> Runtime {
+    Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
 }
 
 /// Small operations: one after another, many at once, and whole small files.
@@ -150,18 +155,18 @@ impl Both {
 }
 
 /// A directory of a server's.
-struct At {
-    root: NodeRef,
+pub(crate) struct At {
+    pub(crate) root: NodeRef,
     client: Client,
 }
 
 /// Where a server listens.
-enum Address {
+pub(crate) enum Address {
     Unix(PathBuf),
     Tcp(u16),
 }
 
-async fn attach(address: &Address, aname: &[u8]) -> At {
+pub(crate) async fn attach(address: &Address, aname: &[u8]) -> At {
     let options = Options::default();
     let client = match address {
         Address::Unix(path) => Client::connect(transport::unix(path).await.expect("a connection"), options).await,
@@ -175,7 +180,7 @@ async fn attach(address: &Address, aname: &[u8]) -> At {
     At { root, client }
 }
 
-async fn walk(root: &NodeRef, path: &[u8]) -> NodeRef {
+pub(crate) async fn walk(root: &NodeRef, path: &[u8]) -> NodeRef {
     let names = Name::split(path).expect("a path");
     root.walk(&names, Want::default()).await.and_then(p9::Walk::reached).expect("it is there").node
 }
@@ -228,7 +233,7 @@ async fn trips(at: &At) -> f64 {
     (at.client.counts().round_trips - before) as f64 / SMALL as f64
 }
 
-async fn open(at: &At, how: How) -> Handle {
+pub(crate) async fn open(at: &At, how: How) -> Handle {
     let names = [Name::new(b"big").expect("a name")];
     at.root.open_at(&names, how, Want::default()).await.expect("the large file").handle
 }
@@ -298,14 +303,14 @@ fn copied(file: &Path, mut from: impl Write + Send, mut to: impl Read) -> f64 {
 }
 
 /// A node of ours that listens in plain.
-struct Ours {
-    unix: Address,
-    tcp: Address,
+pub(crate) struct Ours {
+    pub(crate) unix: Address,
+    pub(crate) tcp: Address,
     node: Child,
 }
 
 impl Ours {
-    fn start(machine: &Machine, dir: &Path) -> Self {
+    pub(crate) fn start(machine: &Machine, dir: &Path) -> Self {
         let (home, socket, port) = (machine.at("plain"), machine.at("ours.sock"), free_port());
         let home = home.display().to_string();
         machine.slashn(&["--home", &home, "init", "--name", "plain"]).succeeds();
@@ -330,14 +335,14 @@ impl Drop for Ours {
 }
 
 /// A diod that lets everybody in.
-struct Diod {
-    unix: Address,
-    tcp: Address,
+pub(crate) struct Diod {
+    pub(crate) unix: Address,
+    pub(crate) tcp: Address,
     daemon: Child,
 }
 
 impl Diod {
-    fn start(socket: &Path, dir: &Path) -> Self {
+    pub(crate) fn start(socket: &Path, dir: &Path) -> Self {
         let port = free_port();
         let daemon = Command::new("/usr/sbin/diod")
             .args(["--foreground", "--no-auth", "--logdest", "stderr", "--listen"])

@@ -1,17 +1,31 @@
-//! Group `scale`: what a node costs that does nothing, and what each idle connection adds to it.
+//! Group `scale`: what a node costs that does nothing, what idle connections and open fids add to it, and how long a
+//! stat takes while another client reads at full speed.
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use p9::client::{Client, Options};
+use p9::{Handle, How, Name, Want};
 use tests::machine::Machine;
 
 use crate::Row;
+use crate::p9::{At, Diod, Ours, attach, open, walk};
 
-const CONNECTIONS: usize = 200;
+const CONNECTIONS: usize = 1_000;
+const FIDS: usize = 10_000;
+const STATS: usize = 4_000;
+const BIG_BYTES: u64 = 256 << 20;
+const PIECE: u32 = 1 << 20;
 
 pub(crate) fn run() -> Vec<Row> {
     let mut machine = Machine::bare();
     machine.node("alpha");
+    let files = machine.at("files-alpha");
+    for number in 0..FIDS {
+        fs::write(files.join(number.to_string()), b"").expect("a small file");
+    }
     let idle = resident_kib(&machine);
     let home = ::node::home::Home::open(&machine.at("me")).expect("my home");
     let dialer = ::node::dial::Dialer::open(&home, None).expect("my key and the nodes I know");
@@ -25,12 +39,90 @@ pub(crate) fn run() -> Vec<Row> {
         }
         held
     });
-    let more = resident_kib(&machine) - idle;
+    let busy = resident_kib(&machine);
     drop(held);
-    vec![
+    let (_client, root) = runtime.block_on(dialer.attach(&alpha, ::node::dial::LINGER)).expect("alpha");
+    let before = resident_kib(&machine);
+    let opened: Vec<Handle> = runtime.block_on(async {
+        let files = walk(&root, b"fs/files").await;
+        let mut opened = Vec::new();
+        for number in 0..FIDS {
+            let name = number.to_string();
+            let name = [Name::new(name.as_bytes()).expect("a name")];
+            opened.push(files.open_at(&name, How::READ, Want::default()).await.expect("an open file").handle);
+        }
+        opened
+    });
+    let after = resident_kib(&machine);
+    drop(opened);
+    let mut rows = vec![
         row("a node, idle: resident", idle / 1024.0, "MiB"),
-        row("each of 200 idle connections adds", more / CONNECTIONS as f64, "KiB"),
-    ]
+        row("the same with 1,000 idle connections", busy / 1024.0, "MiB"),
+        row("each of them adds", (busy - idle) / CONNECTIONS as f64, "KiB"),
+        row("each of 10,000 open files adds", (after - before) * 1024.0 / FIDS as f64, "B"),
+    ];
+    rows.extend(beside_a_reader());
+    rows
+}
+
+/// The time that the slowest hundredth of stats takes at least, while another client reads at full speed.
+fn beside_a_reader() -> Vec<Row> {
+    let machine = Machine::bare();
+    let dir = machine.at("served");
+    fs::create_dir_all(&dir).expect("a folder");
+    fs::write(dir.join("big"), vec![7; BIG_BYTES as usize]).expect("a large file");
+    let (ours, diod) = (Ours::start(&machine, &dir), Diod::start(&machine.at("diod.sock"), &dir));
+    let mut rows = Vec::new();
+    for (kind, ours, diod) in [("unix", &ours.unix, &diod.unix), ("tcp", &ours.tcp, &diod.tcp)] {
+        // Each client in a runtime of its own, so that neither waits for the other here.
+        let p99 = |address, aname: &[u8]| {
+            let [reads, stats] = [(), ()].map(|()| crate::p9::runtime());
+            let (reader, asker) = (reads.block_on(attach(address, aname)), stats.block_on(attach(address, aname)));
+            let ended = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| reads.block_on(read_all(&reader, &ended)));
+                let p99 = stats.block_on(p99_of_stats(&asker));
+                ended.store(true, Ordering::Relaxed);
+                p99
+            })
+        };
+        let (us, them) = (p99(ours, b"fs/served"), p99(diod, dir.as_os_str().as_encoded_bytes()));
+        rows.push(Row {
+            group: "scale",
+            case: format!("{kind}: p99 of a stat while another client reads"),
+            ours: us.as_secs_f64() * 1e3,
+            peer: Some(("diod", them.as_secs_f64() * 1e3)),
+            unit: "ms",
+            more_is_better: false,
+        });
+    }
+    rows
+}
+
+/// Reads the large file over and over, several pieces at a time.
+async fn read_all(at: &At, ended: &AtomicBool) {
+    let big = open(at, How::READ).await;
+    while !ended.load(Ordering::Relaxed) {
+        for group in 0..BIG_BYTES / u64::from(PIECE) / 4 {
+            let pieces = (0..4).map(|piece| big.read((group * 4 + piece) * u64::from(PIECE), PIECE).into_future());
+            join_all(pieces).await.into_iter().for_each(|data| assert_eq!(data.expect("bytes").len(), PIECE as usize));
+            if ended.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+    }
+}
+
+async fn p99_of_stats(at: &At) -> Duration {
+    let name = [Name::new(b"big").expect("a name")];
+    let mut times = Vec::with_capacity(STATS);
+    for _ in 0..STATS {
+        let start = Instant::now();
+        at.root.walk(&name, Want::ATTR).await.and_then(p9::Walk::reached).expect("the file");
+        times.push(start.elapsed());
+    }
+    times.sort();
+    times[STATS * 99 / 100]
 }
 
 /// The resident memory of the node and its launcher.
