@@ -107,8 +107,11 @@ impl Bridge {
         answer.map_err(never_enosys)
     }
 
-    /// Whether it is known to have no extended attributes.
+    /// Whether it is known to have no extended attributes: as its directory was listed, or is just being.
     fn is_bare(&self, inode: &Inode) -> bool {
+        if inode.bare(self.options.ttl / 2).is_some_and(|asked| !self.changes.is_old(asked, inode.qid_path)) {
+            return true;
+        }
         let known = inode.place().and_then(|place| self.foresight.attr(place.dir.id, place.name.as_name()));
         known.is_some_and(|(_, attr, _)| attr.bare && inode.is(attr.qid))
     }

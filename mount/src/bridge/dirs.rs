@@ -151,7 +151,8 @@ impl Bridge {
             cookie = last.cookie;
             look_up(&open.node, &mut batch).await;
         }
-        let ids: Vec<u64> = batch.iter().map_while(|found| self.add_to(&list, found, &open.inode)).collect();
+        let asked = open.listed.lock().as_ref().map(|gathered| gathered.asked);
+        let ids: Vec<u64> = batch.iter().map_while(|found| self.add_to(&list, found, &open.inode, asked)).collect();
         let fitted = ids.len();
         if fitted == batch.len() {
             // There was room for more.
@@ -166,14 +167,20 @@ impl Bridge {
         Ok(())
     }
 
-    /// Adds `found` to `list` and to what the kernel knows, by the number that is given; `None` if it is full.
-    fn add_to(&self, list: &Filling<ReplyDirectoryPlus>, found: &Found, dir: &Arc<Inode>) -> Option<u64> {
+    /// Adds `found` to `list` and to what the kernel knows, by the number that is given; `None` if it is full. There had been
+    /// `asked` changes when the directory was opened.
+    fn add_to(
+        &self, list: &Filling<ReplyDirectoryPlus>, found: &Found, dir: &Arc<Inode>, asked: Option<u64>,
+    ) -> Option<u64> {
         let &Found { ref name, qid, kind, cookie, attr, ref node } = found;
         let inode = self.table.enter(dir, name.as_name(), qid, node.clone());
         // Of what cannot be asked about the type is known, and the kernel asks again before it uses the rest.
         let unknown = Attr { qid, mode: kind & libc::S_IFMT, size: inode.size(), ..Attr::default() };
         let (attr, ttl) = attr.map_or((unknown, Duration::ZERO), |attr| (attr, self.options.ttl));
         inode.learn(&attr);
+        if let Some(asked) = asked.filter(|_| attr.bare) {
+            inode.is_bare(asked);
+        }
         let (shown, name) = (to_fuse(&attr, inode.id), name.as_name().as_os_str());
         let full = list.is_full(|reply| reply.add(shown.ino, cookie, name, &ttl, &shown, ONLY));
         if full {

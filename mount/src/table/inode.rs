@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use p9::{Attr, FileKind, NameBuf, NodeRef, Qid, Time};
 use parking_lot::Mutex;
@@ -33,6 +34,8 @@ struct State {
     filled: Option<Version>,
     /// When the attributes last changed, as the kernel was told.
     told: Time,
+    /// When it was listed as having no extended attributes, and the count of changes by then.
+    bare: Option<(Instant, u64)>,
 }
 
 /// Where a file is seen.
@@ -135,6 +138,16 @@ impl Inode {
         self.size.store(attr.size, Ordering::Release);
         self.mode.store(attr.mode, Ordering::Release);
         self.state.lock().told = attr.ctime;
+    }
+
+    /// It was listed as having no extended attributes, when there had been `asked` changes.
+    pub(crate) fn is_bare(&self, asked: u64) {
+        self.state.lock().bare = Some((Instant::now(), asked));
+    }
+
+    /// The count of changes by when it was listed as having no extended attributes, less than `ttl` ago.
+    pub(crate) fn bare(&self, ttl: Duration) -> Option<u64> {
+        self.state.lock().bare.filter(|(when, _)| when.elapsed() < ttl).map(|(_, asked)| asked)
     }
 
     /// Whether these attributes are other than what the kernel was told last.

@@ -227,3 +227,14 @@ fn extended_attributes_that_are_not_there_are_not_asked_for() {
     assert!(Command::new("python3").args(["-c", &script]).status().unwrap().success());
     until("the local one is seen", || value(&shown.path(&name(3))) == Ok(b"local".to_vec()));
 }
+
+#[test]
+fn a_long_listing_asks_for_the_directory_alone() {
+    let (_folder, tree, ..) = shown();
+    let (client, shown) = Shown::counted(tree);
+    let before = client.counts().requests;
+    let list = Command::new("ls").arg("-l").arg(&*shown).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&list.stdout).lines().count(), COUNT + 1);
+    let asked = client.counts().requests - before;
+    assert!(asked < COUNT as u64 / 10, "{asked} requests");
+}
