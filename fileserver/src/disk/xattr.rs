@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 
 use bytes::Bytes;
 use p9::Errno;
-use rustix::fs::{XattrFlags, getxattr, listxattr, removexattr, setxattr};
+use rustix::fs::{XattrFlags, getxattr, listxattr, listxattr_query, removexattr, setxattr};
 
 use super::inode::Reach;
 use super::sys::proc_path;
@@ -27,8 +27,7 @@ fn check(name: &[u8]) -> Result<(), Errno> {
 
 /// Whether the regular file that `place` stands for has none at all.
 pub(super) fn none(place: impl AsFd) -> bool {
-    let mut room: [u8; 0] = [];
-    listxattr(proc_path(place), &mut room).is_ok_and(|length| length == 0)
+    listxattr_query(proc_path(place)).is_ok_and(|length| length == 0)
 }
 
 /// The value of `name`.

@@ -226,6 +226,11 @@ fn extended_attributes_that_are_not_there_are_not_asked_for() {
         format!("import os; os.setxattr('{}', 'user.colour', b'local')", folder.path().join(name(3)).display());
     assert!(Command::new("python3").args(["-c", &script]).status().unwrap().success());
     until("the local one is seen", || value(&shown.path(&name(3))) == Ok(b"local".to_vec()));
+    // And so it is when the directory is listed anew.
+    assert_eq!(fs::read_dir(&*shown).unwrap().count(), COUNT);
+    look(&shown);
+    let values = [1, 2, 3].map(|n| value(&shown.path(&name(n))).unwrap());
+    assert_eq!(values, [b"ours".to_vec(), b"theirs".to_vec(), b"local".to_vec()]);
 }
 
 #[test]
