@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use dashmap::DashMap;
-use p9::{Errno, Handle, NodeRef};
+use p9::{Errno, Handle, NameBuf, NodeRef};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::AbortHandle;
@@ -49,6 +49,8 @@ pub(crate) struct Open {
     pub(crate) batch: AtomicUsize,
     /// The entries of a directory, as far as it was listed.
     pub(crate) listed: Mutex<Option<Gathered>>,
+    /// Files that the kernel was told of by this listing, and is to forget: it knows enough.
+    pub(crate) too_many: Mutex<Vec<NameBuf>>,
     /// What it shares with others who have the file open, if it does.
     pub(crate) kept: Option<Arc<File>>,
     /// The task that waits for what a poll asked about.

@@ -196,7 +196,6 @@ impl Table {
     }
 
     /// How many inodes the kernel knows.
-    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.maps.lock().ids.len()
     }

@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
+use p9::NameBuf;
 use p9::tree::LeaseKind;
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::Semaphore;
@@ -29,6 +30,14 @@ const AT_A_TIME: usize = 16;
 pub(crate) struct Teller {
     broken: Sender<Broken>,
     kernel: Arc<OnceLock<Notifier>>,
+    late: Late,
+}
+
+/// Where the kernel is told what it may have to wait for.
+#[derive(Clone)]
+struct Late {
+    runtime: Runtime,
+    turns: Arc<Semaphore>,
 }
 
 /// A lease that was broken.
@@ -43,8 +52,7 @@ struct Thread {
     kept: Weak<Kept>,
     kernel: Arc<OnceLock<Notifier>>,
     ttl: Duration,
-    runtime: Runtime,
-    late: Arc<Semaphore>,
+    late: Late,
 }
 
 impl Teller {
@@ -53,10 +61,10 @@ impl Teller {
     pub(crate) fn start(kept: &Arc<Kept>, ttl: Duration, runtime: Runtime) -> io::Result<Self> {
         let (broken, breaks) = channel();
         let kernel: Arc<OnceLock<Notifier>> = Arc::default();
-        let late = Arc::new(Semaphore::new(AT_A_TIME));
-        let thread = Thread { kept: Arc::downgrade(kept), kernel: kernel.clone(), ttl, runtime, late };
+        let late = Late { runtime, turns: Arc::new(Semaphore::new(AT_A_TIME)) };
+        let thread = Thread { kept: Arc::downgrade(kept), kernel: kernel.clone(), ttl, late: late.clone() };
         std::thread::Builder::new().name("mount-tell".into()).spawn(move || thread.run(&breaks))?;
-        Ok(Self { broken, kernel })
+        Ok(Self { broken, kernel, late })
     }
 
     /// From now on there is a kernel to be told.
@@ -70,6 +78,12 @@ impl Teller {
         if let Some(kernel) = self.kernel.get() {
             tell(kernel, INodeNo(inode.id), -1);
         }
+    }
+
+    /// The kernel is to forget the files `names` in `dir`, unless it uses them.
+    pub(crate) fn forgets(&self, dir: &Inode, names: Vec<NameBuf>) {
+        let id = dir.id;
+        self.late.tell(&self.kernel, move |kernel| tell_names(kernel, id, &names));
     }
 
     /// The lease of `file` was broken.
@@ -104,7 +118,7 @@ impl Thread {
             kept.drop_file(file);
         }
         if let Some(inode) = inode {
-            self.late(move |kernel| tell(kernel, INodeNo(inode.id), 0));
+            self.late.tell(&self.kernel, move |kernel| tell(kernel, INodeNo(inode.id), 0));
         }
     }
 
@@ -117,11 +131,7 @@ impl Thread {
         }
         dir.let_go(keep);
         if !names.is_empty() {
-            self.late(move |kernel| {
-                for name in &names {
-                    told(kernel.inval_entry(INodeNo(id), OsStr::from_bytes(name.as_name().as_bytes())));
-                }
-            });
+            self.late.tell(&self.kernel, move |kernel| tell_names(kernel, id, &names));
         }
     }
 
@@ -130,13 +140,15 @@ impl Thread {
             tell(kernel, INodeNo(id), -1);
         }
     }
+}
 
-    /// Tells what the kernel may have to wait for, on a thread that may block.
-    fn late(&self, tell: impl FnOnce(&Notifier) + Send + 'static) {
-        let Some(kernel) = self.kernel.get().cloned() else { return };
-        let late = self.late.clone();
+impl Late {
+    /// Tells it on a thread that may block.
+    fn tell(&self, kernel: &OnceLock<Notifier>, tell: impl FnOnce(&Notifier) + Send + 'static) {
+        let Some(kernel) = kernel.get().cloned() else { return };
+        let turns = self.turns.clone();
         self.runtime.spawn(async move {
-            let Ok(_turn) = late.acquire().await else { return };
+            let Ok(_turn) = turns.acquire().await else { return };
             _ = tokio::task::spawn_blocking(move || tell(&kernel)).await;
         });
     }
@@ -145,6 +157,13 @@ impl Thread {
 /// The attributes of `id` are old and, unless `from` is negative, the pages from there on.
 fn tell(kernel: &Notifier, id: INodeNo, from: i64) {
     told(kernel.inval_inode(id, from, 0));
+}
+
+/// What `names` stand for in the directory `id` is old.
+fn tell_names(kernel: &Notifier, id: u64, names: &[NameBuf]) {
+    for name in names {
+        told(kernel.inval_entry(INodeNo(id), OsStr::from_bytes(name.as_name().as_bytes())));
+    }
 }
 
 fn told(answer: io::Result<()>) {

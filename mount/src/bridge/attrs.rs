@@ -92,6 +92,8 @@ impl Bridge {
         if self.is_bare(&inode) {
             return match name {
                 None => Ok(Bytes::new()),
+                // Not that it has none: programs then ask no more, where ls(1) would ask about each file.
+                Some(b"security.selinux") => Err(Errno::EOPNOTSUPP),
                 Some(name) if name.starts_with(b"user.") || name.starts_with(b"security.") => Err(Errno::ENODATA),
                 Some(_) => Err(Errno::EOPNOTSUPP),
             };

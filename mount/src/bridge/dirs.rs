@@ -2,7 +2,9 @@
 //!
 //! Called through `fs`, in the request's own task. The offsets that the kernel gives back are the tree's cookies; `.` and
 //! `..`, which a tree does not list, have two that no file system is known to use. A listing with attributes asks for
-//! those that the tree did not give along, all of a batch at once; the kernel then looks none of these names up.
+//! those that the tree did not give along, all of a batch at once; the kernel then looks none of these names up. It is what
+//! the kernel always asks for, since most trees give attributes along: of one that does not they are asked for only where
+//! somebody seems to look at its files.
 
 use std::ffi::OsStr;
 use std::ops::ControlFlow;
@@ -14,7 +16,7 @@ use std::time::Duration;
 use fuser::{FileHandle, FileType, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 use futures_util::future::join_all;
 use p9::tree::LeaseKind;
-use p9::{Attr, Dir, Entry, Errno, Handle, How, NameBuf, NodeRef, Opened, Qid, Walk, Want};
+use p9::{Attr, Dir, Entry, Errno, FileKind, Handle, How, NameBuf, NodeRef, Opened, Qid, Walk, Want};
 use parking_lot::Mutex;
 
 use super::names::attr_of;
@@ -30,6 +32,10 @@ use crate::table::Inode;
 const AFTER_DOT: u64 = i64::MAX as u64 - 2;
 const AFTER_DOT_DOT: u64 = i64::MAX as u64 - 1;
 
+/// Where the kernel knows more inodes than these, a listing has it forget those of which it told before.
+const KNOWN: usize = 100_000;
+/// So many of a batch whose attributes did not come along are asked about in any case.
+const FEW: usize = 8;
 /// Entries whose attributes are asked for together, at first: as many as an older kernel has room for.
 pub(super) const FIRST_BATCH: usize = 24;
 /// And at most: as many as there is room for in what glibc asks for.
@@ -132,6 +138,7 @@ impl Bridge {
     ) -> Result<(), Errno> {
         let open = self.opens.get(fh.0)?;
         let Handle::Dir(dir) = &open.handle else { return Err(Errno::ENOTDIR) };
+        self.has_too_many(&open);
         // The kernel looks at their names and types alone.
         let here = to_fuse(&Attr { mode: libc::S_IFDIR, ..Attr::default() }, open.inode.id);
         let dot = |next, name: &[u8]| {
@@ -149,7 +156,11 @@ impl Bridge {
                 break;
             };
             cookie = last.cookie;
-            look_up(&open.node, &mut batch).await;
+            let untold = batch.iter().filter(|found| found.attr.is_none()).count();
+            // Of many, only for a program that seems to look at each.
+            if after == 0 || untold <= FEW || open.inode.was_looked_in() {
+                look_up(&open.node, &mut batch).await;
+            }
         }
         let asked = open.listed.lock().as_ref().map(|gathered| gathered.asked);
         let ids: Vec<u64> = batch.iter().map_while(|found| self.add_to(&list, found, &open.inode, asked)).collect();
@@ -158,6 +169,10 @@ impl Bridge {
             // There was room for more.
             open.batch.store(LARGEST_BATCH.min(most * 2), Ordering::Relaxed);
         }
+        if self.table.len() > KNOWN {
+            let files = batch[..fitted].iter().filter(|found| found.qid.kind != FileKind::Dir);
+            open.too_many.lock().extend(files.map(|found| found.name.clone()));
+        }
         let seen = |(found, id): (Found, u64)| {
             // What the listing did not tell no lease covers.
             let attr = found.attr.filter(|_| found.node.is_none());
@@ -165,6 +180,14 @@ impl Bridge {
         };
         open.has_listed(after, batch.into_iter().zip(ids).map(seen), ended);
         Ok(())
+    }
+
+    /// Has the kernel forget what the listing `open` told it beyond what it is to know.
+    pub(super) fn has_too_many(&self, open: &Open) {
+        let names = std::mem::take(&mut *open.too_many.lock());
+        if !names.is_empty() {
+            self.teller.forgets(&open.inode, names);
+        }
     }
 
     /// Adds `found` to `list` and to what the kernel knows, by the number that is given; `None` if it is full. There had been

@@ -62,13 +62,26 @@ impl Open {
             flags |= FopenFlags::FOPEN_NOFLUSH;
         }
         let (reads, writes, poll) = (Position::default(), Position::default(), Mutex::default());
-        let (batch, listed) = (FIRST_BATCH.into(), Mutex::default());
+        let (batch, listed, too_many) = (FIRST_BATCH.into(), Mutex::default(), Mutex::default());
         let ahead = first.map_or_else(Ahead::default, |First { bytes, writes }| Ahead::new(bytes, writes));
         let (writes_too, written) = (how.changes(), AtomicBool::new(false));
-        (
-            Self { inode, node, handle, direct, writes_too, written, reads, writes, ahead, batch, listed, kept, poll },
-            flags,
-        )
+        let open = Self {
+            inode,
+            node,
+            handle,
+            direct,
+            writes_too,
+            written,
+            reads,
+            writes,
+            ahead,
+            batch,
+            listed,
+            too_many,
+            kept,
+            poll,
+        };
+        (open, flags)
     }
 }
 

@@ -64,7 +64,6 @@ impl Filesystem for Fs {
             | InitFlags::FUSE_ATOMIC_O_TRUNC
             | InitFlags::FUSE_AUTO_INVAL_DATA
             | InitFlags::FUSE_DO_READDIRPLUS
-            | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_CACHE_SYMLINKS
             | InitFlags::FUSE_POSIX_LOCKS
             | InitFlags::FUSE_FLOCK_LOCKS
@@ -303,6 +302,7 @@ impl Filesystem for Fs {
 
     fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
         if let Some(open) = self.0.opens.remove(fh.0) {
+            self.0.has_too_many(&open);
             let gathered = open.listed.lock().take();
             if let Some(gathered) = gathered {
                 self.0.foresight.listed(open.inode.clone(), gathered);

@@ -22,6 +22,7 @@ impl Bridge {
     /// The file called `name` in `parent`, or that there is none; and how long the kernel may keep that.
     pub(super) async fn lookup(&self, parent: INodeNo, name: &[u8]) -> Result<(FileAttr, Duration), Errno> {
         let (dir, name) = (self.inode(parent)?, Name::new(name)?);
+        dir.look_in();
         match self.foresight.look(&dir, self.table.at_hand(&dir).as_ref(), name).await {
             Some(Found::Looked(node, attr, ttl)) => return Ok((self.entry(&dir, name, node, &attr).1, ttl)),
             Some(Found::Opened(file)) => {

@@ -4,7 +4,7 @@
 //! never across a wait. Invariant: an open file pins its node, so that it is served although it has no name any more.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use p9::{Attr, FileKind, NameBuf, NodeRef, Qid, Time};
@@ -24,6 +24,8 @@ pub(crate) struct Inode {
     writes: AtomicU64,
     /// Its mode, as last heard.
     mode: AtomicU32,
+    /// Whether a name was looked up in it since that was last asked.
+    looked_in: AtomicBool,
 }
 
 #[derive(Default)]
@@ -73,6 +75,7 @@ impl Inode {
             size: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             mode: AtomicU32::new(0),
+            looked_in: AtomicBool::new(false),
         }
     }
 
@@ -148,6 +151,16 @@ impl Inode {
     /// The count of changes by when it was listed as having no extended attributes, less than `ttl` ago.
     pub(crate) fn bare(&self, ttl: Duration) -> Option<u64> {
         self.state.lock().bare.filter(|(when, _)| when.elapsed() < ttl).map(|(_, asked)| asked)
+    }
+
+    /// A name is looked up in it.
+    pub(crate) fn look_in(&self) {
+        self.looked_in.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a name was looked up in it since this was last asked.
+    pub(crate) fn was_looked_in(&self) -> bool {
+        self.looked_in.swap(false, Ordering::Relaxed)
     }
 
     /// Whether these attributes are other than what the kernel was told last.

@@ -215,6 +215,9 @@ fn extended_attributes_that_are_not_there_are_not_asked_for() {
         assert_eq!(value(&shown.path(&name(n))), Err(rustix::io::Errno::NODATA));
     }
     assert!(client.counts().requests - before < COUNT as u64 / 4, "{}", client.counts().requests - before);
+    // Whether files have labels is asked once, and not of each.
+    let label = rustix::fs::getxattr(shown.path(&name(0)), "security.selinux", &mut [0; 16]);
+    assert_eq!(label, Err(rustix::io::Errno::OPNOTSUPP));
     let set = |path: &Path, to: &str| {
         rustix::fs::setxattr(path, "user.colour", to.as_bytes(), rustix::fs::XattrFlags::empty())
     };
