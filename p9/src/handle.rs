@@ -15,6 +15,9 @@ use parking_lot::Mutex;
 
 use crate::{Attr, Errno, Name, Qid, Reply};
 
+use line::Line;
+
+mod line;
 mod local;
 mod sys;
 
@@ -36,6 +39,7 @@ pub struct LocalFile {
     fd: OwnedFd,
     /// Taken by each append, so that the file's own offset says where that one went.
     append: Option<Mutex<()>>,
+    line: Line,
     token: Option<Box<dyn Token>>,
 }
 
@@ -50,7 +54,7 @@ impl LocalFile {
     /// The file open as `fd`. `append` says that `fd` has `O_APPEND`; `token` is what the inode's lease authority
     /// gave a writer, held until the file is closed.
     pub fn new(fd: OwnedFd, append: bool, token: Option<Box<dyn Token>>) -> Arc<Self> {
-        Arc::new(Self { fd, append: append.then(Mutex::default), token })
+        Arc::new(Self { fd, append: append.then(Mutex::default), line: Line::default(), token })
     }
 }
 

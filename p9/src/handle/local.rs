@@ -4,14 +4,17 @@
 //! answer from the cache is asked for again on the pool, since it says nothing about where the file ends.
 
 use std::io::IoSlice;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, fdatasync, fsync, seek};
 use rustix::io::{Errno as Os, ReadWriteFlags, pwritev2, retry_on_intr};
+use tokio::sync::oneshot;
 
+use super::line::Write;
 use super::{LocalFile, Written, sys};
-use crate::cancel::blocking;
+use crate::cancel::{blocking, hold};
 use crate::{Errno, Reply};
 
 /// The types of file systems (statfs(2)) whose files are another machine's, or may be: NFS, SMB, CIFS, SMB2, AFS (two),
@@ -59,7 +62,29 @@ impl LocalFile {
 
     pub(super) fn write(self: &Arc<Self>, offset: u64, data: Bytes) -> Reply<'_, Written> {
         let file = self.clone();
-        Reply::later(blocking(move || file.write_now(offset, &data)))
+        Reply::later(async move {
+            let _hold = hold();
+            let (done, written) = oneshot::channel();
+            if let Some(first) = file.line.join(Write { offset, data, done }) {
+                tokio::task::spawn_blocking(move || file.write_all_of(first));
+            }
+            written.await.unwrap_or(Err(Errno::EIO))
+        })
+    }
+
+    /// Does `first`, and then what others want written meanwhile.
+    fn write_all_of(self: Arc<Self>, first: Write) {
+        let (mut file, mut next) = (Some(self), Some(first));
+        while let (Some(this), Some(Write { offset, data, done })) = (&file, next.take()) {
+            let written = catch_unwind(AssertUnwindSafe(|| this.write_now(offset, &data))).unwrap_or(Err(Errno::EIO));
+            drop(data);
+            next = this.line.next();
+            if next.is_none() {
+                // Whoever hears of the last may close the file, and then nothing else is to keep it open.
+                file = None;
+            }
+            let _ = done.send(written);
+        }
     }
 
     fn write_now(&self, offset: u64, data: &[u8]) -> Result<Written, Errno> {
@@ -150,6 +175,18 @@ mod tests {
         assert_eq!(put(b"one\n").await.unwrap(), Written { count: 4, offset: Some(0) });
         assert_eq!(put(b"two\n").await.unwrap(), Written { count: 4, offset: Some(4) });
         assert_eq!(std::fs::read(&path).unwrap(), b"one\ntwo\n");
+    }
+
+    #[tokio::test]
+    async fn writes_that_are_under_way_together_are_all_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = open(OpenOptions::new().read(true).write(true).create(true), &dir.path().join("f"), false);
+        let write = |at: u64| file.write(at * 4, Bytes::from(at.to_le_bytes()[..4].to_vec())).into_future();
+        for written in futures_util::future::join_all((0..200).map(write)).await {
+            assert_eq!(written.unwrap(), Written::count(4));
+        }
+        let all = file.read(0, 1000).await.unwrap();
+        assert!(all.chunks(4).zip(0u32..).all(|(four, at)| four == at.to_le_bytes()), "each is where it belongs");
     }
 
     #[tokio::test]
