@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::buffers;
 use crate::server::pool::{COUNTED, Held, Share};
 use crate::server::{Error, Limits};
-use crate::wire::HEADER;
+use crate::wire::{HEADER, T};
 
 /// What is read at a time while no large frame is under way.
 const SMALL: usize = 8 << 10;
@@ -63,10 +63,21 @@ impl AsRef<[u8]> for Large {
 }
 
 impl Frame {
+    /// The fid whose attributes it asks for, if that is what it does.
+    pub(crate) fn asks_about(&self) -> Option<u32> {
+        asked_about(self.code, &self.body)
+    }
+
     /// The bytes that it has on the wire.
     pub(crate) fn size(&self) -> usize {
         HEADER + self.body.len()
     }
+}
+
+/// The fid of a `Tgetattr`, the first of its fields.
+fn asked_about(code: u8, fields: &[u8]) -> Option<u32> {
+    let fid = u32::from_le_bytes(*fields.first_chunk()?);
+    (code == T::Getattr { fid, mask: 0 }.code()).then_some(fid)
 }
 
 impl<S: AsyncRead + Send + Unpin + 'static> Frames<S> {
@@ -150,6 +161,12 @@ impl<S: AsyncRead + Unpin> Frames<S> {
             large.extend_from_slice(&self.buf);
             self.buf = large;
         }
+    }
+
+    /// The fid whose attributes the next message asks for, if that has come and does so.
+    pub(crate) fn asks_about(&self) -> Option<u32> {
+        let (header, fields) = self.buf.split_at_checked(HEADER)?;
+        asked_about(header[4], fields)
     }
 
     fn size(&self) -> Option<u32> {

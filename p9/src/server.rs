@@ -38,6 +38,7 @@ mod leases;
 mod legacy;
 mod locks;
 pub(crate) mod pool;
+mod quick;
 mod replies;
 mod requests;
 mod runner;

@@ -51,10 +51,15 @@ impl Outgoing {
         self.head.len() + self.data.bytes.len()
     }
 
-    /// Whether it is so large that what is small should not wait for it.
+    /// See [`is_bulk`].
     pub(crate) fn is_bulk(&self) -> bool {
-        self.size() >= UNCOPIED
+        is_bulk(self.size())
     }
+}
+
+/// Whether a message of `size` bytes is so large that what is small should not wait for it.
+pub(crate) fn is_bulk(size: usize) -> bool {
+    size >= UNCOPIED
 }
 
 /// Data of at least this many bytes is sent from where it lies.

@@ -3,8 +3,9 @@
 //! Changed under the lock of [`super::link::Wire`], by those who call and by the task that reads. A tag is free again
 //! once its reply has come and no flush of it is under way; a fid once its clunk has been answered.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
+use ahash::HashMap;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 

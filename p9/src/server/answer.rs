@@ -11,20 +11,20 @@ use super::fids::{File, Place, Shared, State};
 use super::legacy;
 use crate::wire::{Data, Dialect, FSYNC_FLUSH, HEADER, NO_FID, Qids, R, Str, T};
 use crate::writer::Payload;
-use crate::{Errno, Handle, How, Qid, What};
+use crate::{Errno, Handle, How, Qid, Want, What};
 
 mod content;
 mod lock;
 mod names;
 mod read;
-mod walk;
+pub(super) mod walk;
 mod xattr;
 
 use read::{list, read, wait};
 use walk::walk;
 
 /// Bytes of an `Rread` or `Rreaddir` before its data.
-const READ_HEADER: usize = HEADER + 4;
+pub(super) const READ_HEADER: usize = HEADER + 4;
 
 /// A reply that is not sent yet.
 pub(super) struct Answer {
@@ -108,9 +108,9 @@ fn followed(head: &mut [u8], data: Payload) -> Payload {
     data
 }
 
-/// Answers a message that makes a fid, whose state is `made`.
+/// Answers a message that makes a fid, whose state is `made`; a walk keeps what it meets, if `met`.
 pub(super) async fn make(
-    context: &Context, message: &T<'_>, from: Option<Result<Shared, Errno>>, made: &mut State,
+    context: &Context, message: &T<'_>, from: Option<Result<Shared, Errno>>, met: bool, made: &mut State,
 ) -> Result<Answer, Errno> {
     match (*message, from) {
         (T::Attach { afid, .. }, _) if afid != NO_FID => Err(Errno::EINVAL),
@@ -124,7 +124,7 @@ pub(super) async fn make(
         (T::Walk { steps, .. }, Some(from)) => {
             let from = from?.come().await;
             let file = from.file()?;
-            let walked = walk(&file.node, &file.place, steps).await?;
+            let walked = walk(&file.node, &file.place, steps, Want { attr: met, ..Want::default() }).await?;
             Ok(walked.answer(made))
         }
         (T::Xattrwalk { name, .. }, Some(from)) => {
@@ -137,8 +137,11 @@ pub(super) async fn make(
     }
 }
 
-/// Answers any other message; `body` is what it was decoded from.
-pub(super) async fn answer(context: &Context, message: &T<'_>, claim: Claim, body: &Bytes) -> Result<Answer, Errno> {
+/// Answers any other message; `body` is what it was decoded from. A getattr is answered by what the walk met that it came
+/// along with, if `met`.
+pub(super) async fn answer(
+    context: &Context, message: &T<'_>, claim: Claim, met: bool, body: &Bytes,
+) -> Result<Answer, Errno> {
     // Asked for before anything is waited for, and so in the order of arrival.
     let lease = if let T::Lease { fid, .. } = *message { Some(context.leases.place(fid)) } else { None };
     let held = match claim {
@@ -161,7 +164,15 @@ pub(super) async fn answer(context: &Context, message: &T<'_>, claim: Claim, bod
             drop(state);
             lock::lock(context, &node, message).await
         }
-        Held::Shared(state) => on_file(context, message, state.file()?, body).await,
+        Held::Shared(state) => {
+            let file = state.file()?;
+            match *message {
+                T::Getattr { mask, .. } if met && let Some(attr) = file.take_met() => {
+                    Ok(R::of_attr(&attr, mask).into())
+                }
+                _ => on_file(context, message, file, body).await,
+            }
+        }
         Held::Alone(mut state) => {
             if let (T::Lease { fid, kind }, Some(place)) = (*message, lease) {
                 return context.leases.grant(fid, place, state.file()?, kind, &context.push).await;
@@ -252,7 +263,7 @@ async fn on_fid(context: &Context, message: &T<'_>, state: &mut State) -> Result
             R::Fsync {}.into()
         }
         T::Walk { steps, .. } => {
-            let walked = walk(&file.node, &file.place, steps).await?;
+            let walked = walk(&file.node, &file.place, steps, Want::default()).await?;
             let mut moved = State::Coming;
             let answer = walked.answer(&mut moved);
             // Stopped on the way, it stays where it was.
@@ -283,9 +294,7 @@ async fn open(message: &T<'_>, file: &mut File) -> Result<Answer, Errno> {
         T::Lopen { flags, .. } => {
             let how = How::from_wire(flags)?;
             let open = file.node.open(how).await?;
-            let qid = opened_qid(file.node.qid(), &open);
-            (file.open, file.appends) = (Some(open), how.append);
-            R::Lopen { qid, iounit: 0 }.into()
+            opened(file, open, how)
         }
         T::Lcreate { name, flags, mode, gid, .. } => {
             let how = How::from_wire(flags)?;
@@ -302,6 +311,13 @@ async fn open(message: &T<'_>, file: &mut File) -> Result<Answer, Errno> {
         }
         _ => return Err(Errno::EINVAL),
     })
+}
+
+/// The answer to the opening of `file` as `open`, which it has from now on.
+pub(super) fn opened(file: &mut File, open: Handle, how: How) -> Answer {
+    let qid = opened_qid(file.node.qid(), &open);
+    (file.open, file.appends) = (Some(open), how.append);
+    R::Lopen { qid, iounit: 0 }.into()
 }
 
 /// The qid in the answer to an open. Version 0 says, as everywhere in 9P, that what is read must not be kept: the file

@@ -7,18 +7,18 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::io::AsyncRead;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::task::coop::consume_budget;
 
 use super::claim::Claim;
-use super::fids::Fids;
+use super::fids::{Fids, Made, State};
 use super::leases::Leases;
 use super::legacy;
 use super::locks::Locks;
 use super::pool::Share;
+use super::quick;
 use super::requests::{Push, Requests};
 use super::runner::{Request, Runner};
 use super::sessions::{Found, Sessions};
@@ -90,6 +90,10 @@ pub(super) struct Connection {
     sessions: Option<Sessions>,
     /// The tag of the message in hand, for the refusal of a peer that breaks the protocol.
     tag: u16,
+    /// The fid that the walk before makes, if that knows that its attributes are asked for.
+    met: Option<u32>,
+    /// Where the head of a reply is put together.
+    head: Vec<u8>,
 }
 
 impl Connection {
@@ -98,13 +102,15 @@ impl Connection {
     ) -> Self {
         let context = Arc::new(Context::new(tree, who, (limits.msize, Dialect::default()), &limits, requests.pushes()));
         let runner = Runner::new(requests.clone());
-        Self { context, requests, runner, limits, versioned: false, fresh: false, sessions, tag: NO_TAG }
+        let (versioned, fresh, tag, met, head) = (false, false, NO_TAG, None, Vec::new());
+        Self { context, requests, runner, limits, versioned, fresh, sessions, tag, met, head }
     }
 
     /// A lane of a session, whose version was agreed on.
     pub(super) fn of_lane(context: Arc<Context>, requests: Requests, limits: Limits) -> Self {
         let runner = Runner::new(requests.clone());
-        Self { context, requests, runner, limits, versioned: true, fresh: false, sessions: None, tag: NO_TAG }
+        let (versioned, fresh, sessions, tag, met, head) = (true, false, None, NO_TAG, None, Vec::new());
+        Self { context, requests, runner, limits, versioned, fresh, sessions, tag, met, head }
     }
 
     /// Serves until the stream ends, its peer breaks the protocol, or the connection goes over to a session.
@@ -132,7 +138,7 @@ impl Connection {
                         Err(errno) => self.refuse(frame.code, frame.tag, errno).await?,
                     }
                 }
-                message => self.take(&frame, message, tasks).await?,
+                message => self.take(&frame, message, frames.asks_about(), tasks).await?,
             }
             self.pause().await;
         }
@@ -161,12 +167,13 @@ impl Connection {
         }
     }
 
-    /// Takes up one message.
+    /// Takes up one message. The next asks for the attributes of `asked`, if it has come and does so.
     pub(super) async fn take(
-        &mut self, frame: &Frame, message: Result<Option<T<'_>>, Malformed>, tasks: &mut JoinSet<()>,
+        &mut self, frame: &Frame, message: Result<Option<T<'_>>, Malformed>, asked: Option<u32>,
+        tasks: &mut JoinSet<()>,
     ) -> Result<(), Error> {
-        while tasks.try_join_next().is_some() {}
-        let Frame { code, tag, ref body } = *frame;
+        while !tasks.is_empty() && tasks.try_join_next().is_some() {}
+        let Frame { code, tag, .. } = *frame;
         self.tag = tag;
         self.fresh = false;
         if let Ok(Some(message)) = &message {
@@ -185,7 +192,7 @@ impl Connection {
             }
             Ok(Some(T::Session { .. } | T::Ack { .. })) => self.refuse(code, tag, Errno::EOPNOTSUPP).await?,
             Ok(Some(message)) if self.context.dialect.has(code) => {
-                self.request(&message, code, tag, body.clone(), tasks).await?;
+                self.request(&message, frame, asked, tasks).await?;
             }
             Ok(_) => self.refuse(code, tag, Errno::EOPNOTSUPP).await?,
             Err(Malformed::Name(errno)) => self.refuse(code, tag, errno).await?,
@@ -245,30 +252,70 @@ impl Connection {
     }
 
     async fn request(
-        &mut self, message: &T<'_>, code: u8, tag: u16, body: Bytes, tasks: &mut JoinSet<()>,
+        &mut self, message: &T<'_>, frame: &Frame, asked: Option<u32>, tasks: &mut JoinSet<()>,
     ) -> Result<(), Error> {
-        let begun = self.requests.begin(tag, body.len())?;
-        let cancel = match begun {
-            // What frees is never refused.
-            Err((cancel, _)) if frees(message) => cancel,
-            Ok(cancel) => cancel,
-            Err((_, errno)) => return self.cannot(code, tag, errno).await,
+        let Frame { code, tag, ref body } = *frame;
+        let before = self.met.take();
+        let met = match *message {
+            T::Walk { newfid, .. } if asked == Some(newfid) => {
+                self.met = Some(newfid);
+                true
+            }
+            T::Getattr { fid, .. } => before == Some(fid),
+            _ => false,
         };
+        let begun = self.requests.begin(tag, body.len())?;
+        // What frees is never refused.
+        if begun.full && !frees(message) {
+            return self.cannot(code, tag, Errno::EAGAIN).await;
+        }
         if let T::Clunk { fid } | T::Remove { fid } = message {
             self.context.leases.forget(*fid);
         }
         match Claim::of(message, &self.context.fids, self.limits.fids) {
-            Ok(claim) => {
-                let context = self.context.clone();
-                self.runner.run(Request { context, cancel, claim, code, tag, body }, tasks).await;
+            Ok(mut claim) => {
+                if begun.room && self.answer(message, frame, &mut claim, met).await {
+                    return Ok(());
+                }
+                let (context, cancel) = (self.context.clone(), self.requests.cancel_of(tag));
+                let request = Request { context, cancel, claim, code, tag, body: body.clone(), met };
+                self.runner.run(request, tasks).await;
                 Ok(())
             }
             Err(errno) => self.cannot(code, tag, errno).await,
         }
     }
+
+    /// Answers it on the spot, if that can be done: whether it was.
+    async fn answer(&mut self, message: &T<'_>, frame: &Frame, claim: &mut Claim, met: bool) -> bool {
+        let Frame { code, tag, .. } = *frame;
+        let span = tracing::debug_span!("req", tag);
+        let Some(answer) = span.in_scope(|| quick::answer(&self.context, message, claim, met)) else { return false };
+        self.head.clear();
+        match answer {
+            Ok(answer) => {
+                let data = answer.encode(tag, &mut self.head);
+                self.requests.end(tag, &self.head, data).await;
+            }
+            Err(errno) => {
+                tracing::trace!(target: "p9::trace", "<- {tag} {errno:?}");
+                self.requests.end(tag, &self.context.error_reply(code, tag, errno), Payload::default()).await;
+            }
+        }
+        true
+    }
 }
 
 impl Context {
+    /// Ends the making of a fid: what stopped it, poisons it.
+    pub(super) fn settle(&self, made: &mut Made, stopped: Option<Errno>) {
+        let Some(errno) = stopped else { return };
+        *made.state = State::Poisoned(errno);
+        if self.dialect != Dialect::Slashn {
+            self.fids.unmake(made.number, &made.fid);
+        }
+    }
+
     /// `Rlerror`, or 9P2000's `Rerror`, to a message of type `code`.
     pub(super) fn error_reply(&self, code: u8, tag: u16, errno: Errno) -> Vec<u8> {
         let mut head = Vec::new();

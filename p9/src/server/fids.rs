@@ -4,18 +4,18 @@
 //! queued by the reader in order of arrival, before any of them runs. That is the whole of the ordering rule. The lock
 //! is held while the request runs: it is the request's place in the fid's queue, and guards nothing else.
 
-use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use ahash::HashMap;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use tokio::task::coop::unconstrained;
 
 use super::legacy::Extra;
 use super::pool::Share;
-use crate::{Errno, Handle, NameBuf, NodeRef};
+use crate::{Attr, Errno, Handle, NameBuf, NodeRef};
 
 /// What a fid stands for.
 #[derive(Default)]
@@ -38,11 +38,24 @@ pub(super) struct File {
     pub(super) appends: bool,
     /// What 9P2000 keeps with it while it is open.
     pub(super) extra: Option<Box<Extra>>,
+    /// What the walk to it met, until the getattr takes it that came along with the walk.
+    met: Mutex<Option<Box<Attr>>>,
 }
 
 impl File {
     pub(super) fn new(node: NodeRef, place: Place) -> Self {
-        Self { node, place, open: None, appends: false, extra: None }
+        Self { node, place, open: None, appends: false, extra: None, met: Mutex::default() }
+    }
+
+    /// The same, with the attributes that the walk to it met.
+    pub(super) fn with(mut self, met: Option<Attr>) -> Self {
+        self.met = Mutex::new(met.map(Box::new));
+        self
+    }
+
+    /// What the walk to it met, once.
+    pub(super) fn take_met(&self) -> Option<Attr> {
+        self.met.lock().take().map(|met| *met)
     }
 
     /// Returns once what was written is safe.

@@ -235,7 +235,7 @@ impl Shared {
     /// Takes up what is in the backlog. It returns when the peer breaks the protocol: how, and by which message.
     async fn take_up(&self, connection: &mut Connection, tasks: &mut JoinSet<()>) -> (Error, u16) {
         loop {
-            let Some(frame) = self.backlog.lock().pop() else {
+            let Some((frame, asked)) = self.backlog.lock().pop() else {
                 self.filled.notified().await;
                 continue;
             };
@@ -248,7 +248,7 @@ impl Shared {
                 }
             }
             let message = T::decode(frame.code, &frame.body);
-            if let Err(err) = connection.take(&frame, message, tasks).await {
+            if let Err(err) = connection.take(&frame, message, asked, tasks).await {
                 return (err, frame.tag);
             }
             consume_budget().await;
@@ -326,10 +326,11 @@ impl Backlog {
         Ok(())
     }
 
-    fn pop(&mut self) -> Option<Frame> {
+    /// The next, and the fid whose attributes the one after that asks for, if it does so.
+    fn pop(&mut self) -> Option<(Frame, Option<u32>)> {
         let (frame, _) = self.frames.pop_front()?;
         self.bytes -= cost(frame.size());
-        Some(frame)
+        Some((frame, self.frames.front().and_then(|(next, _)| next.asks_about())))
     }
 }
 

@@ -6,21 +6,21 @@
 //! Once a connection has been busy a message allocates nothing here: heads share buffers, and what could have cancelled
 //! one request is for the next.
 
+use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::{Arc, Weak};
 
+use ahash::HashMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::pool::Share;
 use super::replies::Replies;
 use super::{Error, Limits};
-use crate::Errno;
 use crate::cancel::Cancel;
 use crate::wire::{NO_TAG, R};
-use crate::writer::{Outgoing, Payload};
+use crate::writer::{Outgoing, Payload, is_bulk};
 
 /// What is under way, shared by the reader, the requests and the writer.
 #[derive(Clone)]
@@ -56,6 +56,14 @@ struct Pending {
     flushes: VecDeque<u16>,
 }
 
+/// A request that has begun.
+pub(super) struct Begun {
+    /// The peer asks too much at once: it may be refused, unless it is to be served all the same.
+    pub(super) full: bool,
+    /// Whether a small reply need not wait for room.
+    pub(super) room: bool,
+}
+
 /// Flushes, clunks and requests at once, for each request that is allowed: past this the peer is not worth serving.
 const FLUSHES: usize = 4;
 /// Small replies taken at a time.
@@ -63,22 +71,26 @@ const BATCH: usize = 64;
 
 impl Requests {
     pub(super) fn new(limits: &Limits, share: Share) -> Self {
-        let state = State { tags: HashMap::new(), bytes: 0, replies: Replies::new(), spare: None, share };
+        let state = State { tags: HashMap::default(), bytes: 0, replies: Replies::new(), spare: None, share };
         let (in_flight, bytes_in_flight) = (limits.in_flight, limits.bytes_in_flight);
         Self(Arc::new(Shared { state: Mutex::new(state), taken: Notify::new(), in_flight, bytes_in_flight }))
     }
 
-    /// Begins the request `tag` of `bytes` bytes, and gives what cancels it. The inner error is for a peer that asks too
-    /// much at once: what may be answered, if that is not served all the same.
-    pub(super) fn begin(&self, tag: u16, bytes: usize) -> Result<Result<Cancel, (Cancel, Errno)>, Error> {
+    /// Begins the request `tag` of `bytes` bytes.
+    pub(super) fn begin(&self, tag: u16, bytes: usize) -> Result<Begun, Error> {
         let state = &mut *self.0.state.lock();
         let full = state.tags.len() >= self.0.in_flight;
         let Entry::Vacant(free) = state.tags.entry(tag) else { return Err(Error::DuplicateTag(tag)) };
         let cancel = state.spare.take().unwrap_or_default();
-        free.insert(Pending { cancel: cancel.clone(), bytes, counted: true, flushes: VecDeque::new() });
+        free.insert(Pending { cancel, bytes, counted: true, flushes: VecDeque::new() });
         state.bytes += bytes;
         let full = state.share.begins() || full || state.bytes > self.0.bytes_in_flight;
-        Ok(if full { Err((cancel, Errno::EAGAIN)) } else { Ok(cancel) })
+        Ok(Begun { full, room: state.replies.has_room(false) })
+    }
+
+    /// What cancels the request `tag`, which is under way.
+    pub(super) fn cancel_of(&self, tag: u16) -> Cancel {
+        self.0.state.lock().tags.get(&tag).map(|pending| pending.cancel.clone()).unwrap_or_default()
     }
 
     /// Queues the reply to `tag`, frees the tag, and answers the flushes that waited for it. It waits while too many
@@ -96,12 +108,12 @@ impl Requests {
 
     /// Queues a reply and frees its tag in one step; gives the flushes that waited for it.
     async fn queue(&self, tag: u16, head: &[u8], data: Payload) -> VecDeque<u16> {
-        let reply = self.0.state.lock().replies.reply(head, data);
-        let bulk = reply.is_bulk();
+        let bulk = is_bulk(head.len() + data.bytes.len());
         loop {
             let taken = {
                 let mut state = self.0.state.lock();
                 if state.replies.has_room(bulk) || state.replies.is_closed() {
+                    let reply = state.replies.reply(head, data);
                     let flushes = state.free(tag);
                     let writer = state.replies.put(reply);
                     drop(state);

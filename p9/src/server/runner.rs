@@ -14,16 +14,15 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::answer;
 use super::claim::Claim;
 use super::connection::Context;
-use super::fids::State;
 use super::requests::Requests;
 use crate::Errno;
 use crate::cancel::Cancel;
-use crate::wire::{Dialect, T};
+use crate::wire::T;
 use crate::writer::Payload;
 
 /// A request whose fids are claimed.
@@ -34,6 +33,8 @@ pub(super) struct Request {
     pub(super) code: u8,
     pub(super) tag: u16,
     pub(super) body: Bytes,
+    /// A walk keeps what it meets for a getattr that came along with it; that takes it.
+    pub(super) met: bool,
 }
 
 /// Runs the requests of one connection.
@@ -59,9 +60,14 @@ impl Runner {
     }
 
     /// Runs `request`: to its end, if it need not wait, else as one of `tasks`.
-    pub(super) async fn run(&mut self, request: Request, tasks: &mut JoinSet<()>) {
+    pub(super) fn run(&mut self, request: Request, tasks: &mut JoinSet<()>) -> impl Future<Output = ()> {
         let span = tracing::debug_span!("req", tag = request.tag);
+        // At once, so that it is moved no more than once.
         *self.next.lock() = Next::This(request);
+        self.go(span, tasks)
+    }
+
+    async fn go(&mut self, span: Span, tasks: &mut JoinSet<()>) {
         let waits = poll_fn(|cx| {
             let _never_ends = span.in_scope(|| self.running.as_mut().poll(cx));
             Poll::Ready(!matches!(*self.next.lock(), Next::Nothing))
@@ -95,7 +101,7 @@ async fn run(requests: Requests, next: Arc<Mutex<Next>>) {
 impl Request {
     /// Makes the reply: its head in `head`, and the data that follows.
     async fn answer(self, head: &mut Vec<u8>) -> Payload {
-        let Self { context, cancel, claim, code, tag, body } = self;
+        let Self { context, cancel, claim, code, tag, body, met } = self;
         head.clear();
         // Each future is pinned where it is made and passed on by reference: who takes one by value keeps it twice.
         let answered = match claim {
@@ -103,27 +109,18 @@ impl Request {
                 let made_it = {
                     let making = pin!(async {
                         let message = decoded(code, &body)?;
-                        let answer = answer::make(&context, &message, from, &mut made.state).await?;
+                        let answer = answer::make(&context, &message, from, met, &mut made.state).await?;
                         Ok((answer.stopped, answer.encode(tag, head)))
                     });
                     cancel.run(caught(making)).await
                 };
-                let failed = match &made_it {
-                    Ok((stopped, _)) => *stopped,
-                    Err(errno) => Some(*errno),
-                };
-                if let Some(errno) = failed {
-                    *made.state = State::Poisoned(errno);
-                    if context.dialect != Dialect::Slashn {
-                        context.fids.unmake(made.number, &made.fid);
-                    }
-                }
+                context.settle(&mut made, made_it.as_ref().map_or_else(|errno| Some(*errno), |(stopped, _)| *stopped));
                 made_it.map(|(_, data)| data)
             }
             claim => {
                 let answering = pin!(async {
                     let message = decoded(code, &body)?;
-                    Ok(answer::answer(&context, &message, claim, &body).await?.encode(tag, head))
+                    Ok(answer::answer(&context, &message, claim, met, &body).await?.encode(tag, head))
                 });
                 cancel.run(caught(answering)).await
             }
@@ -143,8 +140,11 @@ fn decoded(code: u8, body: &[u8]) -> Result<T<'_>, Errno> {
 
 /// A tree that panics has failed this one request: it is answered, like any other.
 async fn caught<A>(answer: Pin<&mut impl Future<Output = Result<A, Errno>>>) -> Result<A, Errno> {
-    AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| {
-        tracing::error!("a tree panicked");
-        Err(Errno::EIO)
-    })
+    AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|_| Err(panicked()))
+}
+
+/// What a request is answered whose tree panicked.
+pub(super) fn panicked() -> Errno {
+    tracing::error!("a tree panicked");
+    Errno::EIO
 }

@@ -6,6 +6,7 @@ mod hostile;
 mod leases;
 mod legacy;
 mod locks;
+mod looks;
 mod order;
 mod peer;
 mod ram;

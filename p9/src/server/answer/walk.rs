@@ -9,19 +9,40 @@ use super::{Answer, Fields};
 use crate::server::fids::{File, Link, Place, State};
 use crate::server::legacy;
 use crate::wire::{Step, Steps};
-use crate::{Errno, FileKind, Name, NameBuf, NodeRef, Qid, Want};
+use crate::{Attr, Errno, FileKind, Name, NameBuf, NodeRef, Qid, Want};
 
 /// Where a walk got.
-pub(super) struct Walked {
+pub(in crate::server) struct Walked {
     qids: Vec<Qid>,
     end: Result<(NodeRef, Place), Errno>,
+    /// Of what it reached, where they were wanted and could be had in passing.
+    attr: Option<Attr>,
 }
 
 impl Walked {
-    pub(super) fn answer(self, made: &mut State) -> Answer {
+    /// Where `walk` got, of `names` from `place`; `None` if a link that it met is to be followed.
+    pub(in crate::server) fn of(mut place: Place, names: &[Name<'_>], walk: crate::Walk) -> Option<Self> {
+        if place.follows && walk.qids.iter().any(|qid| qid.kind == FileKind::Link) {
+            return None;
+        }
+        let mut attr = None;
+        let end = walk.end.map(|reached| {
+            names.iter().for_each(|name| place.enter(*name));
+            attr = reached.attr;
+            (reached.node, place)
+        });
+        Some(Self { qids: walk.qids, end, attr })
+    }
+
+    /// Another fid for `node`, which is at `place`.
+    pub(in crate::server) fn nowhere(node: NodeRef, place: Place) -> Self {
+        Self { qids: Vec::new(), end: Ok((node, place)), attr: None }
+    }
+
+    pub(in crate::server) fn answer(self, made: &mut State) -> Answer {
         let stopped = match self.end {
             Ok((node, place)) => {
-                *made = State::File(Box::new(File::new(node, place)));
+                *made = State::File(Box::new(File::new(node, place).with(self.attr)));
                 None
             }
             Err(errno) => Some(errno),
@@ -31,11 +52,20 @@ impl Walked {
 }
 
 /// Walks `steps` from `node`, which is at `place`.
-pub(super) async fn walk(node: &NodeRef, place: &Place, steps: Steps<'_>) -> Result<Walked, Errno> {
-    let mut place = place.clone();
-    if steps.count() == 0 {
-        return Ok(Walked { qids: Vec::new(), end: Ok((node.clone(), place)) });
+pub(super) async fn walk(node: &NodeRef, place: &Place, steps: Steps<'_>, want: Want) -> Result<Walked, Errno> {
+    let walked = match down(steps)? {
+        Some(names) if names.is_empty() => Some(Walked::nowhere(node.clone(), place.clone())),
+        Some(names) => Walked::of(place.clone(), &names, node.walk(&names, want).await?),
+        None => None,
+    };
+    match walked {
+        Some(walked) => Ok(walked),
+        None => Box::pin(walk_each(node.clone(), place.clone(), steps)).await,
     }
+}
+
+/// The names of a walk that only leads down; `None` if it has a `..`.
+pub(in crate::server) fn down<'a>(steps: Steps<'a>) -> Result<Option<Vec<Name<'a>>>, Errno> {
     let (mut names, mut up) = (Vec::with_capacity(steps.count()), false);
     for step in steps.iter() {
         match step {
@@ -44,18 +74,7 @@ pub(super) async fn walk(node: &NodeRef, place: &Place, steps: Steps<'_>) -> Res
             Step::Bad(errno) => return Err(errno),
         }
     }
-    if up {
-        return Box::pin(walk_each(node.clone(), place, steps)).await;
-    }
-    let walked = node.walk(&names, Want::default()).await?;
-    if place.follows && walked.qids.iter().any(|qid| qid.kind == FileKind::Link) {
-        return Box::pin(walk_each(node.clone(), place, steps)).await;
-    }
-    let end = walked.end.map(|reached| {
-        names.iter().for_each(|name| place.enter(*name));
-        (reached.node, place)
-    });
-    Ok(Walked { qids: walked.qids, end })
+    Ok((!up).then_some(names))
 }
 
 /// A walk with `..` or with links to be followed: step by step, since a tree knows of no parent. At the attached root
@@ -80,11 +99,11 @@ async fn walk_each(mut node: NodeRef, mut place: Place, steps: Steps<'_>) -> Res
         match reached {
             Ok(reached) => node = reached,
             Err(errno) if qids.is_empty() => return Err(errno),
-            Err(errno) => return Ok(Walked { qids, end: Err(errno) }),
+            Err(errno) => return Ok(Walked { qids, end: Err(errno), attr: None }),
         }
         qids.push(if place.follows { legacy::shown(node.qid()) } else { node.qid() });
     }
-    Ok(Walked { qids, end: Ok((node, place)) })
+    Ok(Walked { qids, end: Ok((node, place)), attr: None })
 }
 
 impl Place {
