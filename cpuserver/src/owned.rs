@@ -40,6 +40,11 @@ impl Layer for Owners {
         below.create(name, New { owner, ..what }).map(move |created| self.created(name, created))
     }
 
+    fn create_leased<'a>(&'a self, below: &'a NodeRef, name: Name<'a>, what: New<'a>) -> Reply<'a, Created> {
+        let owner = what.owner.map(|(uid, gid)| (self.own_uid(uid), self.own_gid(gid)));
+        below.create_leased(name, New { owner, ..what }).map(move |created| self.created(name, created))
+    }
+
     fn set_attr<'a>(&'a self, below: &'a NodeRef, change: SetAttr) -> Reply<'a, Attr> {
         let (uid, gid) = (change.uid.map(|uid| self.own_uid(uid)), change.gid.map(|gid| self.own_gid(gid)));
         below.set_attr(SetAttr { uid, gid, ..change }).map(|attr| self.attr(attr))

@@ -249,6 +249,10 @@ impl Layer for Place {
         })
     }
 
+    fn create_leased<'a>(&'a self, below: &'a NodeRef, name: Name<'a>, what: New<'a>) -> Reply<'a, Created> {
+        self.create(below, name, what)
+    }
+
     fn set_attr<'a>(&'a self, below: &'a NodeRef, change: SetAttr) -> Reply<'a, Attr> {
         match self.writable().and_then(|()| is_plain(below.qid().kind, change.mode.unwrap_or(0))) {
             Ok(()) => below.set_attr(change).map(|attr| self.attr(attr)),

@@ -37,7 +37,7 @@ mod names;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_task::Runnable;
@@ -82,6 +82,8 @@ pub(crate) struct Bridge {
     changes: Arc<Changes>,
     kept: Arc<Kept>,
     teller: Teller,
+    /// Bytes of files that are held back.
+    held: Arc<AtomicUsize>,
     ended: AtomicBool,
 }
 
@@ -118,6 +120,7 @@ impl Bridge {
             changes,
             kept,
             teller,
+            held: Arc::default(),
             ended,
         })
     }
@@ -178,7 +181,9 @@ impl Bridge {
         for holder in self.locks.end_all() {
             self.runtime.spawn(async move { holder.node.lock(holder.unlock(), false).await });
         }
-        self.opens.clear();
+        for hold in self.opens.clear().into_iter().filter_map(|open| open.hold.clone()) {
+            self.runtime.spawn(async move { hold.end().await });
+        }
         self.closing.lock().clear();
         self.kept.end();
         self.foresight.end();
@@ -187,6 +192,13 @@ impl Bridge {
     /// The inode that the kernel calls `id`.
     fn inode(&self, id: fuser::INodeNo) -> Result<Arc<Inode>, Errno> {
         self.table.get(id.0)
+    }
+
+    /// Writes out what is held back of `inode`, about which somebody asks.
+    async fn settle(&self, inode: &Inode) {
+        if let Some(hold) = inode.held() {
+            hold.settle().await;
+        }
     }
 
     /// The node of `inode`, to be asked for a change.

@@ -14,6 +14,7 @@ mod attr;
 mod bridge;
 mod changes;
 mod foresight;
+mod hold;
 mod kept;
 mod kernel;
 mod leash;

@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::AbortHandle;
 
 use crate::ahead::Ahead;
+use crate::hold::Hold;
 use crate::kept::File;
 use crate::listing::Gathered;
 use crate::table::Inode;
@@ -53,6 +54,8 @@ pub(crate) struct Open {
     pub(crate) too_many: Mutex<Vec<NameBuf>>,
     /// What it shares with others who have the file open, if it does.
     pub(crate) kept: Option<Arc<File>>,
+    /// What is held back of what was written, if it may be.
+    pub(crate) hold: Option<Arc<Hold>>,
     /// The task that waits for what a poll asked about.
     pub(crate) poll: Mutex<Option<AbortHandle>>,
 }
@@ -132,7 +135,9 @@ impl Opens {
     }
 
     /// Takes all of them out, when the mount has ended.
-    pub(crate) fn clear(&self) {
+    pub(crate) fn clear(&self) -> Vec<Arc<Open>> {
+        let all = self.files.iter().map(|open| open.clone()).collect();
         self.files.clear();
+        all
     }
 }

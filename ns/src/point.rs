@@ -312,7 +312,7 @@ impl Point {
             return Err(Errno::EEXIST);
         }
         let Opened { node, attr, handle, .. } = self.open_on(&[name], how, Want::ATTR).await?;
-        Ok(Created { node: node.ok_or(Errno::EIO)?, attr, handle: Some(handle) })
+        Ok(Created { node: node.ok_or(Errno::EIO)?, attr, handle: Some(handle), lease: None })
     }
 
     pub(crate) async fn remove_in(&self, name: Name<'_>, dir: bool) -> Result<(), Errno> {

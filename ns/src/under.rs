@@ -135,6 +135,13 @@ impl Layer for Under {
         }
     }
 
+    fn create_leased<'a>(&'a self, below: &'a NodeRef, name: Name<'a>, what: New<'a>) -> Reply<'a, Created> {
+        match self.point(below) {
+            Some(_) => self.create(below, name, what),
+            None => below.create_leased(name, what).map(move |created| self.created(name, created)),
+        }
+    }
+
     fn remove<'a>(&'a self, below: &'a NodeRef, name: Name<'a>, dir: bool) -> Reply<'a, ()> {
         match self.point(below) {
             Some(point) => Reply::later(async move { point.remove_in(name, dir).await }),

@@ -108,6 +108,19 @@ pub trait Stream: Any + Send + Sync + 'static {
         Reply::ok(())
     }
 
+    /// Writes `data` at `offset`, then does as [`Stream::flush`]: both in one round trip, where that can be. A write of
+    /// less than `data` is told as such, and then nothing was flushed.
+    fn write_and_flush(&self, offset: u64, data: Bytes) -> Reply<'_, Written> {
+        Reply::later(async move {
+            let asked = data.len();
+            let written = self.write(offset, data).await?;
+            if written.count as usize == asked {
+                self.flush().await?;
+            }
+            Ok(written)
+        })
+    }
+
     /// fallocate(2).
     fn allocate(&self, _mode: u32, _offset: u64, _length: u64) -> Reply<'_, ()> {
         Errno::EOPNOTSUPP.into()
@@ -240,6 +253,18 @@ impl Handle {
             Self::Fd(file) => file.flush(),
             Self::Bytes(_) | Self::Dir(_) => Reply::ok(()),
             Self::Stream(stream) => stream.flush(),
+        }
+    }
+
+    /// Writes `data` at `offset`, then says what is known to have gone wrong: see [`Stream::write_and_flush`].
+    pub fn write_and_flush(&self, offset: u64, data: Bytes) -> Reply<'_, Written> {
+        match self {
+            Self::Stream(stream) => stream.write_and_flush(offset, data),
+            _ => Reply::later(async move {
+                let written = self.write(offset, data).await?;
+                self.flush().await?;
+                Ok(written)
+            }),
         }
     }
 

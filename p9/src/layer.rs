@@ -132,6 +132,11 @@ pub trait Layer: Clone + Send + Sync + 'static {
         below.create(name, what).map(move |created| self.created(name, created))
     }
 
+    /// See [`Node::create_leased`]: of a layer that overrides [`Layer::create`], so must this be.
+    fn create_leased<'a>(&'a self, below: &'a NodeRef, name: Name<'a>, what: New<'a>) -> Reply<'a, Created> {
+        below.create_leased(name, what).map(move |created| self.created(name, created))
+    }
+
     /// See [`Node::set_attr`].
     fn set_attr<'a>(&'a self, below: &'a NodeRef, change: SetAttr) -> Reply<'a, Attr> {
         below.set_attr(change).map(|attr| self.attr(attr))
@@ -267,10 +272,10 @@ pub trait Layer: Clone + Send + Sync + 'static {
 
     /// What the making of `name` in here shows.
     fn created(&self, name: Name<'_>, created: Created) -> Created {
-        let Created { node, attr, handle } = created;
+        let Created { node, attr, handle, lease } = created;
         let layer = self.enter(&[name]);
         let (attr, handle) = (attr.map(|attr| layer.attr(attr)), handle.map(|handle| layer.handle(handle)));
-        Created { node: layer.over(node), attr, handle }
+        Created { node: layer.over(node), attr, handle, lease }
     }
 }
 
@@ -316,6 +321,10 @@ impl<L: Layer> Node for Layered<L> {
 
     fn create<'a>(&'a self, name: Name<'a>, what: New<'a>) -> Reply<'a, Created> {
         self.layer.create(&self.below, name, what)
+    }
+
+    fn create_leased<'a>(&'a self, name: Name<'a>, what: New<'a>) -> Reply<'a, Created> {
+        self.layer.create_leased(&self.below, name, what)
     }
 
     fn set_attr(&self, change: SetAttr) -> Reply<'_, Attr> {

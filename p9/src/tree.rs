@@ -70,6 +70,13 @@ pub trait Node: Any + Send + Sync + 'static {
         Errno::EROFS.into()
     }
 
+    /// The same, and brings along a lease under which what is written to the new file may be held back
+    /// ([`LeaseKind::Write`]), where that costs no more: [`Created::lease`]. Who wants to hear of a break says so by
+    /// [`Lease::tell`].
+    fn create_leased<'a>(&'a self, name: Name<'a>, what: New<'a>) -> Reply<'a, Created> {
+        self.create(name, what)
+    }
+
     /// Changes the attributes that are `Some`, and gives the attributes afterwards.
     fn set_attr(&self, _change: SetAttr) -> Reply<'_, Attr> {
         Errno::EROFS.into()
@@ -245,12 +252,14 @@ pub struct Opened {
 
 /// What [`Node::create`] gives.
 pub struct Created {
-    /// The new file.
+    /// The new file. At a server it may stand for the same as the open file: that is closed when both are gone.
     pub node: NodeRef,
     /// Its attributes, where they are at hand.
     pub attr: Option<Attr>,
     /// The open file, when it is a file that was made.
     pub handle: Option<Handle>,
+    /// See [`Node::create_leased`].
+    pub lease: Option<Lease>,
 }
 
 /// How to open a file: flags of open(2), by their meaning.

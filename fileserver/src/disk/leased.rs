@@ -35,10 +35,10 @@ impl DiskNode {
         &self.inode.disk.options.leases
     }
 
-    /// Does `work`, which changes the inodes that `keys` finds, on the blocking pool, once other clients have given their
-    /// leases on them back.
+    /// Does `work`, which changes the inodes that `keys` finds (`EAGAIN` where that would wait and is not to), on the
+    /// blocking pool, once other clients have given their leases on them back.
     pub(super) fn changing<'a, T: Send + 'static>(
-        &self, keys: impl FnOnce(&Self) -> Vec<u64> + Send + 'static,
+        &self, keys: impl Fn(&Self, bool) -> Result<Vec<u64>, Errno> + Send + 'static,
         work: impl FnOnce(Self) -> Result<T, Errno> + Send + 'static,
     ) -> Reply<'a, T> {
         if let Some(quick) = self.leases().quick() {
@@ -49,8 +49,13 @@ impl DiskNode {
         }
         let node = self.clone();
         Reply::later(async move {
-            let looks = node.clone();
-            let keys = blocking(move || Ok(keys(&looks))).await?;
+            let keys = match keys(&node, true) {
+                Err(Errno::EAGAIN) => {
+                    let looks = node.clone();
+                    blocking(move || keys(&looks, false)).await?
+                }
+                found => found?,
+            };
             let claim = node.leases().claim(node.client, LeaseKind::None, &keys);
             claim.settle().await;
             blocking(move || {
@@ -61,27 +66,44 @@ impl DiskNode {
         })
     }
 
-    /// The directories and those of their entries, so far as they are there.
-    pub(super) fn keys(&self, entries: &[(&Self, Option<&NameBuf>)]) -> Vec<u64> {
-        let entry = |(dir, name): &(&Self, Option<&NameBuf>)| Some(dir.entry_named((*name)?)?.inode.key.path);
-        let dirs = entries.iter().map(|(dir, _)| dir.inode.key.path);
-        let mut keys: Vec<u64> = dirs.chain(entries.iter().filter_map(entry)).collect();
+    /// The directories and those of their entries, so far as they are there. With `cached`, `EAGAIN` where that might wait.
+    pub(super) fn keys(entries: &[(&Self, &NameBuf)], cached: bool) -> Result<Vec<u64>, Errno> {
+        let mut keys = Vec::with_capacity(2 * entries.len());
+        for (dir, name) in entries {
+            keys.push(dir.inode.key.path);
+            match dir.look(name, cached) {
+                Ok(Some((_, Seen::File { attr, .. }))) => keys.push(attr.qid.path),
+                Err(Errno::EAGAIN) if cached => return Err(Errno::EAGAIN),
+                _ => {}
+            }
+        }
         keys.sort_unstable();
         keys.dedup();
-        keys
+        Ok(keys)
+    }
+
+    /// What is called `name` in this directory.
+    fn look(&self, name: &NameBuf, cached: bool) -> Result<Option<(OwnedFd, Seen)>, Errno> {
+        let reach = self.inode.reach(cached)?;
+        match self.inode.disk.patient(|| sys::place(reach.as_fd(), name.as_name(), cached)) {
+            Ok(fd) => {
+                let seen = self.inode.disk.see(fd.as_fd(), Some(&self.inode.mount), cached)?;
+                Ok(Some((fd, seen)))
+            }
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
     }
 
     /// The entry `name`, if it is there and a file of the disk.
     fn entry_named(&self, name: &NameBuf) -> Option<Self> {
-        let reach = self.inode.reach(false).ok()?;
-        let fd = sys::place(reach.as_fd(), name.as_name(), false).ok()?;
-        match self.inode.disk.see(fd.as_fd(), Some(&self.inode.mount), false).ok()? {
-            Seen::File { mount, attr } => {
+        match self.look(name, false).ok()?? {
+            (fd, Seen::File { mount, attr }) => {
                 let fd = Some(Arc::new(fd));
                 let inode = self.inode.disk.seen(&self.inode, name.as_name(), mount, &attr, fd);
                 Some(Self::of(inode, attr.qid.version, self.locker.clone()))
             }
-            Seen::Hidden(_) => None,
+            (_, Seen::Hidden(_)) => None,
         }
     }
 
@@ -190,7 +212,7 @@ impl DiskNode {
     fn made(&self, made: Made, writer: Option<Writer>) -> Created {
         let node = Self::of(made.inode, made.attr.qid.version, self.locker.clone());
         let handle = made.open.map(|(fd, how)| node.handle(fd, how, writer));
-        Created { node: Arc::new(node), attr: Some(made.attr), handle }
+        Created { node: Arc::new(node), attr: Some(made.attr), handle, lease: None }
     }
 
     pub(super) fn create_soon<'a>(&self, name: NameBuf, making: Making) -> Reply<'a, Created> {

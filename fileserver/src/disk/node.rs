@@ -248,7 +248,7 @@ impl Node for DiskNode {
 
     fn set_attr(&self, change: SetAttr) -> Reply<'_, Attr> {
         self.changing(
-            |node| vec![node.inode.key.path],
+            |node, _| Ok(vec![node.inode.key.path]),
             move |node| {
                 node.set_attr_now(change)?;
                 node.attr_now(false)
@@ -258,7 +258,8 @@ impl Node for DiskNode {
 
     fn remove<'a>(&'a self, name: Name<'a>, dir: bool) -> Reply<'a, ()> {
         let (name, named) = (NameBuf::from(name), NameBuf::from(name));
-        self.changing(move |node| node.keys(&[(node, Some(&named))]), move |node| node.remove_now(name.as_name(), dir))
+        let keys = move |node: &Self, cached| Self::keys(&[(node, &named)], cached);
+        self.changing(keys, move |node| node.remove_now(name.as_name(), dir))
     }
 
     fn rename<'a>(&'a self, name: Name<'a>, new_dir: &'a NodeRef, new_name: Name<'a>, flags: u32) -> Reply<'a, ()> {
@@ -266,7 +267,7 @@ impl Node for DiskNode {
         let (name, new_name) = (NameBuf::from(name), NameBuf::from(new_name));
         let (from, to, into) = (name.clone(), new_name.clone(), new_dir.clone());
         self.changing(
-            move |node| node.keys(&[(node, Some(&from)), (&into, Some(&to))]),
+            move |node, cached| Self::keys(&[(node, &from), (&into, &to)], cached),
             move |node| node.rename_now(name.as_name(), &new_dir, new_name.as_name(), flags),
         )
     }
@@ -274,7 +275,8 @@ impl Node for DiskNode {
     fn link<'a>(&'a self, target: &'a NodeRef, name: Name<'a>) -> Reply<'a, ()> {
         let Some(target) = self.ours(target) else { return Errno::EXDEV.into() };
         let (name, linked) = (NameBuf::from(name), target.inode.key.path);
-        self.changing(move |node| vec![node.inode.key.path, linked], move |node| node.link_now(&target, name.as_name()))
+        let keys = move |node: &Self, _| Ok(vec![node.inode.key.path, linked]);
+        self.changing(keys, move |node| node.link_now(&target, name.as_name()))
     }
 
     fn read_link(&self) -> Reply<'_, Bytes> {
@@ -331,7 +333,7 @@ impl Node for DiskNode {
     fn set_xattr<'a>(&'a self, name: &'a [u8], value: Option<Bytes>, flags: u32) -> Reply<'a, ()> {
         let name = name.to_vec();
         self.changing(
-            |node| vec![node.inode.key.path],
+            |node, _| Ok(vec![node.inode.key.path]),
             move |node| {
                 node.inode.disk.writable()?;
                 xattr::write(&node.inode.reach(false)?, &name, value.as_deref(), flags)

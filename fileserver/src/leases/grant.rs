@@ -45,8 +45,9 @@ impl Leases {
         self.drain().await;
         let grant = Granted { leases: self.clone(), key, id: self.id() };
         let done = |grant: Granted, kind| (kind > LeaseKind::None).then(|| Lease { kind, guard: Arc::new(grant) });
-        // A watch on what is at hand waits for nobody.
-        if (want == LeaseKind::Attr || place.is_dir())
+        // A watch on what is at hand waits for nobody; nor does what keeps others from a file that the client has open.
+        let writes = want == LeaseKind::Write && self.with(key, |entry| entry.is_writer(client));
+        if (want == LeaseKind::Attr || writes || place.is_dir())
             && let Some(_one) = self.gripping.try_lock()
             && let Ok(at_hand) = place.place(true)
         {

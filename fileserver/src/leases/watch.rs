@@ -21,6 +21,9 @@ use super::events::Lines;
 use super::record::{self, Event, Object};
 use super::{Leases, Source, sys};
 
+/// How long events are left to gather while only this process makes any.
+const TOGETHER: Duration = Duration::from_millis(1);
+
 /// What is watched, and the thread that does it.
 pub(super) struct Watch {
     fanotify: Option<OwnedFd>,
@@ -151,7 +154,7 @@ impl Watch {
     }
 
     fn run(&self, breaks: &sys::Breaks, leases: &Weak<Leases>) {
-        let mut buf = vec![0; 64 << 10];
+        let (mut buf, mut own) = (vec![0; 64 << 10], false);
         loop {
             let timeout = {
                 let marks = self.marks.lock();
@@ -161,19 +164,26 @@ impl Watch {
                 let next = marks.deadlines.iter().map(|(when, _)| *when).min();
                 next.map(|next| next.saturating_duration_since(Instant::now()) + Duration::from_millis(1))
             };
-            self.sleep(breaks, timeout);
+            // What this process does comes in numbers, and concerns nobody: it is read together.
+            match own {
+                true => self.sleep(breaks, Some(TOGETHER), false),
+                false => self.sleep(breaks, timeout, true),
+            }
             // The authority may be gone at any time, and with it the need for all this.
             let Some(leases) = leases.upgrade() else { return };
             let _ = rustix::io::read(&self.wake, &mut [0; 8]);
             self.tell_breaks(breaks, &leases);
-            self.tell_events(&mut buf, &leases);
+            own = self.tell_events(&mut buf, &leases);
             self.tell_deadlines(&leases);
         }
     }
 
-    fn sleep(&self, breaks: &sys::Breaks, timeout: Option<Duration>) {
+    /// Sleeps until there is something to do, or an event, if it is to be woken by `events`.
+    fn sleep(&self, breaks: &sys::Breaks, timeout: Option<Duration>, events: bool) {
         let mut fds = vec![PollFd::new(breaks, PollFlags::IN), PollFd::new(&self.wake, PollFlags::IN)];
-        fds.extend(self.fanotify.iter().chain(&self.inotify).map(|queue| PollFd::new(queue, PollFlags::IN)));
+        if events {
+            fds.extend(self.fanotify.iter().chain(&self.inotify).map(|queue| PollFd::new(queue, PollFlags::IN)));
+        }
         let timeout = timeout.and_then(|timeout| timeout.try_into().ok());
         let _ = poll(&mut fds, timeout.as_ref());
     }
@@ -207,7 +217,8 @@ impl Watch {
         over.into_iter().for_each(|key| leases.kernel_expired(key));
     }
 
-    fn tell_events(&self, buf: &mut [u8], leases: &Arc<Leases>) {
+    /// Tells what happened; whether something did, and all of it was this process's doing.
+    fn tell_events(&self, buf: &mut [u8], leases: &Arc<Leases>) -> bool {
         let mut events = Vec::new();
         if let Some(queue) = &self.fanotify {
             while let Ok(got @ 1..) = rustix::io::read(queue, &mut *buf) {
@@ -217,9 +228,8 @@ impl Watch {
         if let Some(queue) = &self.inotify {
             read_inotify(queue.as_fd(), &mut events);
         }
-        for event in events {
-            self.tell(&event, leases);
-        }
+        events.iter().for_each(|event| self.tell(event, leases));
+        !events.is_empty() && events.iter().all(|event| event.own)
     }
 
     fn tell(&self, event: &Event, leases: &Arc<Leases>) {

@@ -32,6 +32,7 @@ impl Bridge {
     }
 
     async fn attr_of(&self, inode: &Arc<Inode>) -> Result<(Attr, Duration), Errno> {
+        self.settle(inode).await;
         if let Some(file) = self.kept.get(inode.id) {
             return Ok((file.attr, self.options.ttl));
         }
@@ -58,6 +59,7 @@ impl Bridge {
             return Ok(self.attr(id).await?.0);
         }
         let inode = self.inode(id)?;
+        self.settle(&inode).await;
         let attr = {
             let node = self.to_change(&inode).await?;
             let _changing = self.changing(&inode);
@@ -89,6 +91,11 @@ impl Bridge {
     /// The value of an extended attribute; without a name, the list of names.
     pub(super) async fn xattr(&self, id: INodeNo, name: Option<&[u8]>) -> Result<Bytes, Errno> {
         let inode = self.inode(id)?;
+        // The kernel asks for it before the first write, and what was just made has none.
+        let made = || inode.made(self.options.ttl / 2).is_some_and(|asked| !self.changes.is_old(asked, inode.qid_path));
+        if name == Some(b"security.capability") && made() {
+            return Err(Errno::ENODATA);
+        }
         if self.is_bare(&inode) {
             return match name {
                 None => Ok(Bytes::new()),

@@ -199,6 +199,8 @@ impl Bridge {
         let inode = self.table.enter(dir, name.as_name(), qid, node.clone());
         // Of what cannot be asked about the type is known, and the kernel asks again before it uses the rest.
         let unknown = Attr { qid, mode: kind & libc::S_IFMT, size: inode.size(), ..Attr::default() };
+        // Nor is what the server says of a file the truth while something of it is held back.
+        let attr = attr.filter(|_| inode.held().is_none());
         let (attr, ttl) = attr.map_or((unknown, Duration::ZERO), |attr| (attr, self.options.ttl));
         inode.learn(&attr);
         if let Some(asked) = asked.filter(|_| attr.bare) {

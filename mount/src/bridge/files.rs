@@ -79,6 +79,7 @@ impl Open {
             listed,
             too_many,
             kept,
+            hold: None,
             poll,
         };
         (open, flags)
@@ -94,6 +95,7 @@ impl Bridge {
             self.writable()?;
         }
         let inode = self.inode(id)?;
+        self.settle(&inode).await;
         let asked = (inode.writes(), self.changes.count());
         if how == How::READ
             && let Some(file) = self.opened_before(&inode).await
@@ -114,7 +116,8 @@ impl Bridge {
                 Ok((node.clone(), opened, attr))
             })?,
         };
-        if inode.differs(&attr) {
+        let differs = inode.differs(&attr);
+        if differs {
             self.teller.attributes_changed(&inode);
         }
         inode.learn(&attr);
@@ -122,6 +125,10 @@ impl Bridge {
             && let Some(shared) = self.share(&inode, &file)
         {
             return Ok(shared);
+        }
+        if differs {
+            // What was listed a moment ago is older than what was opened.
+            self.changes.file(inode.qid_path);
         }
         if lease > opened.lease.as_ref().map_or(LeaseKind::None, |lease| lease.kind) {
             self.kept.refused();
@@ -201,6 +208,7 @@ impl Bridge {
 
     pub(super) async fn read(self: &Arc<Self>, fh: FileHandle, offset: u64, size: u32) -> Result<Bytes, Errno> {
         let open = self.opens.get(fh.0)?;
+        self.settle(&open.inode).await;
         match &open.handle {
             Handle::Stream(stream) if !stream.seekable() => {
                 let turn = open.reads.turn().await?;
@@ -220,8 +228,19 @@ impl Bridge {
         if open.direct {
             self.changed_by(uid, &open.inode, &open.node).await?;
         }
-        open.written.store(true, Ordering::Relaxed);
         let _changing = self.changing(&open.inode);
+        match &open.hold {
+            Some(hold) if hold.add(offset, &data) => {
+                open.inode.wrote(offset + data.len() as u64);
+                return Ok(data.len() as u32);
+            }
+            Some(hold) => {
+                hold.end().await;
+                hold.settled().await?;
+            }
+            None => self.settle(&open.inode).await,
+        }
+        open.written.store(true, Ordering::Relaxed);
         if !open.handle.seekable() {
             let turn = open.writes.turn().await?;
             let written = open.handle.write(turn.at(), data).await?;
@@ -247,6 +266,9 @@ impl Bridge {
     /// stays open; and nobody is asked where nothing was written since the one before.
     pub(super) async fn flush(&self, fh: FileHandle) -> Result<(), Errno> {
         let open = self.opens.get(fh.0)?;
+        if let Some(hold) = &open.hold {
+            hold.flush().await?;
+        }
         if open.written.swap(false, Ordering::Relaxed) { open.handle.flush().await } else { Ok(()) }
     }
 
@@ -256,6 +278,11 @@ impl Bridge {
     pub(super) async fn release(self: &Arc<Self>, fh: FileHandle) -> Result<(), Errno> {
         let Some(open) = self.opens.remove(fh.0) else { return Err(Errno::EBADF) };
         open.ahead.stop();
+        if let Some(hold) = &open.hold
+            && let Err(errno) = hold.settled().await
+        {
+            tracing::warn!(?errno, "what was written to a file that is closed is lost");
+        }
         if open.kept.is_some() {
             // Others may have it open, too: it is closed when nobody keeps it any more.
             return Ok(());
@@ -277,11 +304,17 @@ impl Bridge {
     }
 
     pub(super) async fn sync(&self, fh: FileHandle, data_only: bool) -> Result<(), Errno> {
-        self.opens.get(fh.0)?.handle.sync(data_only).await
+        let open = self.opens.get(fh.0)?;
+        match &open.hold {
+            Some(hold) => hold.settled().await?,
+            None => self.settle(&open.inode).await,
+        }
+        open.handle.sync(data_only).await
     }
 
     pub(super) async fn allocate(&self, fh: FileHandle, offset: u64, length: u64, mode: i32) -> Result<(), Errno> {
         let open = self.opens.get(fh.0)?;
+        self.settle(&open.inode).await;
         let _changing = self.changing(&open.inode);
         open.handle.allocate(mode as u32, offset, length).await
     }
@@ -295,6 +328,7 @@ impl Bridge {
             libc::SEEK_HOLE => true,
             _ => return Err(Errno::EINVAL),
         };
+        self.settle(&open.inode).await;
         if let Handle::Stream(stream) = &open.handle {
             match stream.seek(at, hole).await {
                 Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => {}
@@ -312,6 +346,8 @@ impl Bridge {
         let (source, target) = (self.opens.get(from.0.0)?, self.opens.get(to.0.0)?);
         // The answer has 32 bits; a program goes on with the rest.
         let length = length.min(1 << 30);
+        self.settle(&source.inode).await;
+        self.settle(&target.inode).await;
         let _changing = self.changing(&target.inode);
         let copied = source.handle.copy(from.1, &target.handle, to.1, length).await;
         // Upon either of these the kernel copies by reading and writing.

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::{FileAttr, INodeNo};
+use p9::tree::LeaseKind;
 use p9::{Attr, Created, Errno, How, Name, New, NodeRef, Walk, Want, What};
 
 use super::Bridge;
 use crate::attr::{missing, to_fuse};
 use crate::foresight::Found;
+use crate::hold::Hold;
 use crate::open::Open;
 use crate::table::Inode;
 
@@ -23,6 +25,9 @@ impl Bridge {
     pub(super) async fn lookup(&self, parent: INodeNo, name: &[u8]) -> Result<(FileAttr, Duration), Errno> {
         let (dir, name) = (self.inode(parent)?, Name::new(name)?);
         dir.look_in();
+        if let Some(inode) = self.table.child(&dir, name) {
+            self.settle(&inode).await;
+        }
         match self.foresight.look(&dir, self.table.at_hand(&dir).as_ref(), name).await {
             Some(Found::Looked(node, attr, ttl)) => return Ok((self.entry(&dir, name, node, &attr).1, ttl)),
             Some(Found::Opened(file)) => {
@@ -72,7 +77,7 @@ impl Bridge {
         &self, parent: INodeNo, name: &[u8], what: What<'_>, mode: u32, owner: Owner,
     ) -> Result<FileAttr, Errno> {
         let (dir, name) = (self.inode(parent)?, Name::new(name)?);
-        let created = self.create_in(&dir, name, New { what, mode: mode & 0o7777, owner }).await?;
+        let created = self.create_in(&dir, name, New { what, mode: mode & 0o7777, owner }, false).await?;
         if let Some(handle) = &created.handle {
             handle.close().await?;
         }
@@ -80,10 +85,11 @@ impl Bridge {
         Ok(self.entry(&dir, name, created.node, &attr).1)
     }
 
-    async fn create_in(&self, dir: &Arc<Inode>, name: Name<'_>, new: New<'_>) -> Result<Created, Errno> {
+    async fn create_in(&self, dir: &Arc<Inode>, name: Name<'_>, new: New<'_>, leased: bool) -> Result<Created, Errno> {
         let node = self.to_change(dir).await?;
         let _changing = self.changing_name(dir, name);
-        self.changed(dir, node.create(name, new).await)
+        let created = if leased { node.create_leased(name, new).await } else { node.create(name, new).await };
+        self.changed(dir, created)
     }
 
     /// Makes a file and opens it, in one step. The kernel asks for this only where it knows of no file: where it checks
@@ -93,26 +99,40 @@ impl Bridge {
     ) -> Result<(FileAttr, u64, fuser::FopenFlags), Errno> {
         let (dir, name) = (self.inode(parent)?, Name::new(name)?);
         let asked = How::from_flags(flags as u32)?;
-        let (excl, how) = (asked.excl, How { excl: asked.excl || owner.is_some(), ..asked });
-        let new = New { what: What::File(how), mode: mode & 0o7777, owner };
-        let created = match self.create_in(&dir, name, new).await {
+        // It is certain to be new, then.
+        let how = How { excl: true, ..asked };
+        let new = |how| New { what: What::File(how), mode: mode & 0o7777, owner };
+        let leased = how.write && !how.append && !how.sync;
+        let (created, made) = match self.create_in(&dir, name, new(how), leased).await {
             // The kernel then looks again, and opens what it finds by its own rules.
-            Err(Errno::EEXIST) if !excl => return Err(Errno::ESTALE),
-            created => created?,
+            Err(Errno::EEXIST) if !asked.excl && owner.is_some() => return Err(Errno::ESTALE),
+            Err(Errno::EEXIST) if !asked.excl => (self.create_in(&dir, name, new(asked), false).await?, false),
+            created => (created?, true),
         };
-        let handle = created.handle.ok_or(Errno::EIO)?;
-        let attr = attr_of(&created.node, created.attr).await?;
-        let (inode, shown) = self.entry(&dir, name, created.node.clone(), &attr);
-        if how.truncate {
+        let Created { node, attr, handle, lease } = created;
+        let (handle, attr) = (handle.ok_or(Errno::EIO)?, attr_of(&node, attr).await?);
+        // What is at hand would keep the file open.
+        let at_hand = Some(node.clone()).filter(|_| !(made && leased));
+        let inode = self.table.enter(&dir, name, node.qid(), at_hand);
+        inode.learn(&attr);
+        if made {
+            inode.is_made(self.changes.count());
+        } else if how.truncate {
             drop(self.changing(&inode));
         }
-        let (open, flags) = Open::new(inode, created.node, handle, how, &attr, None, None);
+        let (shown, about) = (to_fuse(&attr, inode.id), (inode.clone(), handle.clone()));
+        let (mut open, flags) = Open::new(inode, node, handle, how, &attr, None, None);
+        if let Some(lease) = lease.filter(|lease| lease.kind == LeaseKind::Write && !open.direct) {
+            let (changes, held) = (self.changes.clone(), self.held.clone());
+            open.hold = Some(Hold::new(about, &lease, changes, held, self.runtime.clone()));
+        }
         Ok((shown, self.opens.add(open), flags))
     }
 
     /// Makes `name` in `parent` another name of `target`.
     pub(super) async fn link(&self, target: INodeNo, parent: INodeNo, name: &[u8]) -> Result<FileAttr, Errno> {
         let (target, dir, name) = (self.inode(target)?, self.inode(parent)?, Name::new(name)?);
+        self.settle(&target).await;
         let (linked, _) = self.table.node(&target).await?;
         let node = self.to_change(&dir).await?;
         {

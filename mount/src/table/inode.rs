@@ -3,12 +3,14 @@
 //! Shared by the table and the requests that concern the file, in any task; its own lock is held for moments only and
 //! never across a wait. Invariant: an open file pins its node, so that it is served although it has no name any more.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use p9::{Attr, FileKind, NameBuf, NodeRef, Qid, Time};
 use parking_lot::Mutex;
+
+use crate::hold::Hold;
 
 /// A file that the kernel knows.
 pub(crate) struct Inode {
@@ -36,6 +38,10 @@ struct State {
     filled: Option<Version>,
     /// When the attributes last changed, as the kernel was told.
     told: Time,
+    /// What is held back of what was written to it.
+    held: Weak<Hold>,
+    /// When it was made through this mount, and the count of changes by then.
+    made: Option<(Instant, u64)>,
     /// When it was listed as having no extended attributes, and the count of changes by then.
     bare: Option<(Instant, u64)>,
 }
@@ -151,6 +157,26 @@ impl Inode {
     /// The count of changes by when it was listed as having no extended attributes, less than `ttl` ago.
     pub(crate) fn bare(&self, ttl: Duration) -> Option<u64> {
         self.state.lock().bare.filter(|(when, _)| when.elapsed() < ttl).map(|(_, asked)| asked)
+    }
+
+    /// It was made through this mount, when there had been `asked` changes.
+    pub(crate) fn is_made(&self, asked: u64) {
+        self.state.lock().made = Some((Instant::now(), asked));
+    }
+
+    /// The count of changes by when it was made, if that is less than `ttl` ago.
+    pub(crate) fn made(&self, ttl: Duration) -> Option<u64> {
+        self.state.lock().made.filter(|(when, _)| when.elapsed() < ttl).map(|(_, asked)| asked)
+    }
+
+    /// What is written to it is held by `hold`.
+    pub(crate) fn holds(&self, hold: &Arc<Hold>) {
+        self.state.lock().held = Arc::downgrade(hold);
+    }
+
+    /// What holds some of what was written to it, if anything does.
+    pub(crate) fn held(&self) -> Option<Arc<Hold>> {
+        self.state.lock().held.upgrade().filter(|hold| hold.is_full())
     }
 
     /// A name is looked up in it.

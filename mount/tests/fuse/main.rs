@@ -7,6 +7,7 @@
 
 mod disk;
 mod everyone;
+mod hold;
 mod kept;
 mod listings;
 mod locks;

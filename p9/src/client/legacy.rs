@@ -106,7 +106,7 @@ impl Legacy {
             // In 9P2000 a create makes what was not there, and nothing else.
             Err(Errno::EEXIST) if !how.excl => {
                 let Opened { node, attr, handle, .. } = self.open_at_now(&[name], how, Want::ATTR).await?;
-                Ok(Created { node: node.ok_or(Errno::EPROTO)?, attr, handle: Some(handle) })
+                Ok(Created { node: node.ok_or(Errno::EPROTO)?, attr, handle: Some(handle), lease: None })
             }
             Err(errno) => Err(errno),
         }
@@ -121,7 +121,7 @@ impl Legacy {
 
     async fn created(&self, name: Name<'_>, handle: Option<Handle>) -> Result<Created, Errno> {
         let Reached { node, attr, .. } = self.walk_now(&[name], Want::ATTR).await?.reached()?;
-        Ok(Created { node, attr, handle })
+        Ok(Created { node, attr, handle, lease: None })
     }
 
     async fn set_now(&self, change: SetAttr) -> Result<Attr, Errno> {

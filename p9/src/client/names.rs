@@ -6,39 +6,48 @@
 use std::sync::Arc;
 
 use super::fid::Fid;
+use super::lease::Asked;
 use super::node::{Remote, handle, plain, take_attr};
+use crate::tree::LeaseKind;
 use crate::wire::{NO_UID, STATS_ALL, Steps, Str, T};
 use crate::{Created, Errno, FileKind, How, Name, New, SetAttr, Want, What};
 
 impl Remote {
-    pub(super) async fn create_now(&self, name: Name<'_>, new: New<'_>) -> Result<Created, Errno> {
+    pub(super) async fn create_now(&self, name: Name<'_>, new: New<'_>, leased: bool) -> Result<Created, Errno> {
         let give = giving(&new);
         match new.what {
             // What is there already stays whose it is.
             What::File(how) if give.is_some() && !how.excl => {
-                match self.create_file(name, How { excl: true, ..how }, &new, give).await {
-                    Err(Errno::EEXIST) => self.create_file(name, how, &new, None).await,
+                match self.create_file(name, How { excl: true, ..how }, &new, give, leased).await {
+                    Err(Errno::EEXIST) => self.create_file(name, how, &new, None, leased).await,
                     made => made,
                 }
             }
-            What::File(how) => self.create_file(name, how, &new, give).await,
+            What::File(how) => self.create_file(name, how, &new, give, leased).await,
             _ => self.create_other(name, &new, give).await,
         }
     }
 
     async fn create_file(
-        &self, name: Name<'_>, how: How, new: &New<'_>, give: Option<SetAttr>,
+        &self, name: Name<'_>, how: How, new: &New<'_>, give: Option<SetAttr>, leased: bool,
     ) -> Result<Created, Errno> {
         let link = &self.fid.link;
-        let (open, node) = (link.fid()?, link.fid()?);
-        let (fid, other) = (open.number(), node.number());
-        let clone = Steps::encode(&[]);
+        let open = link.fid()?;
+        // One fid less to make and to give back.
+        let node = if leased { open.clone() } else { link.fid()? };
+        let (fid, other, clone) = (open.number(), node.number(), Steps::encode(&[]));
         let create = plain(T::Lcreate { fid, name, flags: how.to_wire(true), mode: new.mode, gid: group(new) });
-        let again = plain(T::Walk { fid, newfid: other, steps: Steps::of(&clone, 0) });
-        let mut more = vec![create];
+        let (mut more, mut asked) = (vec![create], None);
         if link.ordered {
-            more.push(again);
+            if !leased {
+                more.push(plain(T::Walk { fid, newfid: other, steps: Steps::of(&clone, 0) }));
+            }
             more.extend(give.map(|change| plain(T::of_set_attr(other, &change))));
+            if leased && how.write {
+                let (lease, message) = Asked::new(&open, LeaseKind::Write);
+                more.push(message);
+                asked = Some(lease);
+            }
             more.push(plain(T::Getattr { fid: other, mask: STATS_ALL }));
         }
         let mut calls = self.walk_and(&[], &open, &more).await?.calls.ok_or(Errno::EPROTO)?;
@@ -50,18 +59,24 @@ impl Remote {
                 return Err(errno);
             }
         };
-        let handle = Some(handle(open, made, how));
         if !link.ordered {
             drop(calls);
+            let handle = Some(handle(open, made, how));
             return Ok(Created { handle, ..self.reached(name, give).await? });
         }
-        calls.next().await?.message()?;
-        node.settle();
+        if !leased {
+            calls.next().await?.message()?;
+            node.settle();
+        }
         if give.is_some() {
             given(calls.next().await?.message().map(drop))?;
         }
+        let lease = match asked {
+            Some(asked) => asked.granted(calls.next().await)?,
+            None => None,
+        };
         let attr = take_attr(&mut calls).await?;
-        Ok(Created { node: Self::node(node, made), attr: Some(attr), handle })
+        Ok(Created { node: Self::node(node, made), attr: Some(attr), handle: Some(handle(open, made, how)), lease })
     }
 
     async fn create_other(&self, name: Name<'_>, new: &New<'_>, give: Option<SetAttr>) -> Result<Created, Errno> {
@@ -88,7 +103,7 @@ impl Remote {
                 Err(errno) => given(Err(errno))?,
             }
         }
-        Ok(Created { node: reached.node, attr: reached.attr, handle: None })
+        Ok(Created { node: reached.node, attr: reached.attr, handle: None, lease: None })
     }
 
     pub(super) async fn remove_now(&self, name: Name<'_>, dir: bool) -> Result<(), Errno> {

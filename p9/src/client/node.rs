@@ -216,7 +216,11 @@ impl Node for Remote {
     }
 
     fn create<'a>(&'a self, name: Name<'a>, what: New<'a>) -> Reply<'a, Created> {
-        Reply::later(async move { self.nothing_there(self.create_now(name, what).await).await })
+        Reply::later(async move { self.nothing_there(self.create_now(name, what, false).await).await })
+    }
+
+    fn create_leased<'a>(&'a self, name: Name<'a>, what: New<'a>) -> Reply<'a, Created> {
+        Reply::later(async move { self.nothing_there(self.create_now(name, what, true).await).await })
     }
 
     fn set_attr(&self, change: SetAttr) -> Reply<'_, Attr> {

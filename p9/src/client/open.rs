@@ -2,9 +2,11 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
 
+use super::bulk::BULK;
 use super::call::Answer;
 use super::fid::Fid;
 use super::node::take_data;
@@ -19,11 +21,13 @@ pub(super) struct RemoteFile {
     fid: Arc<Fid>,
     seekable: bool,
     how: How,
+    /// Whether something may have been written of which no flush has told.
+    written: AtomicBool,
 }
 
 impl RemoteFile {
     pub(super) fn new(fid: Arc<Fid>, seekable: bool, how: How) -> Self {
-        Self { fid, seekable, how }
+        Self { fid, seekable, how, written: AtomicBool::new(how.changes() && !how.excl) }
     }
 
     /// The most that one message carries.
@@ -98,12 +102,45 @@ impl RemoteFile {
         let Handle::Stream(to) = to else { return Err(Errno::EXDEV) };
         let to: &dyn Any = &**to;
         let to = to.downcast_ref::<Self>().filter(|to| Arc::ptr_eq(&to.fid.link, &self.fid.link));
-        let (fid, tofid) = (self.fid.number(), to.ok_or(Errno::EXDEV)?.fid.number());
+        let to = to.ok_or(Errno::EXDEV)?;
+        to.written.store(true, Ordering::Relaxed);
+        let (fid, tofid) = (self.fid.number(), to.fid.number());
         let answer = self.ours(T::Copy { fid, offset, tofid, tooffset, length })?.await?;
         match answer.message()? {
             R::Copy { count } if count <= length => Ok(count),
             _ => Err(Errno::EPROTO),
         }
+    }
+
+    /// The write and the flush in one go.
+    async fn write_last(&self, offset: u64, data: Bytes) -> Result<Written, Errno> {
+        let asked = data.len();
+        if asked > self.most() as usize || asked > BULK || !self.fid.link.ordered || self.how.append {
+            let written = self.write(offset, data).await?;
+            if written.count as usize == asked {
+                self.flush().await?;
+            }
+            return Ok(written);
+        }
+        self.fid.uses.end().await;
+        let fid = self.fid.number();
+        let write = (T::Write { fid, offset, data: Data(&[]) }, data);
+        let flush = (T::Fsync { fid, datasync: FSYNC_FLUSH }, Bytes::new());
+        self.written.store(true, Ordering::Relaxed);
+        let mut calls = self.fid.link.calls(&[write, flush]).await?;
+        let count = match calls.next().await?.message() {
+            Ok(R::Write { count }) if count as usize <= asked => count as usize,
+            Ok(_) => return Err(Errno::EPROTO),
+            Err(errno) => {
+                calls.rest().await;
+                return Err(errno);
+            }
+        };
+        calls.next().await?.message()?;
+        if count == asked {
+            self.written.store(false, Ordering::Relaxed);
+        }
+        Ok(Written::count(count))
     }
 
     /// Asks what only our dialect knows.
@@ -143,10 +180,16 @@ impl Stream for RemoteFile {
     fn write(&self, offset: u64, data: Bytes) -> Reply<'_, Written> {
         // Where the server says where an append went.
         let appends = self.how.append && self.fid.link.ordered;
+        self.written.store(true, Ordering::Relaxed);
         if appends { Reply::later(self.append_now(data)) } else { Reply::later(self.write_now(offset, data)) }
     }
 
+    fn write_and_flush(&self, offset: u64, data: Bytes) -> Reply<'_, Written> {
+        Reply::later(self.write_last(offset, data))
+    }
+
     fn allocate(&self, mode: u32, offset: u64, length: u64) -> Reply<'_, ()> {
+        self.written.store(true, Ordering::Relaxed);
         let allocate = T::Allocate { fid: self.fid.number(), mode, offset, length };
         Reply::later(async move { self.ours(allocate)?.await?.message().map(|_| ()) })
     }
@@ -181,16 +224,22 @@ impl Stream for RemoteFile {
         let flush = T::Fsync { fid: self.fid.number(), datasync: FSYNC_FLUSH };
         Reply::later(async move {
             self.fid.uses.end().await;
-            self.fid.link.call(flush).await?.message().map(|_| ())
+            self.written.store(false, Ordering::Relaxed);
+            let told = self.fid.link.call(flush).await.and_then(|answer| answer.message().map(|_| ()));
+            if told.is_err() {
+                self.written.store(true, Ordering::Relaxed);
+            }
+            told
         })
     }
 
     fn close(&self) -> Reply<'_, ()> {
         // The node or the lease that came along may go on using the fid, which goes with the last of them.
         let shared = Arc::strong_count(&self.fid) > 1;
-        // Nothing can have gone wrong with what was only read. Our servers close in order of arrival: what is asked next
+        // Nothing can have gone wrong with what was only read, or was told. Our servers close in order of arrival: what is asked next
         // meets the file closed.
-        if self.fid.link.ordered && self.seekable && !self.how.changes() {
+        let told = !self.how.changes() || !self.written.load(Ordering::Relaxed);
+        if self.fid.link.ordered && self.seekable && told {
             if !shared {
                 self.fid.let_go();
             }

@@ -38,6 +38,11 @@ pub trait FileLayer: Send + Sync + 'static {
         below.flush()
     }
 
+    /// See [`Stream::write_and_flush`]: of a layer that overrides one of the two, so must this be.
+    fn write_and_flush<'a>(&'a self, below: &'a Handle, offset: u64, data: Bytes) -> Reply<'a, Written> {
+        below.write_and_flush(offset, data)
+    }
+
     /// See [`Stream::allocate`].
     fn allocate<'a>(&'a self, below: &'a Handle, mode: u32, offset: u64, length: u64) -> Reply<'a, ()> {
         below.allocate(mode, offset, length)
@@ -110,6 +115,10 @@ impl<F: FileLayer> Stream for LayeredFile<F> {
 
     fn flush(&self) -> Reply<'_, ()> {
         self.layer.flush(&self.below)
+    }
+
+    fn write_and_flush(&self, offset: u64, data: Bytes) -> Reply<'_, Written> {
+        self.layer.write_and_flush(&self.below, offset, data)
     }
 
     fn allocate(&self, mode: u32, offset: u64, length: u64) -> Reply<'_, ()> {

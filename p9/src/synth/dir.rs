@@ -82,7 +82,7 @@ impl Directory {
         match what {
             What::File(how) if !how.excl => {
                 let handle = Some(node.open(how).await?);
-                Ok(Created { attr: attr_at_hand(&node), node, handle })
+                Ok(Created { attr: attr_at_hand(&node), node, handle, lease: None })
             }
             _ => Err(Errno::EEXIST),
         }

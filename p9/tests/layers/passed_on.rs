@@ -61,6 +61,9 @@ impl Node for Seen {
     fn create<'a>(&'a self, _: Name<'a>, _: New<'a>) -> Reply<'a, Created> {
         self.saw("create")
     }
+    fn create_leased<'a>(&'a self, _: Name<'a>, _: New<'a>) -> Reply<'a, Created> {
+        self.saw("create_leased")
+    }
     fn set_attr(&self, _: SetAttr) -> Reply<'_, Attr> {
         self.saw("set_attr")
     }
@@ -122,6 +125,9 @@ impl Stream for Seen {
     fn sync(&self, _: bool) -> Reply<'_, ()> {
         self.saw("sync")
     }
+    fn write_and_flush(&self, _: u64, _: Bytes) -> Reply<'_, Written> {
+        self.saw("write_and_flush")
+    }
     fn flush(&self) -> Reply<'_, ()> {
         self.saw("flush")
     }
@@ -170,6 +176,7 @@ async fn every_method_of_a_node_is_passed_on() {
         node.attr().await.err(),
         node.open(How::READ).await.err(),
         node.create(x, new).await.err(),
+        node.create_leased(x, new).await.err(),
         node.set_attr(SetAttr::default()).await.err(),
         node.remove(x, false).await.err(),
         node.rename(x, &node, x, 0).await.err(),
@@ -185,7 +192,7 @@ async fn every_method_of_a_node_is_passed_on() {
         node.lease(LeaseKind::Read, Arc::new(|_| ())).await.err(),
         node.events().await.err(),
     ];
-    assert_eq!(answers, [Some(MARK); 19]);
+    assert_eq!(answers, [Some(MARK); 20]);
     let mut all = methods(include_str!("../../src/tree.rs"), "\npub trait Node:");
     assert!(all.remove("attr_if"), "which asks by attr");
     assert_eq!(*seen.0.lock(), all);
@@ -201,13 +208,14 @@ async fn every_method_of_an_open_file_is_passed_on() {
         file.write(0, Bytes::new()).await.err(),
         file.sync(true).await.err(),
         file.flush().await.err(),
+        file.write_and_flush(0, Bytes::new()).await.err(),
         file.allocate(0, 0, 1).await.err(),
         file.copy(0, &file, 0, 1).await.err(),
         file.seek(0, true).await.err(),
         file.poll(1).await.err(),
         file.close().await.err(),
     ];
-    assert_eq!(answers, [Some(MARK); 9]);
+    assert_eq!(answers, [Some(MARK); 10]);
     assert_eq!(*seen.0.lock(), methods(include_str!("../../src/handle.rs"), "\npub trait Stream:"));
     let foreign = Handle::Stream(Arc::new(seen));
     assert_eq!(file.copy(0, &foreign, 0, 1).await.err(), Some(Errno::EXDEV));

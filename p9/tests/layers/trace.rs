@@ -54,6 +54,11 @@ impl Layer for Trace {
         self.say(format!("create {name}"), created)
     }
 
+    fn create_leased<'a>(&'a self, below: &'a NodeRef, name: Name<'a>, what: New<'a>) -> Reply<'a, Created> {
+        let created = below.create_leased(name, what).map(move |created| self.created(name, created));
+        self.say(format!("create {name}"), created)
+    }
+
     fn remove<'a>(&'a self, below: &'a NodeRef, name: Name<'a>, dir: bool) -> Reply<'a, ()> {
         self.say(format!("remove {name}"), below.remove(name, dir))
     }
@@ -66,6 +71,10 @@ impl FileLayer for Trace {
 
     fn write<'a>(&'a self, below: &'a Handle, offset: u64, data: Bytes) -> Reply<'a, Written> {
         self.say(format!("write {} at {offset}", data.len()), below.write(offset, data))
+    }
+
+    fn write_and_flush<'a>(&'a self, below: &'a Handle, offset: u64, data: Bytes) -> Reply<'a, Written> {
+        self.say(format!("write {} at {offset}, the last", data.len()), below.write_and_flush(offset, data))
     }
 
     fn close<'a>(&'a self, below: &'a Handle) -> Reply<'a, ()> {

@@ -236,7 +236,7 @@ impl Ram {
             What::File(how) => Some(made.opened(how)?),
             _ => None,
         };
-        Ok(Created { attr: Some(made.attributes()), node: Arc::new(made), handle })
+        Ok(Created { attr: Some(made.attributes()), node: Arc::new(made), handle, lease: None })
     }
 
     fn walked(&self, names: &[Name<'_>], want: Want) -> Result<Walk, Errno> {

@@ -1,0 +1,193 @@
+//! What is written to a file that was just made, held back until it is closed.
+//!
+//! A small file is made, written and closed. Under the lease that came with its making nobody else can have seen it, so
+//! what is written stays here, and goes out together with what the closing asks. Filled by writes, on fuser's threads;
+//! written out by a flush, by whatever else asks about the file, and by a task once somebody else wants to see it: only
+//! then is the lease given back. Invariant: no answer about the file is given, and no lease on it given back, while
+//! something is held.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use p9::tree::Lease;
+use p9::{Errno, Handle};
+use parking_lot::Mutex;
+use tokio::runtime::Handle as Runtime;
+
+use crate::changes::Changes;
+use crate::table::Inode;
+
+/// The most that is held of one file.
+const EACH: usize = 64 << 10;
+/// And of all files of a mount.
+const ALL: usize = 16 << 20;
+/// How long something is held of a file that stays open: who looks at the server itself sees it then.
+const LONGEST: Duration = Duration::from_secs(1);
+
+/// What is held of one open file.
+pub(crate) struct Hold {
+    handle: Handle,
+    inode: Arc<Inode>,
+    changes: Arc<Changes>,
+    /// What is held of all files.
+    all: Arc<AtomicUsize>,
+    runtime: Runtime,
+    /// Held by whoever writes out.
+    turn: tokio::sync::Mutex<()>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// None once it was broken, or is of no use any more.
+    lease: Option<Lease>,
+    offset: u64,
+    data: BytesMut,
+    /// Some of it is being written out.
+    writing: bool,
+    /// Whether something was written of which no flush has told.
+    unflushed: bool,
+    /// What went wrong when nobody waited for it.
+    failed: Option<Errno>,
+}
+
+impl Hold {
+    /// For the new file `inode`, open as `handle`, under `lease`; `all` counts what is held of all files.
+    pub(crate) fn new(
+        (inode, handle): (Arc<Inode>, Handle), lease: &Lease, changes: Arc<Changes>, all: Arc<AtomicUsize>,
+        runtime: Runtime,
+    ) -> Arc<Self> {
+        let state = Mutex::new(State { lease: Some(lease.clone()), ..State::default() });
+        let turn = tokio::sync::Mutex::default();
+        let hold = Arc::new(Self { handle, inode, changes, all, runtime: runtime.clone(), turn, state });
+        hold.inode.holds(&hold);
+        let weak = Arc::downgrade(&hold);
+        lease.tell(Arc::new(move |_| {
+            if let Some(hold) = weak.upgrade() {
+                runtime.spawn(async move { hold.end().await });
+            }
+        }));
+        hold
+    }
+
+    /// Holds `data`, written at `offset`, if that may be.
+    pub(crate) fn add(self: &Arc<Self>, offset: u64, data: &[u8]) -> bool {
+        let mut state = self.state.lock();
+        let follows = state.data.is_empty() || offset == state.offset + state.data.len() as u64;
+        let leased = state.lease.as_ref().is_some_and(Lease::holds);
+        if !follows || !leased || state.failed.is_some() || state.data.len() + data.len() > EACH {
+            return false;
+        }
+        if self.all.fetch_add(data.len(), Ordering::Relaxed) + data.len() > ALL {
+            self.all.fetch_sub(data.len(), Ordering::Relaxed);
+            return false;
+        }
+        if state.data.is_empty() {
+            state.offset = offset;
+            let hold = Arc::downgrade(self);
+            self.runtime.spawn(async move {
+                tokio::time::sleep(LONGEST).await;
+                if let Some(hold) = hold.upgrade() {
+                    hold.settle().await;
+                }
+            });
+        }
+        state.data.extend_from_slice(data);
+        true
+    }
+
+    /// Whether something is held, or being written out.
+    pub(crate) fn is_full(&self) -> bool {
+        let state = self.state.lock();
+        state.writing || !state.data.is_empty()
+    }
+
+    /// Writes out what is held. What goes wrong is told by the next write, flush or fsync.
+    pub(crate) async fn settle(&self) {
+        let _turn = self.turn.lock().await;
+        if let Err(errno) = self.write_out(false).await {
+            self.state.lock().failed.get_or_insert(errno);
+        }
+    }
+
+    /// The same, and holds nothing any more.
+    pub(crate) async fn end(&self) {
+        let lease = self.state.lock().lease.take();
+        self.settle().await;
+        drop(lease);
+    }
+
+    /// The same for somebody who waits for what goes wrong.
+    pub(crate) async fn settled(&self) -> Result<(), Errno> {
+        let _turn = self.turn.lock().await;
+        self.write_out(false).await?;
+        self.state.lock().failed.take().map_or(Ok(()), Err)
+    }
+
+    /// Writes out what is held, and says what is known to have gone wrong.
+    pub(crate) async fn flush(&self) -> Result<(), Errno> {
+        let _turn = self.turn.lock().await;
+        self.write_out(true).await?;
+        let (failed, unflushed) = {
+            let mut state = self.state.lock();
+            (state.failed.take(), std::mem::take(&mut state.unflushed))
+        };
+        match failed {
+            Some(errno) => Err(errno),
+            None if unflushed => self.handle.flush().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Writes what is held; with `flush`, that goes along. Only for whoever has the turn.
+    async fn write_out(&self, flush: bool) -> Result<(), Errno> {
+        let (mut offset, mut data) = {
+            let mut state = self.state.lock();
+            state.writing = !state.data.is_empty();
+            (state.offset, std::mem::take(&mut state.data).freeze())
+        };
+        let size = data.len();
+        let written = self.write(&mut offset, &mut data, flush).await;
+        if size > 0 {
+            // What was asked for meanwhile is old.
+            self.inode.wrote(0);
+            self.changes.file(self.inode.qid_path);
+        }
+        let mut state = self.state.lock();
+        state.writing = false;
+        match written {
+            // It never began: it is still to be done.
+            Err(Errno::EINTR) if state.data.is_empty() => (state.offset, state.data) = (offset, data.clone().into()),
+            _ => data.clear(),
+        }
+        state.unflushed |= size > 0 && !(flush && written.is_ok());
+        drop(state);
+        self.all.fetch_sub(size - data.len(), Ordering::Relaxed);
+        written
+    }
+
+    /// Writes `data` at `offset`; what is left of it is what was not written.
+    async fn write(&self, offset: &mut u64, data: &mut Bytes, flush: bool) -> Result<(), Errno> {
+        while !data.is_empty() {
+            let written = match flush {
+                true => self.handle.write_and_flush(*offset, data.clone()).await?,
+                false => self.handle.write(*offset, data.clone()).await?,
+            };
+            let count = (written.count as usize).min(data.len());
+            if count == 0 {
+                return Err(Errno::EIO);
+            }
+            *offset += count as u64;
+            *data = data.slice(count..);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.state.get_mut().data.len(), Ordering::Relaxed);
+    }
+}
