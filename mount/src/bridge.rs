@@ -28,6 +28,7 @@ macro_rules! ask {
 }
 
 mod attrs;
+mod by_name;
 mod dirs;
 mod files;
 mod fs;

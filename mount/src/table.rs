@@ -18,8 +18,7 @@ use p9::{Errno, FileKind, Name, NameBuf, NodeRef, Qid, Reached, Want};
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 
-use inode::Place;
-pub(crate) use inode::{Inode, Version};
+pub(crate) use inode::{Inode, Place, Version};
 
 /// The id of the root, as FUSE fixes it.
 pub(crate) const ROOT: u64 = 1;
@@ -105,6 +104,15 @@ impl Table {
     /// `name` is no longer in `dir`.
     pub(crate) fn removed(&self, dir: &Arc<Inode>, name: Name<'_>) {
         self.maps.lock().vacate(dir.id, name.into());
+    }
+
+    /// `inode` is no longer at `place`.
+    pub(crate) fn left(&self, inode: &Arc<Inode>, place: &Place) {
+        let mut maps = self.maps.lock();
+        let (dir, name) = (place.dir.id, place.name.clone());
+        if maps.places.get(&(dir, name.clone())).is_some_and(|there| Arc::ptr_eq(there, inode)) {
+            maps.vacate(dir, name);
+        }
     }
 
     /// What was `name` in `dir` is now `new_name` in `new_dir`; with `exchange`, the other way round too.

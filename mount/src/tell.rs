@@ -86,6 +86,13 @@ impl Teller {
         self.late.tell(&self.kernel, move |kernel| tell_names(kernel, id, &names));
     }
 
+    /// The kernel's attributes and pages of `inode` are old. Waits until it has dropped them, which it does when the reads
+    /// that are under way have ended.
+    pub(crate) async fn contents_changed(&self, inode: &Inode) {
+        let (Some(kernel), id) = (self.kernel.get().cloned(), INodeNo(inode.id)) else { return };
+        _ = tokio::task::spawn_blocking(move || tell(&kernel, id, 0)).await;
+    }
+
     /// The lease of `file` was broken.
     pub(crate) fn broken(&self, file: Arc<File>) {
         // The thread outlives every clone.

@@ -40,6 +40,7 @@ impl Bridge {
             && let name = place.name.as_name()
             && let Some((listed, attr, ttl)) = self.foresight.attr(place.dir.id, name)
             && inode.is(attr.qid)
+            && !inode.knows_better(&attr)
         {
             listed.tells(name, inode.id);
             if self.foresight.attr(place.dir.id, name).is_some() {

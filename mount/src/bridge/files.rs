@@ -12,12 +12,12 @@ use bytes::Bytes;
 use fuser::{FileHandle, FopenFlags, INodeNo};
 use futures_util::future::join_all;
 use p9::tree::LeaseKind;
-use p9::{Attr, Errno, Handle, How, NodeRef, Opened, SetAttr, Time, Want};
+use p9::{Attr, Errno, Handle, How, NodeRef, SetAttr, Time, Want};
 use parking_lot::Mutex;
 
+use super::Bridge;
 use super::dirs::FIRST_BATCH;
 use super::names::attr_of;
-use super::{Bridge, is_lost};
 use crate::ahead::Ahead;
 use crate::kept::File;
 use crate::open::{Open, Position};
@@ -26,7 +26,7 @@ use crate::table::{Inode, Version};
 /// How much of a file is asked for along with its opening: what the kernel asks for first.
 pub(crate) const FIRST_BYTES: u64 = 128 << 10;
 
-/// The first bytes of a file, and how many writes to it there had been when they were asked for.
+/// The first bytes of a file, and [`Inode::writes`] when they were asked for.
 pub(super) struct First {
     bytes: Bytes,
     writes: u64,
@@ -35,7 +35,7 @@ pub(super) struct First {
 impl Open {
     /// The open file, and how the kernel is to treat it.
     pub(super) fn new(
-        inode: Arc<Inode>, node: NodeRef, handle: Handle, how: How, attr: &Attr, first: Option<First>,
+        inode: Arc<Inode>, node: NodeRef, handle: Handle, how: How, attr: &Attr, mut first: Option<First>,
         kept: Option<Arc<File>>,
     ) -> (Self, FopenFlags) {
         let seekable = handle.seekable();
@@ -55,6 +55,12 @@ impl Open {
             let same = inode.keeps_pages(Version::of(attr, Time::now()));
             if kept.as_ref().is_some_and(|file| file.opens()) || same {
                 flags |= FopenFlags::FOPEN_KEEP_CACHE;
+            } else {
+                // The kernel drops its pages, and whoever has the file open already asks anew, too.
+                let before = inode.is_read_anew();
+                if let Some(first) = first.as_mut().filter(|first| first.writes == before) {
+                    first.writes += 1;
+                }
             }
         }
         if !how.changes() {
@@ -108,8 +114,8 @@ impl Bridge {
         let lease = if how == How::READ { LeaseKind::Attr } else { LeaseKind::None };
         let want = Want { attr: true, data, lease };
         let _changing = how.truncate.then(|| self.changing(&inode));
-        let (node, opened, attr) = match self.open_by_name(&inode, how, want).await {
-            Some(opened) => opened?,
+        let (node, opened, attr) = match self.open_by_name(&inode, how, want).await? {
+            Some(opened) => opened,
             None => ask!(self, &inode, |node| {
                 let opened = node.open_at(&[], how, want).await?;
                 let attr = attr_of(node, opened.attr).await?;
@@ -139,27 +145,6 @@ impl Bridge {
         let first = opened.first.map(|bytes| First { bytes, writes: asked.0 });
         let (open, flags) = Open::new(inode.clone(), node, opened.handle, how, &attr, first, None);
         Ok((self.opens.add(open), flags))
-    }
-
-    /// Walks to `inode` and opens it in one round trip, if it is not at hand but its directory is; `None` if that is not so,
-    /// or it is no longer found there. What is opened to be changed might be another file by now.
-    async fn open_by_name(
-        &self, inode: &Arc<Inode>, how: How, want: Want,
-    ) -> Option<Result<(NodeRef, Opened, Attr), Errno>> {
-        if how.changes() || self.table.at_hand(inode).is_some() {
-            return None;
-        }
-        let place = inode.place()?;
-        let dir = self.table.at_hand(&place.dir)?;
-        match dir.open_at(&[place.name.as_name()], how, want).await {
-            Ok(mut opened) => {
-                let node = opened.node.take().filter(|node| inode.is(node.qid()))?;
-                let attr = attr_of(&node, opened.attr).await;
-                Some(attr.map(|attr| (node, opened, attr)))
-            }
-            Err(errno) if is_lost(errno) || matches!(errno, Errno::ENOENT | Errno::ENOTDIR) => None,
-            Err(errno) => Some(Err(errno)),
-        }
     }
 
     /// The file of `inode`, if it was opened before, or ahead, and has not changed since.

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::{FileHandle, INodeNo};
-use p9::Errno;
 use p9::tree::{Lock, LockKind};
+use p9::{Errno, NodeRef, Time, cancel};
 
 use super::Bridge;
 use crate::locks::Holder;
+use crate::table::{Inode, Version};
 
 /// How long a close(2) waits for locks to be given back.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
@@ -22,14 +23,38 @@ impl Bridge {
         let open = self.opens.get(fh.0)?;
         let holder =
             Holder { file: id.0, owner: lock.owner, pid: lock.pid, node: open.node.clone(), ending: Arc::default() };
-        if lock.kind != LockKind::Unlock {
+        let takes = lock.kind != LockKind::Unlock;
+        if takes {
             // What had this number before gives its locks back first.
             if let Some(before) = self.locks.holder(id.0, lock.owner) {
                 drop(before.ending.lock().await);
             }
             self.locks.takes(holder.clone());
         }
-        self.ask_lock(&holder, lock, wait).await
+        self.ask_lock(&holder, lock, wait).await?;
+        if takes {
+            self.locked(&open.inode, &open.node).await;
+        }
+        Ok(())
+    }
+
+    /// A lock on the file was taken: whoever had it before may have changed the file, and what the kernel has of that is
+    /// old. Where the lock is all that matters nobody waits any more who was asked to end: it has the lock.
+    async fn locked(&self, inode: &Arc<Inode>, node: &NodeRef) {
+        if self.kept.get(inode.id).is_some() {
+            return;
+        }
+        let _hold = cancel::hold();
+        let attr = tokio::select! {
+            attr = async { node.attr().await.ok() } => attr,
+            () = cancel::asked() => None,
+        };
+        let version = attr.and_then(|attr| Version::of(&attr, Time::now()));
+        if inode.keeps_pages(version) && attr.is_some_and(|attr| !inode.differs(&attr)) {
+            return;
+        }
+        drop(self.changing(inode));
+        self.teller.contents_changed(inode).await;
     }
 
     /// What stands in the way of a lock.

@@ -28,7 +28,8 @@ impl Bridge {
         if let Some(inode) = self.table.child(&dir, name) {
             self.settle(&inode).await;
         }
-        match self.foresight.look(&dir, self.table.at_hand(&dir).as_ref(), name).await {
+        let known = self.foresight.look(&dir, self.table.at_hand(&dir).as_ref(), name).await;
+        match known.filter(|found| !self.is_old(&dir, name, found)) {
             Some(Found::Looked(node, attr, ttl)) => return Ok((self.entry(&dir, name, node, &attr).1, ttl)),
             Some(Found::Opened(file)) => {
                 let inode = self.table.enter(&dir, name, file.node.qid(), None);
@@ -59,9 +60,20 @@ impl Bridge {
         });
         match found {
             Ok((node, attr)) => Ok((self.entry(&dir, name, node, &attr).1, self.options.ttl)),
-            Err(Errno::ENOENT) => Ok((missing(), self.options.ttl)),
+            // Whoever makes it could not tell the kernel.
+            Err(Errno::ENOENT) => Ok((missing(), Duration::ZERO)),
             Err(errno) => Err(errno),
         }
+    }
+
+    /// Whether more is known of `name` in `dir` than what was `found`, which may have been asked for a while ago.
+    fn is_old(&self, dir: &Arc<Inode>, name: Name<'_>, found: &Found) -> bool {
+        let attr = match found {
+            Found::Looked(_, attr, _) => attr,
+            Found::Listed(_, attr, _) => &**attr,
+            Found::Opened(_) | Found::Missing => return false,
+        };
+        self.table.child(dir, name).is_some_and(|inode| inode.is(attr.qid) && inode.knows_better(attr))
     }
 
     /// Takes note of what the kernel is about to be told.

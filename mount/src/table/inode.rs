@@ -22,7 +22,7 @@ pub(crate) struct Inode {
     state: Mutex<State>,
     /// Its length, as last heard.
     size: AtomicU64,
-    /// Counts the writes through this mount.
+    /// Counts the writes through this mount, and whatever else makes old what was read before.
     writes: AtomicU64,
     /// Its mode, as last heard.
     mode: AtomicU32,
@@ -194,6 +194,12 @@ impl Inode {
         self.size() != attr.size || self.state.lock().told != attr.ctime
     }
 
+    /// Whether the kernel was told of attributes that are no older than these, and other: so these are old.
+    pub(crate) fn knows_better(&self, attr: &Attr) -> bool {
+        let told = self.state.lock().told;
+        told > attr.ctime || told == attr.ctime && self.size() != attr.size
+    }
+
     /// The mode that it is to have once somebody without privileges has written to it, where that is another: without
     /// the setuid bit, and without the setgid bit of a program.
     pub(crate) fn mode_once_written(&self) -> Option<u32> {
@@ -211,6 +217,11 @@ impl Inode {
     pub(crate) fn wrote(&self, end: u64) {
         self.size.fetch_max(end, Ordering::AcqRel);
         self.writes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// What was read before may be old; gives [`Inode::writes`] as it was until now.
+    pub(crate) fn is_read_anew(&self) -> u64 {
+        self.writes.fetch_add(1, Ordering::AcqRel)
     }
 
     /// How many writes there were: what was read when it was less is old.

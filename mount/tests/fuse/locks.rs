@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 
 use p9::layer::Layer;
@@ -59,6 +60,28 @@ fn two_mounts_of_one_tree_exclude_each_other() {
     fcntl(&mine, libc::F_WRLCK).unwrap();
     drop(open(&one.path("f")));
     fcntl(&theirs, libc::F_WRLCK).unwrap();
+}
+
+#[test]
+fn who_takes_a_lock_reads_what_was_written_under_the_one_before() {
+    let (_folder, one, other) = twice();
+    let (mine, theirs) = (open(&one.path("f")), open(&other.path("f")));
+    let read = |file: &File| {
+        let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        String::from_utf8(bytes).unwrap()
+    };
+    for round in 0..20_usize {
+        let (here, there) = if round % 2 == 0 { (&mine, &theirs) } else { (&theirs, &mine) };
+        let text = format!("{round} ").repeat(1 + round % 3);
+        here.lock().unwrap();
+        here.set_len(0).unwrap();
+        here.write_all_at(text.as_bytes(), 0).unwrap();
+        here.unlock().unwrap();
+        fcntl(there, libc::F_WRLCK).unwrap();
+        assert_eq!(read(there), text, "round {round}");
+        fcntl(there, libc::F_UNLCK).unwrap();
+    }
 }
 
 #[test]

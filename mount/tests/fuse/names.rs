@@ -1,6 +1,7 @@
 //! Node ids, and files that are walked to again.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -64,6 +65,48 @@ fn a_working_directory_follows_its_renames() {
     let output = std::process::Command::new("sh").args(["-c", script]).current_dir(&*shown).output().unwrap();
     let want = format!("one\ntwo\n{}/c/b\n", shown.canonicalize().unwrap().display());
     assert_eq!(String::from_utf8_lossy(&output.stdout), want, "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn an_open_goes_by_the_name_whoever_moves_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let tree = Disk::open(folder.path(), DiskOptions::new([7; 32])).unwrap();
+    let (one, other) = (Shown::far(tree.clone()), Shown::far(tree));
+    for round in 0..20 {
+        let text = round.to_string();
+        fs::write(other.path("new"), &text).unwrap();
+        fs::rename(other.path("new"), other.path("f")).unwrap();
+        for how in [File::options().read(true), File::options().read(true).write(true)] {
+            let mut read = String::new();
+            how.open(one.path("f")).unwrap().read_to_string(&mut read).unwrap();
+            assert_eq!(read, text, "round {round}");
+        }
+        // Renamed and removed by the other: what was looked up here a moment ago is not opened.
+        fs::rename(other.path("f"), other.path("g")).unwrap();
+        let kind = File::options().write(true).open(one.path("f")).unwrap_err().kind();
+        assert_eq!(kind, std::io::ErrorKind::NotFound, "round {round}");
+        assert_eq!(fs::read_to_string(one.path("g")).unwrap(), text);
+        fs::remove_file(other.path("g")).unwrap();
+        assert_eq!(File::open(one.path("g")).unwrap_err().kind(), std::io::ErrorKind::NotFound, "round {round}");
+        // Made by the other: what was missing a moment ago is there.
+        assert!(!one.path(&text).exists());
+        fs::write(other.path(&text), &text).unwrap();
+        assert!(one.path(&text).exists(), "round {round}");
+    }
+}
+
+#[test]
+fn a_file_that_has_no_name_any_more_is_opened_by_its_descriptor() {
+    let folder = tempfile::tempdir().unwrap();
+    let tree = Disk::open(folder.path(), DiskOptions::new([7; 32])).unwrap();
+    let (one, other) = (Shown::far(tree.clone()), Shown::far(tree));
+    fs::write(one.path("f"), "text").unwrap();
+    let open = File::options().read(true).write(true).open(one.path("f")).unwrap();
+    fs::remove_file(other.path("f")).unwrap();
+    let again = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&open));
+    assert_eq!(fs::read_to_string(&again).unwrap(), "text");
+    fs::write(&again, "more").unwrap();
+    assert_eq!(fs::read_to_string(&again).unwrap(), "more");
 }
 
 #[test]
