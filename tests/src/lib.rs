@@ -13,6 +13,7 @@ pub mod link;
 pub mod listen;
 pub mod machine;
 pub mod model;
+pub mod mounted;
 pub mod parked;
 pub mod programs;
 pub mod rough;

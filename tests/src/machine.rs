@@ -160,9 +160,14 @@ impl Machine {
 
     /// Mounts the grid and gives the place.
     pub fn mount(&mut self) -> PathBuf {
-        let at = self.at("n");
+        self.mount_as("n", &[])
+    }
+
+    /// Mounts the grid at the folder `name`, with more arguments for `slashn mount`. Gives the place.
+    pub fn mount_as(&mut self, name: &str, more: &[&str]) -> PathBuf {
+        let at = self.at(name);
         self.run("mkdir", &["-p", at.to_str().expect("a readable path")]);
-        self.slashn(&["mount", &at.display().to_string()]).succeeds();
+        self.slashn(&["mount", &at.display().to_string()]).args(more).succeeds();
         self.mounts.push(at.clone());
         at
     }

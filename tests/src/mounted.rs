@@ -1,0 +1,51 @@
+//! An export of a real node, mounted once or twice, and the programs that are run in it: what others wrote, and ours
+//! under `tests/programs`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::machine::{Done, Machine};
+
+/// Not one that belongs to whoever runs the tests: an ordinary user has to be able to run it.
+const PYTHON: &str = "/usr/bin/python3";
+
+/// Starts a node and mounts the grid. Gives its export's place.
+pub fn once(machine: &mut Machine) -> PathBuf {
+    machine.node("beta");
+    machine.mount().join("beta/fs/files")
+}
+
+/// Starts a node and mounts the grid twice: two clients of one export. Gives both places.
+pub fn twice(machine: &mut Machine) -> [PathBuf; 2] {
+    let one = once(machine);
+    [one, machine.mount_as("m", &[]).join("beta/fs/files")]
+}
+
+/// The Python program `tests/programs/NAME.py`; what it says is read as soon as it is said.
+pub fn python(machine: &Machine, name: &str) -> Command {
+    let mut command = machine.command(PYTHON);
+    command.arg("-u").arg(copied(machine, &format!("programs/{name}.py")));
+    command
+}
+
+/// Copies a program's text from this crate to the folder `work`, where every user can read it.
+fn copied(machine: &Machine, file: &str) -> PathBuf {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    let text = std::fs::read_to_string(&from).expect("the program's text");
+    machine.write(file.rsplit('/').next().unwrap_or(file), &text)
+}
+
+/// A shell script that ends at the first failure, with `$1` and so on.
+pub fn script(machine: &Machine, text: &str) -> Command {
+    let mut command = machine.command("sh");
+    command.args(["-ec", text, "sh"]);
+    command
+}
+
+/// The program whose cases `tests/v9fs/guest.c` holds, compiled.
+pub fn guest(machine: &Machine) -> PathBuf {
+    let program = machine.at("work/guest");
+    let source = copied(machine, "v9fs/guest.c");
+    machine.command("gcc").arg("-o").args([&program, &source]).succeeds();
+    program
+}

@@ -1,0 +1,148 @@
+//! Programs in two mounts of one export: two clients of a node, who work on the same files.
+
+#![allow(clippy::unwrap_used, reason = "it is a test: a failure here is the test's")]
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Stdio};
+
+use tests::machine::{Done, Machine, Text};
+use tests::mounted::{guest, python, twice};
+
+#[test]
+fn what_a_program_does_in_one_mount_another_finds_in_the_other() {
+    let mut machine = Machine::root();
+    let [one, other] = twice(&mut machine);
+    let program = guest(&machine);
+    let cases = "create directories listing names renaming replacing moving links symlinks attributes owners appending sparse \
+                 unlinked mapped mapped-to-read statfs xattrs locks waiting-locks";
+    for case in cases.split_whitespace() {
+        // Each in a folder of its own, of which neither knows anything yet.
+        let [here, there] = [&one, &other].map(|mount| mount.join(case));
+        machine.run("mkdir", &[&here]);
+        machine.command(&program).arg(case).args([&here, &there, &there]).succeeds();
+    }
+}
+
+#[test]
+fn what_is_appended_from_two_mounts_is_all_there() {
+    let mut machine = Machine::root();
+    let mounts = twice(&mut machine);
+    const EACH: usize = 500;
+    let writers: Vec<Child> = (0..4)
+        .map(|n| {
+            let mut command = python(&machine, "append");
+            command.arg(mounts[n % 2].join("log")).args([&format!("w{n}"), &EACH.to_string()]);
+            command.stderr(Stdio::inherit()).spawn().unwrap()
+        })
+        .collect();
+    for mut writer in writers {
+        assert!(writer.wait().unwrap().success());
+    }
+    let text = machine.run("cat", &[mounts[0].join("log")]).text();
+    let mut next: HashMap<&str, usize> = HashMap::new();
+    for line in text.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let [name, number, filling] = fields[..] else { panic!("a line that nobody wrote: {line:?}") };
+        let next = next.entry(name).or_default();
+        assert_eq!((number.parse(), filling.trim_matches('x')), (Ok(*next), ""), "of {name}");
+        *next += 1;
+    }
+    assert_eq!((next.len(), next.values().sum::<usize>()), (4, 4 * EACH));
+}
+
+#[test]
+fn a_file_is_handed_over_between_two_mounts() {
+    hands_over(1..=2, 500);
+}
+
+#[test]
+#[ignore = "it takes a while: run by ./check --full"]
+fn a_file_is_handed_over_between_two_mounts_for_long() {
+    hands_over(10..=25, 20_000);
+}
+
+fn hands_over(seeds: std::ops::RangeInclusive<u64>, count: u32) {
+    let mut machine = Machine::root();
+    let mounts = twice(&mut machine);
+    for seed in seeds {
+        python(&machine, "handover").args(&mounts).args([seed.to_string(), count.to_string()]).succeeds();
+    }
+}
+
+/// Somebody who moves money, in a process of its own.
+struct Mover {
+    process: Child,
+    said: BufReader<ChildStdout>,
+    name: &'static str,
+    /// Movements that were done for certain.
+    done: u64,
+}
+
+impl Mover {
+    /// `name` has moved something `done` times.
+    fn start(machine: &Machine, files: &Path, (name, done): (&'static str, u64)) -> Self {
+        let mut command = python(machine, "ledger");
+        command.arg(files.join("db")).arg(name).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        let mut process = command.spawn().unwrap();
+        let said = BufReader::new(process.stdout.take().unwrap());
+        Self { process, said, name, done }
+    }
+
+    /// Waits until it has moved something.
+    fn moves(&mut self) {
+        let mut line = String::new();
+        if self.said.read_line(&mut line).unwrap() == 0 {
+            panic!("{} has ended: {:?}", self.name, self.process.wait());
+        }
+        self.done = line.trim().parse().unwrap();
+    }
+
+    /// Kills it. Gives how often it has moved something for certain.
+    fn killed(mut self) -> (&'static str, u64) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        for line in self.said.lines() {
+            self.done = line.unwrap().parse().unwrap();
+        }
+        (self.name, self.done)
+    }
+}
+
+/// Checks the database, where each of `done` must be counted.
+fn is_whole(machine: &Machine, files: &Path, done: &[(&'static str, u64)]) {
+    let said = python(machine, "ledger").arg(files.join("db")).arg("check").succeeds().text();
+    for (name, least) in done {
+        let line = said.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
+        let counted: u64 = line.map_or(0, |count| count.parse().unwrap());
+        assert!((*least..=least + 1).contains(&counted), "{name}: {counted}, and {least} were done");
+    }
+}
+
+#[test]
+fn a_database_that_two_mounts_use_outlives_whoever_is_killed() {
+    let mut machine = Machine::root();
+    let mounts = twice(&mut machine);
+    uses_a_database(&machine, &mounts, 4);
+}
+
+fn uses_a_database(machine: &Machine, mounts: &[PathBuf; 2], rounds: usize) {
+    python(machine, "ledger").arg(mounts[0].join("db")).arg("make").succeeds();
+    let mut one = Mover::start(machine, &mounts[0], ("one", 0));
+    let mut other = Mover::start(machine, &mounts[1], ("other", 0));
+    for round in 0..rounds {
+        (0..3 + round % 3).for_each(|_| one.moves());
+        other.moves();
+        let killed = one.killed();
+        // The other finds what it left, and goes on.
+        other.moves();
+        other.moves();
+        is_whole(machine, &mounts[round % 2], &[killed]);
+        one = Mover::start(machine, &mounts[round % 2], killed);
+        std::mem::swap(&mut one, &mut other);
+    }
+    let done = [one.killed(), other.killed()];
+    is_whole(machine, &mounts[0], &done);
+    is_whole(machine, &mounts[1], &done);
+}
