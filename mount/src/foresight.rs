@@ -29,8 +29,10 @@ use crate::listing::{Gathered, Known, Listed, Places, Seen};
 use crate::table::Inode;
 use crate::tell::Teller;
 
+mod dirs;
 mod order;
 
+pub(crate) use dirs::Ahead;
 pub(crate) use order::State;
 
 /// What is remembered of directories that were listed: so many entries in all, each directory counted as some.

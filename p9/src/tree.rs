@@ -181,7 +181,7 @@ pub fn open_in_steps<'a, N: Node + ?Sized>(
 pub struct Want {
     /// The attributes of the last file.
     pub attr: bool,
-    /// Up to this many of its first bytes.
+    /// Up to this many of its first bytes; of a directory that is opened as such, of its first entries.
     pub data: u32,
     /// A lease on it, under which what else comes along may be kept. Who wants to hear of a break says so by
     /// [`Lease::tell`].

@@ -1,11 +1,12 @@
 //! A slow link in user space: what one side writes, the other reads a while later.
 //!
 //! Tests put one between a client and a server, in memory or as a TCP proxy; the benchmarks put both us and the peer
-//! behind the same proxy. Rate is not limited; order is kept; an end of file travels like data.
+//! behind the same proxy. Order is kept; an end of file travels like data.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
@@ -17,21 +18,71 @@ use tokio::time::{Instant, sleep_until};
 /// Pieces under way on one direction of a link; past it the writer waits.
 const UNDER_WAY: usize = 4096;
 
+/// What a link does to what it carries, each way.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    /// How long a byte is under way.
+    pub delay: Duration,
+    /// Bytes a second, if they are limited.
+    pub rate: Option<u64>,
+}
+
+/// What a link of limited rate takes up before it is to go out: past it the writer waits.
+const QUEUE: Duration = Duration::from_millis(20);
+
 /// Two ends of a link on which each byte takes `delay` each way.
 pub fn slow(delay: Duration) -> (DuplexStream, DuplexStream) {
     let (near, near_far) = tokio::io::duplex(1 << 20);
     let (far_near, far) = tokio::io::duplex(1 << 20);
-    tokio::spawn(relay(near_far, far_near, delay));
+    tokio::spawn(relay(near_far, far_near, Link { delay, rate: None }));
     (near, far)
 }
 
-/// Carries bytes both ways between `a` and `b`, each `delay` late, until both have ended.
-pub async fn relay(a: impl AsyncRead + AsyncWrite + Unpin, b: impl AsyncRead + AsyncWrite + Unpin, delay: Duration) {
-    let ((ar, aw), (br, bw)) = (tokio::io::split(a), tokio::io::split(b));
-    tokio::join!(pump(ar, bw, delay), pump(br, aw, delay));
+/// The same, and how often the near end said something after it had heard something: how often it may have waited, if
+/// `delay` is longer than what goes on at either end.
+pub fn turns(delay: Duration) -> (DuplexStream, DuplexStream, Arc<AtomicU64>) {
+    let (near, mut near_far) = tokio::io::duplex(1 << 20);
+    let (far_near, far) = slow(delay);
+    let turns = Arc::new(AtomicU64::new(0));
+    let counted = turns.clone();
+    tokio::spawn(async move {
+        let (mut far_read, mut far_write) = tokio::io::split(far_near);
+        let (mut near_read, mut near_write) = tokio::io::split(&mut near_far);
+        let heard = AtomicBool::new(true);
+        let say = async {
+            let mut buf = vec![0; 1 << 16];
+            while let Ok(got @ 1..) = near_read.read(&mut buf).await {
+                if heard.swap(false, Ordering::Relaxed) {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                }
+                if far_write.write_all(&buf[..got]).await.is_err() {
+                    break;
+                }
+            }
+            let _ = far_write.shutdown().await;
+        };
+        let hear = async {
+            let mut buf = vec![0; 1 << 16];
+            while let Ok(got @ 1..) = far_read.read(&mut buf).await {
+                heard.store(true, Ordering::Relaxed);
+                if near_write.write_all(&buf[..got]).await.is_err() {
+                    break;
+                }
+            }
+            let _ = near_write.shutdown().await;
+        };
+        tokio::join!(say, hear);
+    });
+    (near, far, turns)
 }
 
-async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, delay: Duration) {
+/// Carries bytes both ways between `a` and `b`, as `link` does, until both have ended.
+pub async fn relay(a: impl AsyncRead + AsyncWrite + Unpin, b: impl AsyncRead + AsyncWrite + Unpin, link: Link) {
+    let ((ar, aw), (br, bw)) = (tokio::io::split(a), tokio::io::split(b));
+    tokio::join!(pump(ar, bw, link), pump(br, aw, link));
+}
+
+async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, link: Link) {
     let (sender, mut receiver) = mpsc::channel::<(Instant, Vec<u8>)>(UNDER_WAY);
     let write = async move {
         while let Some((due, bytes)) = receiver.recv().await {
@@ -43,10 +94,16 @@ async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
         let _ = to.shutdown().await;
     };
     let read = async move {
-        let mut buf = vec![0; 1 << 16];
+        let (mut buf, mut free) = (vec![0; 1 << 16], Instant::now());
         while let Ok(got @ 1..) = from.read(&mut buf).await {
-            if sender.send((Instant::now() + delay, buf[..got].to_vec())).await.is_err() {
+            // When the last byte of this has gone out.
+            free = free.max(Instant::now());
+            free += link.rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(got as f64 / rate as f64));
+            if sender.send((free + link.delay, buf[..got].to_vec())).await.is_err() {
                 break;
+            }
+            if free > Instant::now() + QUEUE {
+                sleep_until(free - QUEUE).await;
             }
         }
     };
@@ -64,6 +121,11 @@ pub struct Proxy {
 impl Proxy {
     /// Starts one that holds each byte for `delay` each way.
     pub async fn start(to: SocketAddr, delay: Duration) -> io::Result<Self> {
+        Self::over(to, Link { delay, rate: None }).await
+    }
+
+    /// Starts one that does what `link` does.
+    pub async fn over(to: SocketAddr, link: Link) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let cut = Arc::new(Notify::new());
@@ -75,11 +137,11 @@ impl Proxy {
                 links.spawn(async move {
                     let cut = cuts.notified();
                     // The proxy's own connection costs a round trip, as the real one would.
-                    tokio::time::sleep(delay * 2).await;
+                    tokio::time::sleep(link.delay * 2).await;
                     let Ok(far) = TcpStream::connect(to).await else { return };
                     let _ = (near.set_nodelay(true), far.set_nodelay(true));
                     tokio::select! {
-                        () = relay(near, far, delay) => {}
+                        () = relay(near, far, link) => {}
                         () = cut => {}
                     }
                 });

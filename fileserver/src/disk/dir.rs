@@ -114,7 +114,11 @@ impl Reading {
         };
         let (leases, dir) = (&disk.options.leases, self.inode.key.path);
         let see = || match disk.see(place.as_fd(), Some(&self.inode.mount), false)? {
-            Seen::File { attr, .. } => Ok(attr),
+            // What is told of a directory is told for a moment alone.
+            Seen::File { mut attr, mount } => {
+                attr.bare = attr.qid.kind == p9::FileKind::Dir && !mount.remote && xattr::none(&place);
+                Ok(attr)
+            }
             Seen::Hidden(path) => Ok::<_, Errno>(Empty::attr_of(path)),
         };
         let ended = leases.ended();

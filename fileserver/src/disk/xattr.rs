@@ -25,7 +25,7 @@ fn check(name: &[u8]) -> Result<(), Errno> {
     if served(name) { Ok(()) } else { Err(Errno::EOPNOTSUPP) }
 }
 
-/// Whether the regular file that `place` stands for has none at all.
+/// Whether the file or directory that `place` stands for has none at all.
 pub(super) fn none(place: impl AsFd) -> bool {
     listxattr_query(proc_path(place)).is_ok_and(|length| length == 0)
 }

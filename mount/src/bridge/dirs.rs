@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use super::names::attr_of;
 use super::{Bridge, Refuse};
 use crate::attr::{entry_type, to_fuse};
-use crate::foresight::NAMES;
+use crate::foresight::{Ahead, NAMES};
 use crate::leash::Leash;
 use crate::listing::{Gathered, Seen};
 use crate::open::Open;
@@ -32,6 +32,8 @@ use crate::table::Inode;
 const AFTER_DOT: u64 = i64::MAX as u64 - 2;
 const AFTER_DOT_DOT: u64 = i64::MAX as u64 - 1;
 
+/// How much of a directory is asked for along with its opening, in bytes.
+const FIRST_ENTRIES: u32 = 128 << 10;
 /// Where the kernel knows more inodes than these, a listing has it forget those of which it told before.
 const KNOWN: usize = 100_000;
 /// So many of a batch whose attributes did not come along are asked about in any case.
@@ -92,10 +94,17 @@ impl Bridge {
     pub(super) async fn open_dir(&self, id: INodeNo) -> Result<u64, Errno> {
         let inode = self.inode(id)?;
         let how = How { directory: true, ..How::READ };
-        let want = Want { attr: false, data: 0, lease: LeaseKind::Read };
+        let want = Want { attr: false, data: FIRST_ENTRIES, lease: LeaseKind::Read };
         let mut gathered = Gathered::new(&self.changes);
-        let (node, opened) =
-            ask!(self, &inode, |node| node.open_at(&[], how, want).await.map(|opened| (node.clone(), opened)))?;
+        let (node, opened) = if let Some(ahead) = self.opened_ahead(&inode).await {
+            (gathered.begun, gathered.asked) = (ahead.begun, ahead.asked);
+            (ahead.node, ahead.opened)
+        } else if let Some(opened) = self.open_by_name(&inode, how, Want { attr: true, ..want }).await? {
+            let (node, opened, _) = opened;
+            (node, opened)
+        } else {
+            ask!(self, &inode, |node| node.open_at(&[], how, want).await.map(|opened| (node.clone(), opened)))?
+        };
         let Opened { handle, lease, .. } = opened;
         if !matches!(handle, Handle::Dir(_)) {
             return Err(Errno::ENOTDIR);
@@ -104,6 +113,14 @@ impl Bridge {
         gathered.lease = lease.map(Leash::new);
         *open.listed.lock() = Some(gathered);
         Ok(self.opens.add(open))
+    }
+
+    /// The directory `inode`, if it was opened ahead and is what was opened.
+    async fn opened_ahead(&self, inode: &Inode) -> Option<Ahead> {
+        let place = inode.place().filter(|place| self.foresight.knows(place.dir.id))?;
+        let (dir, _) = self.table.node(&place.dir).await.ok()?;
+        let ahead = self.foresight.open_dir(place.dir.id, &dir, place.name.as_name()).await;
+        ahead.filter(|ahead| inode.is(ahead.node.qid()))
     }
 
     /// Fills `list` with the entries after `offset`.
@@ -128,7 +145,7 @@ impl Bridge {
             ControlFlow::Continue(())
         };
         let answer = dir.list(cookie, each).await;
-        open.has_listed(cookie, seen, answer.is_ok() && !full);
+        self.has_listed(&open, cookie, seen, answer.is_ok() && !full);
         answer
     }
 
@@ -178,8 +195,31 @@ impl Bridge {
             let attr = found.attr.filter(|_| found.node.is_none());
             Seen { name: found.name, attr, id: Some(id), cookie: found.cookie }
         };
-        open.has_listed(after, batch.into_iter().zip(ids).map(seen), ended);
+        self.has_listed(&open, after, batch.into_iter().zip(ids).map(seen), ended);
         Ok(())
+    }
+
+    /// These entries of `open` were listed after the cookie `after`, and no more follow if it `ended`. Programs that go
+    /// through a tree keep each directory open meanwhile, so what it holds is of use from then on.
+    fn has_listed(&self, open: &Open, after: u64, entries: impl IntoIterator<Item = Seen>, ended: bool) {
+        {
+            let mut listed = open.listed.lock();
+            let Some(gathered) = &mut *listed else { return };
+            if !gathered.add(after, entries, ended, NAMES) {
+                *listed = None;
+            }
+        }
+        if ended {
+            self.was_listed(open);
+        }
+    }
+
+    /// What `open` was listed to hold is made use of.
+    pub(super) fn was_listed(&self, open: &Open) {
+        let gathered = open.listed.lock().take();
+        if let Some(gathered) = gathered {
+            self.foresight.listed(open.inode.clone(), gathered);
+        }
     }
 
     /// Has the kernel forget what the listing `open` told it beyond what it is to know.
@@ -212,18 +252,6 @@ impl Bridge {
             self.table.forget(inode.id, 1);
         }
         (!full).then_some(inode.id)
-    }
-}
-
-impl Open {
-    /// These entries were listed after the cookie `after`, and no more follow if it `ended`.
-    fn has_listed(&self, after: u64, entries: impl IntoIterator<Item = Seen>, ended: bool) {
-        let mut listed = self.listed.lock();
-        if let Some(gathered) = &mut *listed
-            && !gathered.add(after, entries, ended, NAMES)
-        {
-            *listed = None;
-        }
     }
 }
 

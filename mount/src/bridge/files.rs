@@ -101,6 +101,8 @@ impl Bridge {
             self.writable()?;
         }
         let inode = self.inode(id)?;
+        // What has a length has its bytes at hand: tar(1) says that it would not wait.
+        let how = if inode.size() > 0 { How { nonblock: false, ..how } } else { how };
         self.settle(&inode).await;
         let asked = (inode.writes(), self.changes.count());
         if how == How::READ

@@ -303,10 +303,7 @@ impl Filesystem for Fs {
     fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
         if let Some(open) = self.0.opens.remove(fh.0) {
             self.0.has_too_many(&open);
-            let gathered = open.listed.lock().take();
-            if let Some(gathered) = gathered {
-                self.0.foresight.listed(open.inode.clone(), gathered);
-            }
+            self.0.was_listed(&open);
         }
         reply.ok();
     }

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 
+use super::dirs::Coming;
 use super::{BATCH, Foreseen};
 use crate::listing::Places;
 
@@ -19,6 +20,8 @@ pub(crate) struct State {
     pub(super) opens: Followed,
     /// By the place in the listing.
     pub(super) foreseen: HashMap<usize, Foreseen>,
+    pub(super) dirs: Followed,
+    pub(super) dirs_coming: HashMap<usize, Coming>,
     /// How many files in a row were opened without a lease.
     refused: u32,
 }
@@ -54,9 +57,18 @@ impl Default for Followed {
 impl Followed {
     /// Takes note of a request; gives the order that is followed once `enough` came in it.
     pub(super) fn step(&mut self, places: Places, enough: u32) -> Option<usize> {
+        self.step_within(STEP, places, enough)
+    }
+
+    /// The same of requests that leave out any number of names in between.
+    pub(super) fn step_anyhow(&mut self, places: Places, enough: u32) -> Option<usize> {
+        self.step_within(usize::MAX, places, enough)
+    }
+
+    fn step_within(&mut self, most: usize, places: Places, enough: u32) -> Option<usize> {
         for order in 0..2 {
             let before = self.last.map(|last| last[order]);
-            let follows = before.is_some_and(|before| before < places[order] && places[order] <= before + STEP);
+            let follows = before.is_some_and(|before| before < places[order] && places[order] - before <= most);
             self.runs[order] = if follows { self.runs[order].saturating_add(1) } else { 0 };
             if !follows {
                 self.asked[order] = 0;

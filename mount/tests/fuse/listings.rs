@@ -246,3 +246,35 @@ fn a_long_listing_asks_for_the_directory_alone() {
     let asked = client.counts().requests - before;
     assert!(asked < COUNT as u64 / 10, "{asked} requests");
 }
+
+/// A tree of `count` directories with two files each, and what shows it.
+fn tree(count: usize) -> (TempDir, Client, Shown) {
+    let folder = tempfile::tempdir().unwrap();
+    for n in 0..count {
+        let dir = folder.path().join(name(n));
+        fs::create_dir(&dir).unwrap();
+        (0..2).for_each(|n| fs::write(dir.join(name(n)), "text").unwrap());
+    }
+    let tree: TreeRef = Disk::open(folder.path(), DiskOptions::new([7; 32])).unwrap();
+    let (client, shown) = Shown::counted_with(tree, Options::default());
+    (folder, client, shown)
+}
+
+#[test]
+fn a_directory_is_opened_and_listed_in_one_round_trip() {
+    let (_folder, client, shown) = tree(1);
+    let only = shown.path(&name(0));
+    assert!(only.exists());
+    let before = client.counts().round_trips;
+    assert_eq!(fs::read_dir(&only).unwrap().count(), 2);
+    assert_eq!(client.counts().round_trips - before, 1);
+}
+
+#[test]
+fn what_is_made_in_a_directory_that_was_opened_is_listed() {
+    let (_folder, _client, shown) = tree(1);
+    let only = shown.path(&name(0));
+    let entries = fs::read_dir(&only).unwrap();
+    fs::write(only.join("new"), "").unwrap();
+    assert_eq!(entries.count(), 3, "it was made before the first was asked for");
+}

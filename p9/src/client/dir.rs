@@ -32,12 +32,21 @@ struct Left {
     /// Whether attributes are among them, and when they came.
     plus: bool,
     came: Option<Instant>,
+    /// The server has said that none follow.
+    ended: bool,
+    /// What this client had asked to be changed by then.
+    changes: u64,
 }
 
 impl RemoteDir {
-    pub(super) fn new(fid: Arc<Fid>) -> Arc<Self> {
+    /// The directory that was opened as `fid`; `first` is what came along of it, and how many changes there had been.
+    pub(super) fn new(fid: Arc<Fid>, first: Option<(Bytes, u64)>) -> Arc<Self> {
         let plus = AtomicBool::new(fid.link.ordered);
-        Arc::new(Self { fid, left: Mutex::default(), plus })
+        let left = first.map(|(entries, changes)| {
+            let (ended, came) = (entries.is_empty(), Some(Instant::now()));
+            Left { after: 0, entries, plus: true, came, ended, changes }
+        });
+        Arc::new(Self { fid, left: Mutex::new(left.unwrap_or_default()), plus })
     }
 
     /// The entries after `cookie`, as many as the server sends.
@@ -49,10 +58,14 @@ impl RemoteDir {
                 true => T::Readdirplus { fid, offset: cookie, count },
                 false => T::Readdir { fid, offset: cookie, count },
             };
+            let changes = self.fid.link.changes();
             match take_data(&mut self.fid.link.calls(&[(read, Bytes::new())]).await?).await {
                 // It speaks the dialect as it was before.
                 Err(Errno::EOPNOTSUPP) if plus => self.plus.store(false, Ordering::Relaxed),
-                answer => return Ok(Left { after: cookie, entries: answer?, plus, came: Some(Instant::now()) }),
+                answer => {
+                    let (entries, came) = (answer?, Some(Instant::now()));
+                    return Ok(Left { after: cookie, entries, plus, came, ended: false, changes });
+                }
             }
         }
     }
@@ -60,15 +73,23 @@ impl RemoteDir {
     async fn list_now(&self, mut cookie: u64, each: &mut DirSink<'_>) -> Result<(), Errno> {
         loop {
             let mut left = std::mem::take(&mut *self.left.lock());
-            if left.entries.is_empty() || left.after != cookie {
+            if left.after != cookie || left.entries.is_empty() && !left.ended || !left.is_good(&self.fid) {
                 left = self.read(cookie).await?;
             }
             if left.entries.is_empty() {
+                if left.after != 0 {
+                    *self.left.lock() = left;
+                }
                 return Ok(());
             }
-            let (from, fresh) = (cookie, left.came.is_some_and(|came| came.elapsed() < FRESH));
+            let (from, fresh) = (cookie, left.is_fresh());
             while !left.entries.is_empty() {
                 let (rest, entry, attr) = next(&left)?;
+                if entry.name.0.is_empty() && left.plus {
+                    (left.after, left.ended, left.entries) = (cookie, true, Bytes::new());
+                    *self.left.lock() = left;
+                    return Ok(());
+                }
                 // Such a cookie would lead back here for ever.
                 if entry.offset == 0 || entry.offset == from {
                     return Err(Errno::EPROTO);
@@ -87,6 +108,18 @@ impl RemoteDir {
                 left.entries.advance(left.entries.len() - rest);
             }
         }
+    }
+}
+
+impl Left {
+    fn is_fresh(&self) -> bool {
+        self.came.is_some_and(|came| came.elapsed() < FRESH)
+    }
+
+    /// Whether it may be given out: what follows others does not change, but the start, and the word that there are no more,
+    /// is old after a while, or once this client has had something changed.
+    fn is_good(&self, fid: &Fid) -> bool {
+        self.after != 0 && !self.ended || self.is_fresh() && self.changes == fid.link.changes()
     }
 }
 

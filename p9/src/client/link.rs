@@ -138,6 +138,11 @@ impl Link {
         Ok(Fid::new(self.clone(), number))
     }
 
+    /// How many messages were sent that change what directories hold.
+    pub(super) fn changes(&self) -> u64 {
+        self.wire.waits.lock().changes
+    }
+
     pub(super) fn counts(&self) -> Counts {
         let bulk = self.bulk.as_ref().map(|bulk| bulk.wire.counts()).unwrap_or_default();
         let first = self.wire.counts();

@@ -49,7 +49,7 @@ impl Remote {
     /// All in one go: the walk, the lease, the open, the attributes, the first bytes.
     async fn open_ordered(&self, names: &[Name<'_>], how: How, want: Want) -> Result<Opened, Errno> {
         let to = self.fid.link.fid()?;
-        let (fid, brings) = (to.number(), want.data > 0 && how.read);
+        let (fid, brings, changes) = (to.number(), want.data > 0 && how.read, self.fid.link.changes());
         let mut more = Vec::with_capacity(4);
         let asked = (want.lease > LeaseKind::None).then(|| Asked::new(&to, want.lease));
         // First, so that what comes along may be kept under it.
@@ -63,7 +63,10 @@ impl Remote {
         }
         if brings {
             let count = want.data.min(self.fid.link.msize - IO_HEADER);
-            more.push(plain(T::Read { fid, offset: 0, count }));
+            more.push(plain(match how.directory {
+                true => T::Readdirplus { fid, offset: 0, count },
+                false => T::Read { fid, offset: 0, count },
+            }));
         }
         let Walked { qids, calls, .. } = self.walk_and(names, &to, &more).await?;
         let mut calls = calls.ok_or(Errno::EPROTO)?;
@@ -91,6 +94,10 @@ impl Remote {
             (false, Some(walked)) => Some(Self::node(to.clone(), Qid { version: qid.version, ..*walked })),
             (false, None) => return Err(Errno::EPROTO),
         };
+        if qid.kind == FileKind::Dir {
+            let handle = Handle::Dir(RemoteDir::new(to, first.map(|first| (first, changes))));
+            return Ok(Opened { node, attr, handle, first: None, lease });
+        }
         Ok(Opened { node, attr, handle: handle(to, qid, how), first, lease })
     }
 
@@ -167,7 +174,7 @@ impl Remote {
 /// What was opened as `fid`.
 pub(super) fn handle(fid: Arc<Fid>, qid: Qid, how: How) -> Handle {
     match qid.kind {
-        FileKind::Dir => Handle::Dir(RemoteDir::new(fid)),
+        FileKind::Dir => Handle::Dir(RemoteDir::new(fid, None)),
         _ => {
             // Without a version the contents do not stay: see `Qid`. A plain server may give none to any file.
             let seekable = qid.version != 0 || !fid.link.ordered;

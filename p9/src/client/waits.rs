@@ -57,6 +57,8 @@ pub(super) struct Waits {
     pub(super) requests: u64,
     /// Calls begun so far.
     calls: u64,
+    /// Of these, those that change what a directory holds.
+    pub(super) changes: u64,
     /// What the calls that are begun now are stamped with.
     pub(super) stamp: u64,
     /// The latest stamp of a call that was answered.
@@ -106,6 +108,7 @@ impl Waits {
         let (sender, receiver) = oneshot::channel();
         let number = self.calls;
         self.calls += 1;
+        self.changes += u64::from(message.changes_names());
         let (apart, stamp) = (of.is_some(), self.stamp);
         let call = Waiting::Call { number, stamp, sender: Some(sender), flushing: false, of, _permit: permit };
         self.tags.insert(tag, call);

@@ -188,6 +188,25 @@ impl R<'_> {
 }
 
 impl T<'_> {
+    /// Whether it changes what a directory holds.
+    pub(crate) fn changes_names(&self) -> bool {
+        matches!(
+            self,
+            Self::Lcreate { .. }
+                | Self::Create { .. }
+                | Self::Mkdir { .. }
+                | Self::Mknod { .. }
+                | Self::Symlink { .. }
+                | Self::Link { .. }
+                | Self::Rename { .. }
+                | Self::Renameat { .. }
+                | Self::Rename2 { .. }
+                | Self::Unlinkat { .. }
+                | Self::Remove { .. }
+                | Self::Wstat { .. }
+        )
+    }
+
     /// `Tsetattr` of what changes.
     pub fn of_set_attr(fid: u32, change: &SetAttr) -> Self {
         let mut valid = 0;

@@ -6,7 +6,7 @@ use crate::server::connection::Context;
 use crate::server::pool::{COUNTED, Room};
 use crate::wire::{ATTR_SIZE, Dirent, R, Str};
 use crate::writer::Payload;
-use crate::{Entry, Errno, Handle, buffers};
+use crate::{Entry, Errno, Handle, Qid, buffers};
 
 /// The most that one read of what does not seek is given, and what it is given where many wait.
 const STREAM_READ: u32 = 128 << 10;
@@ -51,12 +51,12 @@ pub(super) async fn list(
 /// Entries from `cookie` on, as many as fit into `room` bytes, each followed by its attributes if `plus`. `.` and `..` are
 /// not among them: a client knows both.
 async fn read_dir(dir: &dyn crate::Dir, cookie: u64, room: usize, plus: bool) -> Result<Vec<u8>, Errno> {
-    let (mut out, mut too_long) = (Vec::new(), false);
+    let (mut out, mut full, mut too_long) = (Vec::new(), false, false);
     let more = if plus { ATTR_SIZE } else { 0 };
     let mut take = |entry: Entry<'_>| {
         let name = entry.name.as_bytes();
         if out.len() + Dirent::size(name.len()) + more > room {
-            too_long = out.is_empty();
+            (full, too_long) = (true, out.is_empty());
             return ControlFlow::Break(());
         }
         let kind = ((entry.kind & libc::S_IFMT) >> 12) as u8;
@@ -67,6 +67,11 @@ async fn read_dir(dir: &dyn crate::Dir, cookie: u64, room: usize, plus: bool) ->
         ControlFlow::Continue(())
     };
     dir.list(cookie, &mut take).await?;
+    if plus && !full && !out.is_empty() && out.len() + Dirent::size(0) + more <= room {
+        // No name is empty: who sees this need not ask whether more follow.
+        Dirent { qid: Qid::default(), offset: 0, kind: 0, name: Str(b"") }.write(&mut out);
+        R::write_attr(None, &mut out);
+    }
     // An empty answer would mean the end.
     if too_long { Err(Errno::EINVAL) } else { Ok(out) }
 }

@@ -15,6 +15,7 @@ mod p9;
 mod peers;
 mod rcpu;
 mod scale;
+mod wan;
 
 /// One line of the table.
 struct Row {
@@ -53,7 +54,7 @@ type Run = fn() -> Vec<Row>;
 
 /// The groups there are, in the order in which they run.
 const GROUPS: [(&str, Run); 5] =
-    [("p9", p9::run), ("mount", mount::run), ("wan", rcpu::wan), ("rcpu", rcpu::run), ("scale", scale::run)];
+    [("p9", p9::run), ("mount", mount::run), ("wan", wan::run), ("rcpu", rcpu::run), ("scale", scale::run)];
 
 fn main() -> ExitCode {
     let (mut wanted, mut json) = (Vec::new(), None);

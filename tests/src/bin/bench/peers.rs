@@ -66,10 +66,15 @@ impl Sshd {
 
     /// Mounts `dir` by sshfs at `at`.
     pub(crate) fn mount(&self, dir: &Path, at: &Path) -> Sshfs {
+        self.mount_by(self.port, dir, at)
+    }
+
+    /// The same by way of `port`, where something in front of it listens.
+    pub(crate) fn mount_by(&self, port: u16, dir: &Path, at: &Path) -> Sshfs {
         fs::create_dir_all(at).expect("a mount point");
         let from = format!("root@127.0.0.1:{}", dir.display());
         let mut command = Command::new("sshfs");
-        command.args(self.options()).args(["-p", &self.port.to_string(), &from]).arg(at).stdin(Stdio::null());
+        command.args(self.options()).args(["-p", &port.to_string(), &from]).arg(at).stdin(Stdio::null());
         assert!(command.status().expect("sshfs").success(), "sshfs mounts {}", at.display());
         Sshfs(at.to_path_buf())
     }

@@ -1,0 +1,86 @@
+//! Directories that are about to be listed, opened before the kernel does: each with a lease and its first entries.
+//!
+//! Whoever goes through a whole tree (`ls -R`, `find`, `tar`) lists the directories of each directory one after the other.
+//! Once some came in order those that come next are opened together. Each is for one opening, and not for long.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use p9::tree::LeaseKind;
+use p9::{FileKind, How, Name, NodeRef, Opened, Want};
+use tokio::task::JoinHandle;
+
+use super::order::State;
+use super::{Foresight, UNUSED};
+use crate::listing::{Listed, Places};
+
+/// Directories that were opened in order before anything is foreseen.
+const OPENS: u32 = 2;
+/// How much of each is asked for along with its opening, in bytes.
+const FIRST_ENTRIES: u32 = 32 << 10;
+
+/// A directory that was opened ahead.
+pub(crate) struct Ahead {
+    pub(crate) node: NodeRef,
+    pub(crate) opened: Opened,
+    /// When it was asked for, and the count of [`crate::changes::Changes`] by then.
+    pub(crate) begun: Instant,
+    pub(crate) asked: u64,
+}
+
+/// One that is on its way.
+pub(super) struct Coming {
+    begun: Instant,
+    opening: JoinHandle<Option<Ahead>>,
+}
+
+impl Foresight {
+    /// The directory `name`, if it was opened ahead; it is in the directory `dir`, which the kernel calls `id`.
+    pub(crate) async fn open_dir(&self, id: u64, dir: &NodeRef, name: Name<'_>) -> Option<Ahead> {
+        let listed = self.dirs.get(&id)?;
+        let places = listed.find(name)?;
+        let coming = {
+            let mut state = listed.ways.lock();
+            let coming = state.dirs_coming.remove(&places[0]);
+            if let Some(order) = state.dirs.step_anyhow(places, OPENS) {
+                self.open_dirs(&listed, dir, &mut state, order, places);
+            }
+            coming
+        };
+        coming?.opening.await.ok()?
+    }
+
+    /// Opens the directories that come after `places` in `order`, if it is time to.
+    fn open_dirs(&self, listed: &Arc<Listed>, dir: &NodeRef, state: &mut State, order: usize, places: Places) {
+        let next = state.dirs.next(order, places[order], listed.len());
+        if next.is_empty() {
+            return;
+        }
+        // What was passed over is not asked for any more.
+        state.dirs_coming.retain(|entry, _| listed.place_in(order, *entry) >= places[order]);
+        let begun = Instant::now();
+        for place in next {
+            let (entry, seen) = listed.at(order, place);
+            if seen.attr.is_none_or(|attr| attr.qid.kind != FileKind::Dir) {
+                continue;
+            }
+            let (dir, name, asked) = (dir.clone(), seen.name.clone(), self.changes.count());
+            let opening = self.runtime.spawn(async move {
+                let how = How { directory: true, ..How::READ };
+                let want = Want { attr: true, data: FIRST_ENTRIES, lease: LeaseKind::Read };
+                let opened = dir.open_at(&[name.as_name()], how, want).await.ok()?;
+                Some(Ahead { node: opened.node.clone()?, opened, begun, asked })
+            });
+            state.dirs_coming.insert(entry, Coming { begun, opening });
+        }
+        let listed = Arc::downgrade(listed);
+        self.runtime.spawn(async move {
+            tokio::time::sleep(UNUSED).await;
+            if let Some(listed) = listed.upgrade() {
+                let mut state = listed.ways.lock();
+                let gone: Vec<_> = state.dirs_coming.extract_if(|_, coming| coming.begun == begun).collect();
+                drop((state, gone));
+            }
+        });
+    }
+}

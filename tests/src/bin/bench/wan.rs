@@ -1,0 +1,195 @@
+//! Group `wan`: the same work over a slow link, by a proxy in front of our node and of sshd.
+//!
+//! What is waited for one after another is told in round trips: the time over the slow link less the time without it, by
+//! the round-trip time of the link. Each pass is on a fresh mount.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tests::link::{Link, Proxy};
+use tests::machine::{Done, Machine};
+use tokio::runtime::Runtime;
+
+use crate::peers::Sshd;
+use crate::rcpu::from_nothing;
+use crate::{Row, median_ms};
+
+/// Round-trip times.
+const LINKS_MS: [u64; 2] = [20, 50];
+const MIB: u64 = 1 << 20;
+/// What is read in sequence, and the bytes a second that the link carries meanwhile: a gigabit.
+const BIG_MIB: u64 = 192;
+const GIGABIT: u64 = 125_000_000;
+/// Directories of a tree that is listed.
+const DIRS: u64 = 64;
+
+/// What is done in the folder, and how it is told.
+struct Case {
+    name: &'static str,
+    /// A shell script.
+    work: &'static str,
+    told: Told,
+}
+
+enum Told {
+    /// As round trips of ours.
+    Trips,
+    /// As milliseconds, beside sshfs.
+    Beside,
+}
+
+const CASES: [Case; 6] = [
+    Case { name: "cat 1000 files of 1 KiB, cold: round trips", work: "cat many/* >/dev/null", told: Told::Trips },
+    Case { name: "ls -lR of 64 folders, cold: round trips", work: "ls -lR dirs >/dev/null", told: Told::Trips },
+    Case { name: "ls -lR of 64 folders, cold", work: "ls -lR dirs >/dev/null", told: Told::Beside },
+    Case {
+        name: "tar of 200 files in 20 folders, cold",
+        work: "tar cf - repo/src | cat >/dev/null",
+        told: Told::Beside,
+    },
+    Case { name: "git status of 200 files, cold", work: "git -C repo status >/dev/null", told: Told::Beside },
+    Case {
+        name: "a program that looks for 1000 missing files, cold",
+        work: "python3 -c 'import os; [os.path.exists(f\"repo/src/{d}/{i}.so\") for d in range(5) for i in range(200)]'",
+        told: Told::Beside,
+    },
+];
+
+/// Our node and sshd, each directly and behind a slow link.
+struct Ends {
+    // Before the machine, which sees to it that nothing is left behind.
+    sshd: Sshd,
+    machine: Machine,
+    runtime: Runtime,
+    address: SocketAddr,
+    /// The node's line in known_nodes.
+    known: String,
+}
+
+pub(crate) fn run() -> Vec<Row> {
+    let mut machine = Machine::bare();
+    let address: SocketAddr = machine.node("alpha").parse().expect("the node's address");
+    make_files(&machine, &machine.at("files-alpha"));
+    let sshd = Sshd::start(&machine.at("sshd"));
+    let known = fs::read_to_string(machine.at("me/known_nodes")).expect("the nodes I know");
+    let mut ends = Ends { machine, sshd, runtime: Runtime::new().expect("a runtime"), address, known };
+    let mut rows = vec![ends.waits_of_a_command()];
+    for ms in LINKS_MS {
+        rows.extend(CASES.iter().map(|case| ends.case(case, ms)));
+        rows.push(ends.sequence(ms));
+    }
+    rows
+}
+
+fn make_files(machine: &Machine, files: &Path) {
+    let fill = |dir: std::path::PathBuf, count: u64, size: usize| {
+        fs::create_dir_all(&dir).expect("a folder");
+        for i in 0..count {
+            fs::write(dir.join(format!("{i:04}.c")), vec![b'x'; size]).expect("a small file");
+        }
+    };
+    fill(files.join("many"), 1000, 1 << 10);
+    (0..DIRS).for_each(|i| fill(files.join(format!("dirs/{i}")), 8, 100));
+    (0..20).for_each(|i| fill(files.join(format!("repo/src/{i}")), 10, 2 << 10));
+    let commit = "git init -q . && git add . && git -c user.name=me -c user.email=me@here commit -qm all";
+    machine.run("sh", &["-c", &format!("cd {} && {commit}", files.join("repo").display())]);
+    machine.run("sh", &["-c", &format!("head -c {} /dev/zero >{}", BIG_MIB * MIB, files.join("big").display())]);
+}
+
+impl Ends {
+    /// A proxy in front of `to`.
+    fn slow(&self, to: SocketAddr, link: Link) -> Proxy {
+        self.runtime.block_on(Proxy::over(to, link)).expect("a proxy")
+    }
+
+    /// Makes `far` the name of the node behind `proxy`.
+    fn knows(&self, proxy: &Proxy) {
+        let far = self.known.replace(&self.address.to_string(), &proxy.address.to_string()).replace("alpha", "far");
+        fs::write(self.machine.at("me/known_nodes"), format!("{}{far}", self.known)).expect("a second way to it");
+    }
+
+    /// The work through our mount, in the files of `node`, in milliseconds.
+    fn through_us(&mut self, node: &str, work: &str) -> f64 {
+        let n = self.machine.mount();
+        let at = n.join(node).join("fs/files");
+        // Connected, as a mount that has been used is.
+        self.machine.command("ls").arg(n.join(node)).succeeds();
+        let ms = timed(&self.machine, &at, work);
+        self.machine.slashn(&["unmount", &n.display().to_string()]).succeeds();
+        ms
+    }
+
+    fn through_sshfs(&self, port: u16, work: &str) -> f64 {
+        let at = self.machine.at("sshfs");
+        let _mounted = self.sshd.mount_by(port, &self.machine.at("files-alpha"), &at);
+        timed(&self.machine, &at, work)
+    }
+
+    fn case(&mut self, case: &Case, ms: u64) -> Row {
+        let link = Link { delay: Duration::from_millis(ms / 2), rate: None };
+        let far = self.slow(self.address, link);
+        self.knows(&far);
+        let ours = self.through_us("far", case.work);
+        let (name, group, more_is_better) = (format!("{ms} ms: {}", case.name), "wan", false);
+        match case.told {
+            Told::Trips => {
+                let near = self.through_us("alpha", case.work);
+                let trips = (ours - near) / ms as f64;
+                Row { group, case: name, ours: trips, peer: None, unit: "trips", more_is_better }
+            }
+            Told::Beside => {
+                let far = self.slow(([127, 0, 0, 1], self.sshd.port).into(), link);
+                let peer = Some(("sshfs", self.through_sshfs(far.address.port(), case.work)));
+                Row { group, case: name, ours, peer, unit: "ms", more_is_better }
+            }
+        }
+    }
+
+    /// Reading in sequence over a link of a gigabit, beside what that carries.
+    fn sequence(&mut self, ms: u64) -> Row {
+        let far = self.slow(self.address, Link { delay: Duration::from_millis(ms / 2), rate: Some(GIGABIT) });
+        self.knows(&far);
+        let took = self.through_us("far", "dd if=big of=/dev/null bs=1M status=none");
+        Row {
+            group: "wan",
+            case: format!("{ms} ms: read {BIG_MIB} MiB in sequence, of a gigabit"),
+            ours: (BIG_MIB * MIB) as f64 / 1e6 / (took / 1e3),
+            peer: Some(("link", GIGABIT as f64 / 1e6)),
+            unit: "MB/s",
+            more_is_better: true,
+        }
+    }
+
+    /// How often a command waits on the network, both directions counted, beside ssh.
+    fn waits_of_a_command(&mut self) -> Row {
+        let ms = 50;
+        let link = Link { delay: Duration::from_millis(ms / 2), rate: None };
+        let (far, far_sshd) = (self.slow(self.address, link), self.slow(([127, 0, 0, 1], self.sshd.port).into(), link));
+        self.knows(&far);
+        let near_ms = (0..5).map(|_| from_nothing(&self.machine, "alpha")).fold(f64::INFINITY, f64::min);
+        let far_ms = (0..3).map(|_| from_nothing(&self.machine, "far")).fold(f64::INFINITY, f64::min);
+        let ssh = |port| {
+            median_ms(3, || {
+                self.sshd.ssh(port).arg("true").succeeds();
+            })
+        };
+        let waits = |far: f64, near: f64| (far - near) / ms as f64;
+        Row {
+            group: "wan",
+            case: "true, dynamically linked, empty caches: waits".into(),
+            ours: waits(far_ms, near_ms),
+            peer: Some(("ssh", waits(ssh(far_sshd.address.port()), ssh(self.sshd.port)))),
+            unit: "waits",
+            more_is_better: false,
+        }
+    }
+}
+
+fn timed(machine: &Machine, at: &Path, work: &str) -> f64 {
+    let script = format!("cd {} && {work}", at.display());
+    let start = Instant::now();
+    machine.command("sh").args(["-c", &script]).succeeds();
+    start.elapsed().as_secs_f64() * 1e3
+}
