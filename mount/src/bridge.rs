@@ -202,6 +202,14 @@ impl Bridge {
         }
     }
 
+    /// The node of an open file.
+    async fn node_of(&self, open: &Open) -> Result<NodeRef, Errno> {
+        match &open.node {
+            Some(node) => Ok(node.clone()),
+            None => Ok(self.table.node(&open.inode).await?.0),
+        }
+    }
+
     /// The node of `inode`, to be asked for a change.
     async fn to_change(&self, inode: &Arc<Inode>) -> Result<NodeRef, Errno> {
         self.writable()?;

@@ -3,7 +3,7 @@
 //! A program that has listed a directory often goes through its files one after the other, as they were listed or in the
 //! order of their names: `ls -l`, `cat *`, `grep -r`, `tar`. Each is a question that waits for its answer. Once a few came
 //! in order the next ones are asked about together: their attributes where they are looked up; where they are opened,
-//! they are opened, too, each with its first bytes and a lease. The lookup or open that comes finds its answer here.
+//! they are fetched under the directory's lease, or else opened, each with its first bytes and a lease. The lookup or open that comes finds its answer here.
 //! Used by lookups, opens and listings, in the request's task. Invariant: no answer is given for a name that was
 //! changed through this mount since, nor one without a lease that is older than the kernel may keep one.
 
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use futures_util::future::{Shared, join_all};
 use p9::tree::LeaseKind;
-use p9::{Attr, Entry, FileKind, Handle, How, Name, NodeRef, Walk, Want};
+use p9::{Attr, Entry, FileKind, Handle, How, Name, NameBuf, NodeRef, Walk, Want};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use tokio::runtime::Handle as Runtime;
@@ -46,6 +46,8 @@ const COUNTED: usize = 1024;
 const LIST: (u32, u32) = (3, 16);
 /// Names that are asked about together at first, and at most.
 const BATCH: (usize, usize) = (8, 64);
+/// The same of files that are fetched, at most.
+const FETCHED: usize = 256;
 /// What the first bytes of one batch take at most.
 const BYTES: u64 = 4 << 20;
 /// Lookups in order before anything is foreseen.
@@ -85,6 +87,15 @@ pub(crate) struct Foreseen {
     /// Whether it was opened, too.
     opened: bool,
     answer: Shared<Pin<Box<dyn Future<Output = Option<Answer>> + Send>>>,
+}
+
+/// How it is asked about a name.
+enum Way {
+    Look,
+    /// By its contents: these attributes it has, under the directory's lease.
+    Fetch(Attr),
+    /// By opening it, with so many bytes.
+    Open(u32),
 }
 
 #[derive(Clone)]
@@ -214,7 +225,7 @@ impl Foresight {
     }
 
     /// The same of a file that is opened: only if it was opened ahead.
-    pub(crate) async fn open(&self, id: u64, dir: &NodeRef, name: Name<'_>) -> Option<Arc<File>> {
+    pub(crate) async fn open(self: &Arc<Self>, id: u64, dir: &NodeRef, name: Name<'_>) -> Option<Arc<File>> {
         let listed = self.dirs.get(&id)?;
         let places = listed.find(name)?;
         let foreseen = {
@@ -238,10 +249,13 @@ impl Foresight {
 
     /// Asks about what comes after `places` in `order`, if it is time to; of files that are `opened` only those that can be.
     fn foresee(
-        &self, listed: &Arc<Listed>, dir: &NodeRef, state: &mut State, order: usize, places: Places, opened: bool,
+        self: &Arc<Self>, listed: &Arc<Listed>, dir: &NodeRef, state: &mut State, order: usize, places: Places,
+        opened: bool,
     ) {
         let followed = if opened { &mut state.opens } else { &mut state.lookups };
-        let next = followed.next(order, places[order], listed.len());
+        // What is fetched costs the server no open files.
+        let most = if opened && listed.holds(LeaseKind::Read) { FETCHED } else { BATCH.1 };
+        let next = followed.next(order, places[order], listed.len(), most);
         if next.is_empty() {
             return;
         }
@@ -255,29 +269,19 @@ impl Foresight {
                 Some(length) if length <= FIRST_BYTES && length <= room => length,
                 _ => continue,
             };
-            if state.foreseen.get(&entry).is_some_and(|there| there.opened || !opened) {
+            if opened && listed.has_fetched(entry)
+                || state.foreseen.get(&entry).is_some_and(|there| there.opened || !opened)
+            {
                 continue;
             }
             room -= length;
-            let (dir, name, listed) = (dir.clone(), seen.name.clone(), listed.clone());
-            let (kept, changes, teller) = (self.kept.clone(), self.changes.clone(), self.teller.clone());
-            let count = changes.count();
-            let answer = async move {
-                match opened {
-                    true => {
-                        let opened = open(&dir, name.as_name(), length as u32, (count, &changes), &teller).await?;
-                        listed.ways.lock().leased(opened.is_some());
-                        match &opened {
-                            None => kept.refused(),
-                            // What has other names may be changed by those.
-                            Some(file) if !has_one_name(&file.attr) => return None,
-                            Some(_) => {}
-                        }
-                        opened.map(Answer::Opened)
-                    }
-                    false => look(&dir, name.as_name()).await,
-                }
+            let way = match (opened, listed.covered(seen.name.as_name())) {
+                (false, _) => Way::Look,
+                (true, Some(attr)) => Way::Fetch(attr),
+                (true, None) => Way::Open(length as u32),
             };
+            let count = self.changes.count();
+            let answer = self.clone().ask((listed.clone(), entry), dir.clone(), seen.name.clone(), way, count);
             let foreseen = Foreseen { begun, count, opened, answer: answer.boxed().shared() };
             asked.push((entry, foreseen.answer.clone()));
             state.foreseen.insert(entry, foreseen);
@@ -294,6 +298,33 @@ impl Foresight {
             let gone: Vec<_> = unused.iter().map(|entry| state.foreseen.remove(entry)).collect();
             drop((state, gone));
         });
+    }
+
+    /// Asks about `name` in `dir`, which is at `entry` in `listed`, when there had been `count` changes.
+    async fn ask(
+        self: Arc<Self>, (listed, entry): (Arc<Listed>, usize), dir: NodeRef, name: NameBuf, way: Way, count: u64,
+    ) -> Option<Answer> {
+        let asked = (count, &self.changes);
+        match way {
+            Way::Look => look(&dir, name.as_name()).await,
+            Way::Fetch(attr) => {
+                let (qid, bytes) = dir.fetch(name.as_name(), attr.size as u32).await.ok()?;
+                // What is of another version changed meanwhile, and the lease is about to be broken.
+                let same = qid == attr.qid && bytes.len() as u64 == attr.size;
+                same.then(|| Answer::Opened(File::fetched((&listed, entry), (&dir, name), attr, bytes, asked)))
+            }
+            Way::Open(length) => {
+                let opened = open(&dir, name.as_name(), length, asked, &self.teller).await?;
+                listed.ways.lock().leased(opened.is_some());
+                match &opened {
+                    None => self.kept.refused(),
+                    // What has other names may be changed by those.
+                    Some(file) if !has_one_name(&file.attr) => return None,
+                    Some(_) => {}
+                }
+                opened.map(Answer::Opened)
+            }
+        }
     }
 
     /// The answer to `foreseen`, about `name` in `listed`, if it is still good once it has come.

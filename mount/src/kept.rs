@@ -6,18 +6,20 @@
 //! reads from the server, or whichever thread changes the file. Invariant: what is given out was asked for after the
 //! lease was, and neither the lease was broken nor the file changed through this mount since.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use p9::tree::{Lease, LeaseKind};
-use p9::{Attr, Handle, Name, NodeRef, Opened};
+use p9::{Attr, Handle, Name, NameBuf, NodeRef, Opened};
 use parking_lot::Mutex;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use crate::changes::Changes;
+use crate::fetched::Fetched;
+use crate::listing::Listed;
 use crate::table::Inode;
 use crate::tell::Teller;
 
@@ -25,26 +27,36 @@ use crate::tell::Teller;
 const BYTES: u64 = 64 << 20;
 /// What a file counts beside its bytes: it costs the server a descriptor.
 const EACH: u64 = 64 << 10;
+/// The same of one that was fetched, which costs the server nothing.
+const FETCHED: u64 = 1 << 10;
 /// Where so many are kept, a refusal may be due to them.
 const MANY: usize = 32;
 /// How long after room was made it may be made again.
 const ROOM_TIME: Duration = Duration::from_secs(10);
 
-/// A file that was opened for reading under a lease.
+/// A file that was opened for reading under a lease, or fetched under that of its directory.
 pub(crate) struct File {
-    /// The place in the tree where it was opened.
-    pub(crate) node: NodeRef,
+    /// The place in the tree where it was opened, if it was.
+    pub(crate) node: Option<NodeRef>,
     /// Its attributes, as it was opened.
     pub(crate) attr: Attr,
     /// Where its bytes are.
     pub(crate) handle: Handle,
     /// Its first bytes.
     pub(crate) first: Option<Bytes>,
-    lease: Lease,
+    under: Under,
     /// The count of `changes` when it was asked for.
     asked: u64,
     changes: Arc<Changes>,
     state: Mutex<State>,
+}
+
+/// What says that it has not changed.
+enum Under {
+    /// A lease of its own.
+    Lease(Lease),
+    /// That of the directory.
+    Dir(Weak<Listed>, Arc<Fetched>),
 }
 
 #[derive(Default)]
@@ -68,11 +80,11 @@ impl File {
             return None;
         }
         let (handle, first) = (opened.handle.clone(), opened.first.clone());
-        let (node, lease) = (node.clone(), lease.clone());
+        let (node, under) = (Some(node.clone()), Under::Lease(lease.clone()));
         let (changes, state) = (changes.clone(), Mutex::default());
-        let file = Arc::new(Self { node, attr, handle, first, lease, asked, changes, state });
+        let file = Arc::new(Self { node, attr, handle, first, under, asked, changes, state });
         let (weak, teller) = (Arc::downgrade(&file), teller.clone());
-        file.lease.tell(Arc::new(move |_| {
+        lease.tell(Arc::new(move |_| {
             if let Some(file) = weak.upgrade() {
                 file.broken();
                 teller.broken(file);
@@ -81,9 +93,30 @@ impl File {
         Some(file)
     }
 
+    /// The whole of the file `name` in `dir`, fetched when there had been `asked` changes, and with these attributes at
+    /// `entry` in `listed`.
+    pub(crate) fn fetched(
+        (listed, entry): (&Arc<Listed>, usize), (dir, name): (&NodeRef, NameBuf), attr: Attr, bytes: Bytes,
+        (asked, changes): (u64, &Arc<Changes>),
+    ) -> Arc<Self> {
+        let (changes, state) = (changes.clone(), Mutex::default());
+        let file = Arc::new_cyclic(|file| {
+            let fetched = Arc::new(Fetched::new(dir.clone(), name, attr.qid, bytes.clone(), file.clone()));
+            let (handle, first) = (Handle::Stream(fetched.clone()), Some(bytes));
+            let under = Under::Dir(Arc::downgrade(listed), fetched);
+            Self { node: None, attr, handle, first, under, asked, changes, state }
+        });
+        listed.covers(entry, &file);
+        file
+    }
+
     /// Whether it is what the server would show now.
     pub(crate) fn is_good(&self) -> bool {
-        !self.state.lock().broken && self.lease.holds() && !self.changes.is_old(self.asked, self.attr.qid.path)
+        let holds = match &self.under {
+            Under::Lease(lease) => lease.holds(),
+            Under::Dir(listed, _) => listed.upgrade().is_some_and(|listed| listed.holds(LeaseKind::Read)),
+        };
+        holds && !self.state.lock().broken && !self.changes.is_old(self.asked, self.attr.qid.path)
     }
 
     /// The same of its being called `name` in the directory with the qid path `dir`.
@@ -91,7 +124,16 @@ impl File {
         self.is_good() && !self.changes.is_old_name(self.asked, dir, name)
     }
 
-    fn broken(&self) {
+    /// What it is when it was fetched.
+    pub(crate) fn as_fetched(&self) -> Option<&Arc<Fetched>> {
+        match &self.under {
+            Under::Lease(_) => None,
+            Under::Dir(_, fetched) => Some(fetched),
+        }
+    }
+
+    /// Its lease was broken: what was read of it is old.
+    pub(crate) fn broken(&self) {
         let inode = {
             let mut state = self.state.lock();
             state.broken = true;
@@ -105,7 +147,9 @@ impl File {
     /// Gives the lease back.
     pub(crate) fn let_go(&self) {
         self.state.lock().broken = true;
-        self.lease.keep(LeaseKind::None);
+        if let Under::Lease(lease) = &self.under {
+            lease.keep(LeaseKind::None);
+        }
     }
 
     /// The kernel is told that it is `inode`; gives whether it still is what the server would show.
@@ -117,6 +161,11 @@ impl File {
     /// Which file it is to the kernel, if that knows of it.
     pub(crate) fn inode(&self) -> Option<Arc<Inode>> {
         self.state.lock().inode.clone()
+    }
+
+    /// Whether the kernel may have pages of it.
+    pub(crate) fn was_opened(&self) -> bool {
+        self.state.lock().opened
     }
 
     /// It is opened; gives whether it was before, so that the kernel may keep its pages.
@@ -140,7 +189,8 @@ struct Weight;
 
 impl Weighter<u64, Arc<File>> for Weight {
     fn weight(&self, _: &u64, file: &Arc<File>) -> u64 {
-        EACH + file.first.as_ref().map_or(0, |first| first.len() as u64)
+        let each = if file.node.is_some() { EACH } else { FETCHED };
+        each + file.first.as_ref().map_or(0, |first| first.len() as u64)
     }
 }
 

@@ -13,6 +13,7 @@ mod allocator;
 mod attr;
 mod bridge;
 mod changes;
+mod fetched;
 mod foresight;
 mod hold;
 mod kept;

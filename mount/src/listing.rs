@@ -6,7 +6,7 @@
 //! mount since the listing began is not told (see [`crate::changes`]).
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use p9::tree::LeaseKind;
@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 
 use crate::changes::Changes;
 use crate::foresight::State as Ways;
+use crate::kept::File;
 use crate::leash::Leash;
 use crate::table::Inode;
 use crate::tell::Teller;
@@ -104,6 +105,8 @@ pub(crate) struct Listed {
     changes: Arc<Changes>,
     lease: Option<Leash>,
     told: Mutex<Told>,
+    /// Files that were fetched under the lease, by their place in `entries`.
+    fetched: Mutex<HashMap<usize, Weak<File>>>,
     /// How it is gone through.
     pub(crate) ways: Mutex<Ways>,
 }
@@ -139,8 +142,8 @@ impl Listed {
         for (place, &entry) in sorted.iter().enumerate() {
             places.insert(entries[entry].name.clone(), [entry, place]);
         }
-        let (told, ways) = (Mutex::new(told), Mutex::default());
-        let listed = Self { dir, entries, sorted, places, whole, begun, asked, changes, lease, told, ways };
+        let (told, fetched, ways) = (Mutex::new(told), Mutex::default(), Mutex::default());
+        let listed = Self { dir, entries, sorted, places, whole, begun, asked, changes, lease, told, fetched, ways };
         let listed = Arc::new(listed);
         if let Some(lease) = &listed.lease {
             let (weak, teller) = (Arc::downgrade(&listed), teller.clone());
@@ -175,7 +178,7 @@ impl Listed {
     }
 
     /// Whether the lease lets this much be kept.
-    fn holds(&self, kind: LeaseKind) -> bool {
+    pub(crate) fn holds(&self, kind: LeaseKind) -> bool {
         self.lease.as_ref().is_some_and(|lease| lease.holds(kind))
     }
 
@@ -237,6 +240,31 @@ impl Listed {
         let files = files.map(|(id, _)| id).collect();
         let names = if keep < LeaseKind::Attr { std::mem::take(&mut told.names) } else { HashMap::new() };
         (files, names.into_iter().filter(|(_, when)| when.elapsed() < ttl).map(|(name, _)| name).collect())
+    }
+
+    /// The attributes of `name`, if it is a regular file that is covered by the lease, contents and all.
+    pub(crate) fn covered(&self, name: Name<'_>) -> Option<Attr> {
+        match self.known(name, Duration::ZERO)? {
+            Known::There(attr, _) if self.holds(LeaseKind::Read) && attr.qid.kind == FileKind::File => Some(*attr),
+            _ => None,
+        }
+    }
+
+    /// `file`, the entry at `entry` in the listing, was fetched under the lease.
+    pub(crate) fn covers(&self, entry: usize, file: &Arc<File>) {
+        self.fetched.lock().insert(entry, Arc::downgrade(file));
+    }
+
+    /// Whether the entry at `entry` in the listing was fetched, and still is what it was.
+    pub(crate) fn has_fetched(&self, entry: usize) -> bool {
+        let file = self.fetched.lock().get(&entry).and_then(Weak::upgrade);
+        file.is_some_and(|file| file.is_good())
+    }
+
+    /// What was fetched under the lease, and is not good any more.
+    pub(crate) fn uncovered(&self) -> Vec<Arc<File>> {
+        let fetched = std::mem::take(&mut *self.fetched.lock());
+        fetched.values().filter_map(Weak::upgrade).collect()
     }
 
     /// Gives back all of the lease but `keep`.

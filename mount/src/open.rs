@@ -30,8 +30,8 @@ pub(crate) struct Opens {
 pub(crate) struct Open {
     /// Which file.
     pub(crate) inode: Arc<Inode>,
-    /// The place in the tree where it was opened.
-    pub(crate) node: NodeRef,
+    /// The place in the tree where it was opened, if it was.
+    pub(crate) node: Option<NodeRef>,
     /// Where its bytes are.
     pub(crate) handle: Handle,
     /// Whether each read and write is what the program asked for, without pages of the kernel between.

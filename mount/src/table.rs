@@ -47,7 +47,7 @@ impl Table {
     /// A table of `root` alone, that keeps at most `held` nodes which are not open.
     pub(crate) fn new(root: NodeRef, held: usize) -> Self {
         let inode = Arc::new(Inode::new(ROOT, root.qid()));
-        inode.pin(root);
+        inode.pin(Some(root));
         let mut maps = Maps::default();
         maps.ids.insert(ROOT, Known { inode, lookups: 1 });
         Self { maps: Mutex::new(maps), held: Cache::new(held.max(16)) }

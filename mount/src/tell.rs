@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock, Weak};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
@@ -136,9 +137,33 @@ impl Thread {
         if keep < LeaseKind::Attr {
             self.attributes(id);
         }
+        let fetched = if keep < LeaseKind::Read { dir.uncovered() } else { Vec::new() };
+        fetched.iter().for_each(|file| self.uncovered(file));
         dir.let_go(keep);
+        let kept = self.kept.upgrade();
+        let pages = fetched.iter().filter_map(|file| {
+            kept.iter().for_each(|kept| kept.drop_file(file));
+            file.inode().filter(|_| file.was_opened())
+        });
+        let pages: Vec<u64> = pages.map(|inode| inode.id).collect();
+        if !pages.is_empty() {
+            self.late.tell(&self.kernel, move |kernel| pages.iter().for_each(|&id| tell(kernel, INodeNo(id), 0)));
+        }
         if !names.is_empty() {
             self.late.tell(&self.kernel, move |kernel| tell_names(kernel, id, &names));
+        }
+    }
+
+    /// The lease that covers `file`, which was fetched, is about to be given back.
+    fn uncovered(&self, file: &Arc<File>) {
+        file.broken();
+        let in_use = file.inode().is_some_and(|inode| inode.fetched().is_some());
+        let Some(fetched) = file.as_fetched().filter(|_| in_use).cloned() else { return };
+        let mut opening = Box::pin(async move { _ = fetched.opened().await });
+        // It is asked for before the lease goes; its answer is not waited for.
+        let _runtime = self.late.runtime.enter();
+        if opening.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            self.late.runtime.spawn(opening);
         }
     }
 

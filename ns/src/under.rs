@@ -9,8 +9,9 @@ use std::hash::{BuildHasher, Hash, RandomState};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use p9::layer::{Layer, Layered};
-use p9::{Attr, Created, Errno, Handle, How, Name, New, NodeRef, Opened, Qid, Reply, Time, Walk, Want};
+use p9::{Attr, Created, Errno, Handle, How, Name, New, Node, NodeRef, Opened, Qid, Reply, Time, Walk, Want};
 
 use crate::namespace::Namespace;
 use crate::path::Path;
@@ -118,6 +119,13 @@ impl Layer for Under {
         match self.point(below) {
             Some(point) => Reply::later(async move { point.open_on(names, how, want).await }),
             None => below.open_at(names, how, want).map(|opened| self.opened(names, opened)),
+        }
+    }
+
+    fn fetch<'a>(&'a self, below: &'a NodeRef, name: Name<'a>, count: u32) -> Reply<'a, (Qid, Bytes)> {
+        match self.point(below) {
+            Some(point) => Reply::later(async move { point.fetch(name, count).await }),
+            None => below.fetch(name, count).map(|(qid, bytes)| (self.qid(qid), bytes)),
         }
     }
 

@@ -52,7 +52,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::tree::{Lease, LeaseKind, Lock, OnBreak, open_in_steps};
+use crate::tree::{Lease, LeaseKind, Lock, OnBreak, fetch_in_steps, open_in_steps};
 use crate::{
     Attr, Created, Dir, DirSink, Entry, Errno, Handle, How, Name, New, Node, NodeRef, Opened, Qid, Reached, Reply,
     SetAttr, StatFs, Stream, Walk, Want,
@@ -115,6 +115,12 @@ pub trait Layer: Clone + Send + Sync + 'static {
     /// See [`Node::open_at`].
     fn open_at<'a>(&'a self, below: &'a NodeRef, names: &'a [Name<'a>], how: How, want: Want) -> Reply<'a, Opened> {
         below.open_at(names, how, want).map(|opened| self.opened(names, opened))
+    }
+
+    /// See [`Node::fetch`]: what has a layer over the bytes of its files overrides it. Of no meaning with
+    /// [`Layer::IN_STEPS`].
+    fn fetch<'a>(&'a self, below: &'a NodeRef, name: Name<'a>, count: u32) -> Reply<'a, (Qid, Bytes)> {
+        below.fetch(name, count).map(move |(qid, bytes)| (self.enter(&[name]).qid(qid), bytes))
     }
 
     /// See [`Node::attr`]; what it gives is by [`Layer::attr`].
@@ -309,6 +315,13 @@ impl<L: Layer> Node for Layered<L> {
             return open_in_steps(self, names, how, want);
         }
         self.layer.open_at(&self.below, names, how, want)
+    }
+
+    fn fetch<'a>(&'a self, name: Name<'a>, count: u32) -> Reply<'a, (Qid, Bytes)> {
+        if L::IN_STEPS {
+            return fetch_in_steps(self, name, count);
+        }
+        self.layer.fetch(&self.below, name, count)
     }
 
     fn attr(&self) -> Reply<'_, Attr> {

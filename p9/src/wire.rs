@@ -137,6 +137,7 @@ messages! {
         212 Copy { fid: u32, offset: u64, tofid: u32, tooffset: u64, length: u64 }
         214 Append { fid: u32, data: Data<'a> }
         216 Lease { fid: u32, kind: u8 }
+        220 Fetch { fid: u32, name: Name<'a>, count: u32 }
     }
 }
 
@@ -189,6 +190,7 @@ messages! {
         215 Append { count: u32, offset: u64 }
         217 Lease { kind: u8 }
         219 Break { fid: u32, keep: u8 }
+        221 Fetch { qid: Qid, data: Data<'a> }
     }
 }
 

@@ -83,7 +83,7 @@ impl DiskNode {
     }
 
     /// What is called `name` in this directory.
-    fn look(&self, name: &NameBuf, cached: bool) -> Result<Option<(OwnedFd, Seen)>, Errno> {
+    pub(super) fn look(&self, name: &NameBuf, cached: bool) -> Result<Option<(OwnedFd, Seen)>, Errno> {
         let reach = self.inode.reach(cached)?;
         match self.inode.disk.patient(|| sys::place(reach.as_fd(), name.as_name(), cached)) {
             Ok(fd) => {

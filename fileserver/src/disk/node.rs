@@ -140,6 +140,26 @@ impl DiskNode {
         let fd = inode.disk.patient(|| sys::reopen(&reach, flags))?;
         Ok(self.handle(fd, how, writer))
     }
+
+    /// The contents of the regular file `name`, as far as `count` bytes go.
+    fn fetch_now(&self, name: &NameBuf, count: u32, cached: bool) -> Result<(Qid, Bytes), Errno> {
+        let disk = &self.inode.disk;
+        let Some((place, Seen::File { attr, .. })) = self.look(name, cached)? else { return Err(Errno::ENOENT) };
+        if attr.mode & libc::S_IFMT != libc::S_IFREG {
+            return Err(Errno::EINVAL);
+        }
+        let leases = &disk.options.leases;
+        if leases.in_the_way(self.client, attr.qid.path, LeaseKind::Read) || leases.is_sole(attr.qid.path) {
+            return Err(Errno::EBUSY);
+        }
+        let flags = if cached { OFlags::RDONLY | OFlags::NONBLOCK } else { OFlags::RDONLY };
+        let file = LocalFile::new(disk.patient(|| sys::reopen(&place, flags))?, false, None);
+        let bytes = first_bytes(&file, count.min(attr.size.try_into().unwrap_or(u32::MAX)), cached);
+        match bytes.ok_or(Errno::EAGAIN) {
+            Ok(bytes) if cached && (bytes.len() as u64) < attr.size.min(count.into()) => Err(Errno::EAGAIN),
+            answer => Ok((attr.qid, answer?)),
+        }
+    }
 }
 
 /// The open(2) flags for a regular file.
@@ -226,6 +246,11 @@ impl Node for DiskNode {
                 Err(errno) => errno.into(),
             },
         }
+    }
+
+    fn fetch<'a>(&'a self, name: Name<'a>, count: u32) -> Reply<'a, (Qid, Bytes)> {
+        let name = NameBuf::from(name);
+        self.soon(move |node, cached| node.fetch_now(&name, count, cached))
     }
 
     fn attr(&self) -> Reply<'_, Attr> {

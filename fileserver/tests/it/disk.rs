@@ -9,6 +9,24 @@ use p9::{Errno, FileKind, Handle, How, New, SetAttr, SetTime, Time, Tree, Want, 
 use crate::common::*;
 
 #[tokio::test]
+async fn a_regular_file_is_fetched_and_nothing_else_is_touched() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("f"), "text").unwrap();
+    std::os::unix::fs::symlink("f", dir.path().join("l")).unwrap();
+    std::fs::create_dir(dir.path().join("d")).unwrap();
+    let fifo = New { what: What::Device { kind: libc::S_IFIFO, rdev: 0 }, mode: 0o600, owner: None };
+    let root = Disk::open(dir.path(), DiskOptions::new([7; 32])).unwrap().root();
+    root.create(name("p"), fifo).await.unwrap();
+    let walked = root.walk(&[name("f")], Want::ATTR).await.unwrap().reached().unwrap();
+    assert_eq!(root.fetch(name("f"), 100).await.unwrap(), (walked.attr.unwrap().qid, "text".into()));
+    assert_eq!(root.fetch(name("f"), 2).await.unwrap().1, "te");
+    for other in ["l", "d", "p"] {
+        assert_eq!(root.fetch(name(other), 100).await.err(), Some(Errno::EINVAL), "{other}");
+    }
+    assert_eq!(root.fetch(name("missing"), 100).await.err(), Some(Errno::ENOENT));
+}
+
+#[tokio::test]
 async fn a_file_is_made_written_read_and_removed() {
     let (dir, root) = disk();
     let made = root.create(name("f"), file(0o640)).await.unwrap();

@@ -47,10 +47,16 @@ impl Bridge {
                 return Ok((attr, ttl));
             }
         }
-        if self.table.at_hand(inode).is_none()
-            && let Some(attr) = self.table.walk_for(inode, Want::ATTR).await?.attr
-        {
-            return Ok((attr, self.options.ttl));
+        if self.table.at_hand(inode).is_none() {
+            match (self.table.walk_for(inode, Want::ATTR).await, inode.fetched()) {
+                // Whoever has it open still has what it was.
+                (Err(Errno::ESTALE), Some(file)) => return Ok((Attr { nlink: 0, ..file.attr }, self.options.ttl)),
+                (reached, _) => {
+                    if let Some(attr) = reached?.attr {
+                        return Ok((attr, self.options.ttl));
+                    }
+                }
+            }
         }
         Ok((ask!(self, inode, |node| node.attr().await)?, self.options.ttl))
     }

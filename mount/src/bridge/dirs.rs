@@ -109,7 +109,7 @@ impl Bridge {
         if !matches!(handle, Handle::Dir(_)) {
             return Err(Errno::ENOTDIR);
         }
-        let open = Open::new(inode, node, handle, how, &Attr::default(), None, None).0;
+        let open = Open::new(inode, Some(node), handle, how, &Attr::default(), None, None).0;
         gathered.lease = lease.map(Leash::new);
         *open.listed.lock() = Some(gathered);
         Ok(self.opens.add(open))
@@ -176,7 +176,7 @@ impl Bridge {
             let untold = batch.iter().filter(|found| found.attr.is_none()).count();
             // Of many, only for a program that seems to look at each.
             if after == 0 || untold <= FEW || open.inode.was_looked_in() {
-                look_up(&open.node, &mut batch).await;
+                look_up(&self.node_of(&open).await?, &mut batch).await;
             }
         }
         let asked = open.listed.lock().as_ref().map(|gathered| gathered.asked);

@@ -35,7 +35,7 @@ pub(super) struct First {
 impl Open {
     /// The open file, and how the kernel is to treat it.
     pub(super) fn new(
-        inode: Arc<Inode>, node: NodeRef, handle: Handle, how: How, attr: &Attr, mut first: Option<First>,
+        inode: Arc<Inode>, node: Option<NodeRef>, handle: Handle, how: How, attr: &Attr, mut first: Option<First>,
         kept: Option<Arc<File>>,
     ) -> (Self, FopenFlags) {
         let seekable = handle.seekable();
@@ -145,7 +145,7 @@ impl Bridge {
             self.changed_by(uid, &inode, &node).await?;
         }
         let first = opened.first.map(|bytes| First { bytes, writes: asked.0 });
-        let (open, flags) = Open::new(inode.clone(), node, opened.handle, how, &attr, first, None);
+        let (open, flags) = Open::new(inode.clone(), Some(node), opened.handle, how, &attr, first, None);
         Ok((self.opens.add(open), flags))
     }
 
@@ -175,6 +175,9 @@ impl Bridge {
             self.teller.attributes_changed(inode);
         }
         inode.learn(attr);
+        if node.is_none() {
+            inode.is_fetched(file);
+        }
         let first = first.clone().map(|bytes| First { bytes, writes });
         let (node, handle) = (node.clone(), handle.clone());
         let (open, flags) = Open::new(inode.clone(), node, handle, How::READ, attr, first, Some(file.clone()));
@@ -213,7 +216,7 @@ impl Bridge {
     pub(super) async fn write(&self, fh: FileHandle, offset: u64, data: Bytes, uid: u32) -> Result<u32, Errno> {
         let open = self.opens.get(fh.0)?;
         if open.direct {
-            self.changed_by(uid, &open.inode, &open.node).await?;
+            self.changed_by(uid, &open.inode, &self.node_of(&open).await?).await?;
         }
         let _changing = self.changing(&open.inode);
         match &open.hold {

@@ -21,8 +21,8 @@ impl Bridge {
     /// Takes, changes or drops a lock.
     pub(super) async fn lock(&self, id: INodeNo, fh: FileHandle, lock: Lock, wait: bool) -> Result<(), Errno> {
         let open = self.opens.get(fh.0)?;
-        let holder =
-            Holder { file: id.0, owner: lock.owner, pid: lock.pid, node: open.node.clone(), ending: Arc::default() };
+        let node = self.node_of(&open).await?;
+        let holder = Holder { file: id.0, owner: lock.owner, pid: lock.pid, node, ending: Arc::default() };
         let takes = lock.kind != LockKind::Unlock;
         if takes {
             // What had this number before gives its locks back first.
@@ -33,7 +33,7 @@ impl Bridge {
         }
         self.ask_lock(&holder, lock, wait).await?;
         if takes {
-            self.locked(&open.inode, &open.node).await;
+            self.locked(&open.inode, &holder.node).await;
         }
         Ok(())
     }
@@ -63,7 +63,7 @@ impl Bridge {
         if let Some(local) = self.locks.local(id.0) {
             return local.conflict(&lock);
         }
-        match open.node.conflicting_lock(lock.clone()).await {
+        match self.node_of(&open).await?.conflicting_lock(lock.clone()).await {
             Err(errno) if keeps_none(errno) => self.locks.keep(id.0).conflict(&lock),
             answer => answer,
         }

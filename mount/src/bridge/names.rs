@@ -32,7 +32,7 @@ impl Bridge {
         match known.filter(|found| !self.is_old(&dir, name, found)) {
             Some(Found::Looked(node, attr, ttl)) => return Ok((self.entry(&dir, name, node, &attr).1, ttl)),
             Some(Found::Opened(file)) => {
-                let inode = self.table.enter(&dir, name, file.node.qid(), None);
+                let inode = self.table.enter(&dir, name, file.attr.qid, None);
                 if file.is_known_as(&inode) && file.is_still(dir.qid_path, name) {
                     inode.learn(&file.attr);
                     return Ok((to_fuse(&file.attr, inode.id), self.options.ttl));
@@ -133,7 +133,7 @@ impl Bridge {
             drop(self.changing(&inode));
         }
         let (shown, about) = (to_fuse(&attr, inode.id), (inode.clone(), handle.clone()));
-        let (mut open, flags) = Open::new(inode, node, handle, how, &attr, None, None);
+        let (mut open, flags) = Open::new(inode, Some(node), handle, how, &attr, None, None);
         if let Some(lease) = lease.filter(|lease| lease.kind == LeaseKind::Write && !open.direct) {
             let (changes, held) = (self.changes.clone(), self.held.clone());
             open.hold = Some(Hold::new(about, &lease, changes, held, self.runtime.clone()));
@@ -162,6 +162,7 @@ impl Bridge {
         let (dir, name) = (self.inode(parent)?, Name::new(name)?);
         let node = self.to_change(&dir).await?;
         let target = self.table.child(&dir, name);
+        open_fetched(target.as_ref()).await;
         let _changing = (self.changing_name(&dir, name), target.as_ref().map(|inode| self.changing(inode)));
         self.changed(&dir, node.remove(name, directory).await)?;
         self.table.removed(&dir, name);
@@ -175,11 +176,22 @@ impl Bridge {
         let (target, _) = self.table.node(&new_dir).await?;
         let node = self.to_change(&dir).await?;
         let (moved, met) = (self.table.child(&dir, name), self.table.child(&new_dir, new_name));
+        open_fetched(moved.as_ref()).await;
+        open_fetched(met.as_ref()).await;
         let _names = (self.changing_name(&dir, name), self.changing_name(&new_dir, new_name));
         let _files = [&moved, &met].map(|inode| inode.as_ref().map(|inode| self.changing(inode)));
         self.changed(&dir, node.rename(name, &target, new_name, flags).await)?;
         self.table.renamed((&dir, name), (&new_dir, new_name), flags & libc::RENAME_EXCHANGE != 0);
         Ok(())
+    }
+}
+
+/// Opens `inode`, which is about to lose its name, if somebody has it open that was only fetched.
+async fn open_fetched(inode: Option<&Arc<Inode>>) {
+    let file = inode.and_then(|inode| inode.fetched());
+    if let Some(fetched) = file.as_ref().and_then(|file| file.as_fetched()) {
+        // Where that fails it has what was fetched.
+        _ = fetched.opened().await;
     }
 }
 

@@ -11,7 +11,7 @@ use p9::{FileKind, How, Name, NodeRef, Opened, Want};
 use tokio::task::JoinHandle;
 
 use super::order::State;
-use super::{Foresight, UNUSED};
+use super::{BATCH, Foresight, UNUSED};
 use crate::listing::{Listed, Places};
 
 /// Directories that were opened in order before anything is foreseen.
@@ -52,7 +52,7 @@ impl Foresight {
 
     /// Opens the directories that come after `places` in `order`, if it is time to.
     fn open_dirs(&self, listed: &Arc<Listed>, dir: &NodeRef, state: &mut State, order: usize, places: Places) {
-        let next = state.dirs.next(order, places[order], listed.len());
+        let next = state.dirs.next(order, places[order], listed.len(), BATCH.1);
         if next.is_empty() {
             return;
         }

@@ -90,8 +90,8 @@ impl Followed {
     }
 
     /// Which places of `order` to ask about when that of `place` was asked for: none while enough were. Each time it is
-    /// twice as many.
-    pub(super) fn next(&mut self, order: usize, place: usize, entries: usize) -> std::ops::Range<usize> {
+    /// twice as many, up to `most`.
+    pub(super) fn next(&mut self, order: usize, place: usize, entries: usize, most: usize) -> std::ops::Range<usize> {
         let from = self.asked[order].max(place + 1);
         // Half of those that were asked about last are left.
         if from > place + self.window / 4 + 1 {
@@ -99,7 +99,7 @@ impl Followed {
         }
         let to = (from + self.window).min(entries);
         self.asked[order] = to;
-        self.window = (self.window * 2).min(BATCH.1);
+        self.window = (self.window * 2).min(most);
         from.min(to)..to
     }
 }
@@ -124,9 +124,9 @@ mod tests {
     fn twice_as_many_are_asked_about_each_time_when_few_are_left() {
         let mut followed = Followed::default();
         let first = 11 + BATCH.0;
-        assert_eq!(followed.next(0, 10, 1000), 11..first);
-        assert_eq!(followed.next(0, 11, 1000).len(), 0);
-        assert_eq!(followed.next(0, 10 + BATCH.0 / 2, 1000), first..first + 2 * BATCH.0);
-        assert_eq!(followed.next(1, 999, 1000).len(), 0);
+        assert_eq!(followed.next(0, 10, 1000, BATCH.1), 11..first);
+        assert_eq!(followed.next(0, 11, 1000, BATCH.1).len(), 0);
+        assert_eq!(followed.next(0, 10 + BATCH.0 / 2, 1000, BATCH.1), first..first + 2 * BATCH.0);
+        assert_eq!(followed.next(1, 999, 1000, BATCH.1).len(), 0);
     }
 }

@@ -11,6 +11,7 @@ use p9::{Attr, FileKind, NameBuf, NodeRef, Qid, Time};
 use parking_lot::Mutex;
 
 use crate::hold::Hold;
+use crate::kept::File;
 
 /// A file that the kernel knows.
 pub(crate) struct Inode {
@@ -40,6 +41,8 @@ struct State {
     told: Time,
     /// What is held back of what was written to it.
     held: Weak<Hold>,
+    /// What it is as long as somebody has it open that was fetched.
+    fetched: Weak<File>,
     /// When it was made through this mount, and the count of changes by then.
     made: Option<(Instant, u64)>,
     /// When it was listed as having no extended attributes, and the count of changes by then.
@@ -121,11 +124,11 @@ impl Inode {
         self.state.lock().pinned.clone()
     }
 
-    /// The file was opened: `node` is kept until it is closed.
-    pub(crate) fn pin(&self, node: NodeRef) {
+    /// The file was opened: `node`, if there is one, is kept until it is closed.
+    pub(crate) fn pin(&self, node: Option<NodeRef>) {
         let mut state = self.state.lock();
         state.pins += 1;
-        state.pinned = Some(node);
+        state.pinned = node.or(state.pinned.take());
     }
 
     /// The file was closed.
@@ -167,6 +170,17 @@ impl Inode {
     /// The count of changes by when it was made, if that is less than `ttl` ago.
     pub(crate) fn made(&self, ttl: Duration) -> Option<u64> {
         self.state.lock().made.filter(|(when, _)| when.elapsed() < ttl).map(|(_, asked)| asked)
+    }
+
+    /// It is opened as `file`, which was fetched.
+    pub(crate) fn is_fetched(&self, file: &Arc<File>) {
+        self.state.lock().fetched = Arc::downgrade(file);
+    }
+
+    /// What was fetched of it, if somebody has that open.
+    pub(crate) fn fetched(&self) -> Option<Arc<File>> {
+        let state = self.state.lock();
+        if state.pins == 0 { None } else { state.fetched.upgrade() }
     }
 
     /// What is written to it is held by `hold`.

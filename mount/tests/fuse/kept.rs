@@ -40,6 +40,48 @@ fn files_opened_in_order_are_fetched_together() {
 }
 
 #[test]
+fn a_file_of_a_directory_that_is_gone_through_costs_one_message_and_none_the_second_time() {
+    const COUNT: usize = 500;
+    let (_folder, tree) = files(COUNT);
+    let (client, shown) = Shown::counted(tree);
+    assert_eq!(fs::read_dir(&*shown).unwrap().count(), COUNT);
+    let mut before = client.counts().requests;
+    for most in [COUNT * 5 / 4, COUNT / 10] {
+        for n in 0..COUNT {
+            assert_eq!(fs::read(shown.path(&name(n))).unwrap(), contents(n));
+        }
+        let asked = client.counts().requests - before;
+        assert!(asked < most as u64, "{asked} messages");
+        before += asked;
+    }
+}
+
+#[test]
+fn what_was_fetched_is_old_once_another_writes_whatever_it_is_called_by_then() {
+    let (folder, tree) = files(40);
+    let (shown, other) = (Shown::far(tree.clone()), Shown::far(tree));
+    assert_eq!(fs::read_dir(&*shown).unwrap().count(), 40);
+    (0..10).for_each(|n| assert_eq!(fs::read(shown.path(&name(n))).unwrap(), contents(n)));
+    let held: Vec<File> = (10..14).map(|n| File::open(shown.path(&name(n))).unwrap()).collect();
+    fs::rename(shown.path(&name(10)), shown.path("mine")).unwrap();
+    fs::rename(other.path(&name(11)), other.path("theirs")).unwrap();
+    let write = |path: &Path| File::options().write(true).open(path).unwrap().write_all_at(b"new", 0).unwrap();
+    write(&other.path("mine"));
+    write(&other.path("theirs"));
+    write(&other.path(&name(12)));
+    write(&folder.path().join(name(13)));
+    for (file, n) in held.iter().zip(10..) {
+        until("what was written is seen", || {
+            let mut start = [0; 3];
+            file.read_exact_at(&mut start, 0).unwrap();
+            start == *b"new"
+        });
+        assert_eq!(file.metadata().unwrap().len(), 4096, "{n}");
+    }
+    assert_eq!(fs::read(shown.path(&name(14))).unwrap(), contents(14));
+}
+
+#[test]
 fn one_file_alone_is_all_that_is_fetched() {
     let (_folder, tree) = files(100);
     let (client, shown) = Shown::counted(tree);
@@ -148,7 +190,8 @@ fn a_file_that_was_fetched_ahead_is_removed_while_it_is_open() {
     (0..5).for_each(|n| assert_eq!(fs::read(shown.path(&name(n))).unwrap(), contents(n)));
     let (mine, theirs) = (File::open(shown.path(&name(5))).unwrap(), File::open(shown.path(&name(6))).unwrap());
     fs::remove_file(shown.path(&name(5))).unwrap();
-    fs::remove_file(folder.path().join(name(6))).unwrap();
+    let gone = std::process::Command::new("rm").arg(folder.path().join(name(6))).status().unwrap();
+    assert!(gone.success());
     until("it is gone", || !shown.path(&name(6)).exists());
     for (mut file, n) in [(mine, 5), (theirs, 6)] {
         let mut read = Vec::new();

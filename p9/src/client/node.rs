@@ -15,7 +15,7 @@ use super::fid::Fid;
 use super::lease::Asked;
 use super::open::RemoteFile;
 use super::walk::Walked;
-use crate::tree::{Lease, LeaseKind, Lock, OnBreak};
+use crate::tree::{Lease, LeaseKind, Lock, OnBreak, fetch_in_steps};
 use crate::wire::{IO_HEADER, R, STATS_ALL, T};
 use crate::{
     Attr, Created, Errno, FileKind, Handle, How, Name, New, Node, NodeRef, Opened, Qid, Reply, SetAttr, StatFs, Walk,
@@ -210,6 +210,23 @@ impl Node for Remote {
         Reply::later(async move {
             let opened = self.open_now(names, how, want).await;
             if names.is_empty() { self.own(opened) } else { self.nothing_there(opened).await }
+        })
+    }
+
+    fn fetch<'a>(&'a self, name: Name<'a>, count: u32) -> Reply<'a, (Qid, Bytes)> {
+        if !self.fid.link.ordered {
+            return fetch_in_steps(self, name, count);
+        }
+        let fetch = T::Fetch { fid: self.fid.number(), name, count: count.min(self.fid.link.msize - IO_HEADER - 13) };
+        Reply::later(async move {
+            let answer = self.fid.link.call(fetch).await?;
+            match answer.message() {
+                Ok(R::Fetch { qid, data }) => Ok((qid, data_of(answer.frame(), data))),
+                Ok(_) => Err(Errno::EPROTO),
+                // An older server.
+                Err(Errno::EOPNOTSUPP) => fetch_in_steps(self, name, count).await,
+                Err(errno) => Err(errno),
+            }
         })
     }
 

@@ -20,11 +20,13 @@ mod read;
 pub(super) mod walk;
 mod xattr;
 
-use read::{list, read, wait};
+use read::{fetch, list, read, wait};
 use walk::walk;
 
 /// Bytes of an `Rread` or `Rreaddir` before its data.
 pub(super) const READ_HEADER: usize = HEADER + 4;
+/// Bytes of a qid.
+const QID: u32 = 13;
 
 /// A reply that is not sent yet.
 pub(super) struct Answer {
@@ -43,6 +45,7 @@ pub(super) enum Fields {
     Read(Payload),
     Dir(Payload),
     DirPlus(Payload),
+    Fetch(Qid, Payload),
 }
 
 impl From<R<'static>> for Answer {
@@ -86,6 +89,10 @@ impl Answer {
                 encode(R::Readdirplus { data: Data(&[]) });
                 return followed(head, data);
             }
+            Fields::Fetch(qid, data) => {
+                encode(R::Fetch { qid, data: Data(&[]) });
+                return followed(head, data);
+            }
             Fields::Dir(data) => {
                 encode(R::Readdir { data: Data(&[]) });
                 return followed(head, data);
@@ -103,8 +110,9 @@ impl Answer {
 /// counts in front of it change.
 fn followed(head: &mut [u8], data: Payload) -> Payload {
     let count = data.bytes.len();
-    head[..4].copy_from_slice(&((READ_HEADER + count) as u32).to_le_bytes());
-    head[HEADER..].copy_from_slice(&(count as u32).to_le_bytes());
+    let (at, size) = (head.len() - 4, head.len() + count);
+    head[..4].copy_from_slice(&(size as u32).to_le_bytes());
+    head[at..].copy_from_slice(&(count as u32).to_le_bytes());
     data
 }
 
@@ -212,6 +220,7 @@ async fn on_file(context: &Context, message: &T<'_>, file: &File, body: &Bytes) 
             let Handle::Dir(dir) = open()? else { return Err(Errno::ENOTDIR) };
             Fields::DirPlus(list(context, &**dir, offset, count.min(room), true).await?).into()
         }
+        T::Fetch { name, count, .. } => fetch(context, node, name, count.min(room - QID)).await?.into(),
         T::Allocate { .. } | T::Seek { .. } => content::on_file(message, open()?).await?,
         T::Append { data, .. } => content::append(file, body.slice_ref(data.0)).await?,
         T::Getattr { mask, .. } => R::of_attr(&node.attr().await?, mask).into(),

@@ -74,6 +74,7 @@ impl Claim {
             | T::Lock { fid, .. }
             | T::Getlock { fid, .. }
             | T::Readdirplus { fid, .. }
+            | T::Fetch { fid, .. }
             | T::Allocate { fid, .. }
             | T::Seek { fid, .. }
             | T::Append { fid, .. }

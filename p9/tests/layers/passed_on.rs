@@ -52,6 +52,9 @@ impl Node for Seen {
     fn open_at<'a>(&'a self, _: &'a [Name<'a>], _: How, _: Want) -> Reply<'a, Opened> {
         self.saw("open_at")
     }
+    fn fetch<'a>(&'a self, _: Name<'a>, _: u32) -> Reply<'a, (Qid, Bytes)> {
+        self.saw("fetch")
+    }
     fn attr(&self) -> Reply<'_, Attr> {
         self.saw("attr")
     }
@@ -173,6 +176,7 @@ async fn every_method_of_a_node_is_passed_on() {
     let answers = [
         node.walk(&[x], Want::default()).await.err(),
         node.open_at(&[], How::READ, Want::default()).await.err(),
+        node.fetch(x, 1).await.err(),
         node.attr().await.err(),
         node.open(How::READ).await.err(),
         node.create(x, new).await.err(),
@@ -192,7 +196,7 @@ async fn every_method_of_a_node_is_passed_on() {
         node.lease(LeaseKind::Read, Arc::new(|_| ())).await.err(),
         node.events().await.err(),
     ];
-    assert_eq!(answers, [Some(MARK); 20]);
+    assert_eq!(answers, [Some(MARK); 21]);
     let mut all = methods(include_str!("../../src/tree.rs"), "\npub trait Node:");
     assert!(all.remove("attr_if"), "which asks by attr");
     assert_eq!(*seen.0.lock(), all);

@@ -108,6 +108,8 @@ const TABLE: &[(u8, &str, &str)] = &[
     (216, "Tlease", "fid:4 kind:1"),
     (217, "Rlease", "kind:1"),
     (219, "Rbreak", "fid:4 keep:1"),
+    (220, "Tfetch", "fid:4 name:s count:4"),
+    (221, "Rfetch", "qid:q data:d"),
     (250, "Tunknown", "fid:4"),
 ];
 

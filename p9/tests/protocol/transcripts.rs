@@ -97,6 +97,7 @@ conversations! {
     a_rename_replaces_nothing_or_changes_places
     a_session_outlives_its_connection
     a_session_that_is_not_known_is_begun
+    a_small_file_is_fetched_by_one_message
     a_version_begins_everything_anew
     a_walk_goes_by_names_and_up
     an_append_says_where_it_went

@@ -2,11 +2,12 @@
 
 use std::ops::ControlFlow;
 
+use super::Fields;
 use crate::server::connection::Context;
 use crate::server::pool::{COUNTED, Room};
 use crate::wire::{ATTR_SIZE, Dirent, R, Str};
 use crate::writer::Payload;
-use crate::{Entry, Errno, Handle, Qid, buffers};
+use crate::{Entry, Errno, Handle, Name, NodeRef, Qid, buffers};
 
 /// The most that one read of what does not seek is given, and what it is given where many wait.
 const STREAM_READ: u32 = 128 << 10;
@@ -28,6 +29,13 @@ pub(super) async fn read(context: &Context, open: &Handle, offset: u64, count: u
         open => open.read(offset, count).await?,
     };
     Ok(Payload { _room: room.shrunk(bytes.len()), bytes })
+}
+
+/// The contents of the file `name` of the directory `dir`, as far as `count` bytes go.
+pub(super) async fn fetch(context: &Context, dir: &NodeRef, name: Name<'_>, count: u32) -> Result<Fields, Errno> {
+    let room = wait(context, count).await?;
+    let (qid, bytes) = dir.fetch(name, count).await?;
+    Ok(Fields::Fetch(qid, Payload { _room: room.shrunk(bytes.len()), bytes }))
 }
 
 /// Waits for room for `count` bytes of a reply: what is small counts as part of its request.
