@@ -47,6 +47,7 @@ use p9::{Errno, Name, NodeRef};
 use parking_lot::Mutex;
 use tokio::runtime::Handle as Runtime;
 
+pub(crate) use dirs::FIRST_ENTRIES;
 pub(crate) use files::FIRST_BYTES;
 pub(crate) use fs::Fs;
 

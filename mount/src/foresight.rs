@@ -7,7 +7,7 @@
 //! Used by lookups, opens and listings, in the request's task. Invariant: no answer is given for a name that was
 //! changed through this mount since, nor one without a lease that is older than the kernel may keep one.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,16 +16,16 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use futures_util::future::{Shared, join_all};
 use p9::tree::LeaseKind;
-use p9::{Attr, Entry, FileKind, Handle, How, Name, NameBuf, NodeRef, Walk, Want};
+use p9::{Attr, Entry, FileKind, Handle, How, Name, NameBuf, NodeRef, Opened, Walk, Want};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use tokio::runtime::Handle as Runtime;
 
-use crate::bridge::FIRST_BYTES;
+use crate::bridge::{FIRST_BYTES, FIRST_ENTRIES};
 use crate::changes::Changes;
 use crate::kept::{File, Kept};
 use crate::leash::Leash;
-use crate::listing::{Gathered, Known, Listed, Places, Seen};
+use crate::listing::{Gathered, Known, Listed, Seen};
 use crate::table::Inode;
 use crate::tell::Teller;
 
@@ -43,10 +43,11 @@ pub(crate) const NAMES: usize = 20_000;
 /// Directories whose lookups are counted.
 const COUNTED: usize = 1024;
 /// Lookups in a directory before it is listed, and after which part of what it held it is listed again.
-const LIST: (u32, u32) = (3, 16);
-/// Names that are asked about together at first, and at most.
-const BATCH: (usize, usize) = (8, 64);
-/// The same of files that are fetched, at most.
+const LIST: (u32, u32) = (2, 16);
+/// Names that are asked about together at first, and at most: where they are looked up, and where they are opened.
+const LOOKED: (usize, usize) = (8, 64);
+const OPENED: (usize, usize) = (16, 64);
+/// The same of files that are fetched, at most: that costs the server no open files.
 const FETCHED: usize = 256;
 /// What the first bytes of one batch take at most.
 const BYTES: u64 = 4 << 20;
@@ -124,8 +125,8 @@ impl Foresight {
         Self { dirs, to_list, changes, ttl, runtime, kept, teller }
     }
 
-    /// The directory `dir` was listed, whole or in part.
-    pub(crate) fn listed(&self, dir: Arc<Inode>, gathered: Gathered) {
+    /// The directory `dir`, which is `node`, was listed, whole or in part.
+    pub(crate) fn listed(self: &Arc<Self>, dir: Arc<Inode>, node: Option<&NodeRef>, gathered: Gathered) {
         if gathered.entries.len() > NAMES {
             return;
         }
@@ -137,8 +138,20 @@ impl Foresight {
         }
         let listed = Listed::new(dir, gathered, self.changes.clone(), &self.teller);
         let next = if listed.is_bare() { u32::MAX } else { LIST.0.max(listed.len() as u32 / LIST.1) };
-        self.dirs.insert(id, listed);
+        self.dirs.insert(id, listed.clone());
         self.to_list.insert(id, Arc::new(AtomicU32::new(next)));
+        // Those before it were gone through file by file.
+        let deep = self.above(&listed.dir).and_then(|above| above.ways.lock().deep);
+        if let (Some(order), Some(node)) = (deep, node) {
+            let state = &mut *listed.ways.lock();
+            let first = state.opens.first(order, listed.len());
+            self.foresee(&listed, node, state, (order, first), true);
+        }
+    }
+
+    /// The directory that `dir` is in, if it was listed.
+    fn above(&self, dir: &Inode) -> Option<Arc<Listed>> {
+        self.dirs.peek(&dir.place()?.dir.id)
     }
 
     /// Nothing is told any more.
@@ -166,7 +179,9 @@ impl Foresight {
             let order = state.lookups.step(places, LOOKUPS);
             if let (Some(order), Some(dir)) = (order.filter(|_| !opened && known.is_none() && !self.ttl.is_zero()), dir)
             {
-                self.foresee(&listed, dir, &mut state, order, places, false);
+                let next = state.lookups.next(order, places[order], listed.len(), LOOKED.1);
+                state.pass(&listed, order, places, &next);
+                self.foresee(&listed, dir, &mut state, (order, next), false);
             }
             state.foreseen.get(&places[0]).filter(|foreseen| foreseen.opened || known.is_none()).cloned()
         });
@@ -190,6 +205,13 @@ impl Foresight {
         }
     }
 
+    /// What was listed of the directory `id`, if its own attributes are known by it.
+    pub(crate) fn own(&self, id: u64) -> Option<(Arc<Listed>, Attr)> {
+        let listed = self.dirs.peek(&id)?;
+        let own = listed.own()?;
+        Some((listed, own))
+    }
+
     /// Counts a lookup in the directory `inode`, of which nothing is known; after some, it is listed.
     fn count(self: &Arc<Self>, inode: &Arc<Inode>, dir: &NodeRef) {
         let fresh = || Ok::<_, std::convert::Infallible>(Arc::new(AtomicU32::new(LIST.0)));
@@ -201,7 +223,7 @@ impl Foresight {
         let (foresight, inode, dir) = (self.clone(), inode.clone(), dir.clone());
         self.runtime.spawn(async move {
             match foresight.gather(&dir).await {
-                Some(gathered) => foresight.listed(inode, gathered),
+                Some(gathered) => foresight.listed(inode, Some(&dir), gathered),
                 // It may be another time.
                 None => to_come.store(LIST.0 * LIST.1, Ordering::SeqCst),
             }
@@ -210,18 +232,10 @@ impl Foresight {
 
     /// Lists `dir`, under a lease if one can be had.
     async fn gather(&self, dir: &NodeRef) -> Option<Gathered> {
-        let mut gathered = Gathered::new(&self.changes);
-        let want = Want { attr: false, data: 0, lease: LeaseKind::Read };
+        let gathered = Gathered::new(&self.changes);
+        let want = Want { attr: false, data: FIRST_ENTRIES, lease: LeaseKind::Read };
         let opened = dir.open_at(&[], How { directory: true, ..How::READ }, want).await.ok()?;
-        gathered.lease = opened.lease.map(Leash::new);
-        let Handle::Dir(listing) = &opened.handle else { return None };
-        let mut entries = Vec::new();
-        let each = &mut |entry: Entry<'_>| {
-            entries.push(Seen::of(&entry));
-            if entries.len() > NAMES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        };
-        listing.list(0, each).await.ok()?;
-        gathered.add(0, entries, true, NAMES).then_some(gathered)
+        gather_all(opened, gathered).await
     }
 
     /// The same of a file that is opened: only if it was opened ahead.
@@ -231,11 +245,19 @@ impl Foresight {
         let foreseen = {
             let mut state = listed.ways.lock();
             let foreseen = state.foreseen.remove(&places[0]);
-            if let Some(order) = state.opens.step(places, OPENS).filter(|_| !state.is_unleased()) {
-                self.foresee(&listed, dir, &mut state, order, places, true);
+            let order = state.opens.step(places, OPENS).filter(|_| !state.is_unleased());
+            if let Some(order) = order {
+                let most = if listed.holds(LeaseKind::Read) { FETCHED } else { OPENED.1 };
+                let next = state.opens.next(order, places[order], listed.len(), most);
+                state.pass(&listed, order, places, &next);
+                self.foresee(&listed, dir, &mut state, (order, next), true);
             }
-            foreseen
+            (foreseen, order)
         };
+        let (foreseen, order) = foreseen;
+        if let (Some(order), Some(above)) = (order, self.above(&listed.dir)) {
+            above.ways.lock().deep = Some(order);
+        }
         match foreseen?.answer.await? {
             Answer::Opened(file) if file.is_good() => Some(file),
             _ => None,
@@ -247,20 +269,14 @@ impl Foresight {
         self.dirs.peek(&id).is_some()
     }
 
-    /// Asks about what comes after `places` in `order`, if it is time to; of files that are `opened` only those that can be.
+    /// Asks about what is at the places of `next` in `order`; of files that are `opened` only those that can be.
     fn foresee(
-        self: &Arc<Self>, listed: &Arc<Listed>, dir: &NodeRef, state: &mut State, order: usize, places: Places,
+        self: &Arc<Self>, listed: &Arc<Listed>, dir: &NodeRef, state: &mut State, (order, next): (usize, Range<usize>),
         opened: bool,
     ) {
-        let followed = if opened { &mut state.opens } else { &mut state.lookups };
-        // What is fetched costs the server no open files.
-        let most = if opened && listed.holds(LeaseKind::Read) { FETCHED } else { BATCH.1 };
-        let next = followed.next(order, places[order], listed.len(), most);
         if next.is_empty() {
             return;
         }
-        // What was passed over is not asked for any more.
-        state.foreseen.retain(|entry, _| listed.place_in(order, *entry) >= places[order]);
         let (begun, mut room, mut asked) = (Instant::now(), BYTES, Vec::new());
         for place in next {
             let (entry, seen) = listed.at(order, place);
@@ -339,6 +355,19 @@ impl Foresight {
             }
         }
     }
+}
+
+/// All that `opened`, a directory, holds, added to what `gathered` says of when it was asked for.
+async fn gather_all(opened: Opened, mut gathered: Gathered) -> Option<Gathered> {
+    gathered.lease = opened.lease.map(Leash::new);
+    let Handle::Dir(listing) = &opened.handle else { return None };
+    let mut entries = Vec::new();
+    let each = &mut |entry: Entry<'_>| {
+        entries.push(Seen::of(&entry));
+        if entries.len() > NAMES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    listing.list(0, each).await.ok()?;
+    gathered.add(0, entries, true, NAMES).then_some(gathered)
 }
 
 /// Asks about `name`, an entry of `dir`. What fails is asked again by whoever wants to know why.

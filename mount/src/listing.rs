@@ -53,12 +53,21 @@ pub(crate) struct Gathered {
     /// The count of [`Changes`] when it began.
     pub(crate) asked: u64,
     pub(crate) lease: Option<Leash>,
+    /// The directory's own attributes, if they came along under the lease.
+    pub(crate) own: Option<Attr>,
 }
 
 impl Gathered {
     /// A listing that begins now.
     pub(crate) fn new(changes: &Changes) -> Self {
-        Self { entries: Vec::new(), whole: false, begun: Instant::now(), asked: changes.count(), lease: None }
+        Self {
+            entries: Vec::new(),
+            whole: false,
+            begun: Instant::now(),
+            asked: changes.count(),
+            lease: None,
+            own: None,
+        }
     }
 
     /// What the kernel was told meanwhile: names, and what they are called.
@@ -104,6 +113,7 @@ pub(crate) struct Listed {
     asked: u64,
     changes: Arc<Changes>,
     lease: Option<Leash>,
+    own: Option<Attr>,
     told: Mutex<Told>,
     /// Files that were fetched under the lease, by their place in `entries`.
     fetched: Mutex<HashMap<usize, Weak<File>>>,
@@ -135,7 +145,7 @@ impl Listed {
             told.files.insert(id, now);
             told.names.insert(name.into(), now);
         }
-        let Gathered { entries, whole, begun, asked, lease } = gathered;
+        let Gathered { entries, whole, begun, asked, lease, own } = gathered;
         let mut sorted: Vec<usize> = (0..entries.len()).collect();
         sorted.sort_unstable_by(|a, b| entries[*a].name.cmp(&entries[*b].name));
         let mut places: HashMap<NameBuf, Places> = HashMap::with_capacity(entries.len());
@@ -143,7 +153,8 @@ impl Listed {
             places.insert(entries[entry].name.clone(), [entry, place]);
         }
         let (told, fetched, ways) = (Mutex::new(told), Mutex::default(), Mutex::default());
-        let listed = Self { dir, entries, sorted, places, whole, begun, asked, changes, lease, told, fetched, ways };
+        let listed =
+            Self { dir, entries, sorted, places, whole, begun, asked, changes, lease, own, told, fetched, ways };
         let listed = Arc::new(listed);
         if let Some(lease) = &listed.lease {
             let (weak, teller) = (Arc::downgrade(&listed), teller.clone());
@@ -224,6 +235,17 @@ impl Listed {
         }
         let left = (ttl / 2).checked_sub(self.begun.elapsed())?;
         Some(Known::There(Box::new(attr), left))
+    }
+
+    /// The directory's own attributes, while they are what they were.
+    pub(crate) fn own(&self) -> Option<Attr> {
+        let own = self.own.filter(|_| self.holds(LeaseKind::Read))?;
+        (!self.changes.is_old(self.asked, self.dir.qid_path)).then_some(own)
+    }
+
+    /// The kernel was told the directory's own attributes.
+    pub(crate) fn tells_own(&self) {
+        self.told.lock().files.insert(self.dir.id, Instant::now());
     }
 
     /// The kernel was told that `name` is the file that it calls `id`.

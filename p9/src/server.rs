@@ -75,7 +75,7 @@ impl Default for Limits {
         Self {
             msize: (1 << 20) + wire::IO_HEADER,
             fids: 1 << 20,
-            in_flight: 1024,
+            in_flight: 4096,
             bytes_in_flight: 128 << 20,
             version_time: Duration::from_secs(10),
             frame_time: Duration::from_secs(30),

@@ -82,3 +82,24 @@ fn a_tree_is_listed_in_an_eighth_as_many_waits_as_it_has_folders() {
         assert!(waits <= FOLDERS / 8 + 10, "{script}: {waits} waits");
     }
 }
+
+#[test]
+fn a_thousand_small_files_are_read_in_a_dozen_waits() {
+    let waits = Far::of(folders(1, 1000)).waits("cat 000/* >/dev/null");
+    assert!(waits <= 12, "{waits} waits");
+}
+
+#[test]
+fn a_tree_is_archived_in_few_waits_for_each_folder() {
+    const FOLDERS: u64 = 20;
+    let waits = Far::of(folders(FOLDERS, 10)).waits("tar cf - . | cat >/dev/null");
+    assert!(waits <= FOLDERS + 15, "{waits} waits");
+}
+
+#[test]
+fn names_that_are_missing_are_looked_for_in_few_waits_for_each_folder() {
+    const FOLDERS: u64 = 5;
+    let look = "for d in 000 001 002 003 004; do for n in $(seq 100); do test -e $d/$n && exit 1; done; done; exit 0";
+    let waits = Far::of(folders(FOLDERS, 10)).waits(look);
+    assert!(waits <= 5 * FOLDERS, "{waits} waits");
+}

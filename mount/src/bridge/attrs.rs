@@ -36,6 +36,13 @@ impl Bridge {
         if let Some(file) = self.kept.get(inode.id) {
             return Ok((file.attr, self.options.ttl));
         }
+        if let Some((listed, attr)) = self.foresight.own(inode.id) {
+            listed.tells_own();
+            // Asked again, now that whoever changes it knows that the kernel was told.
+            if self.foresight.own(inode.id).is_some() {
+                return Ok((attr, self.options.ttl));
+            }
+        }
         if let Some(place) = inode.place()
             && let name = place.name.as_name()
             && let Some((listed, attr, ttl)) = self.foresight.attr(place.dir.id, name)

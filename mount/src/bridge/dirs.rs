@@ -33,7 +33,7 @@ const AFTER_DOT: u64 = i64::MAX as u64 - 2;
 const AFTER_DOT_DOT: u64 = i64::MAX as u64 - 1;
 
 /// How much of a directory is asked for along with its opening, in bytes.
-const FIRST_ENTRIES: u32 = 128 << 10;
+pub(crate) const FIRST_ENTRIES: u32 = 256 << 10;
 /// Where the kernel knows more inodes than these, a listing has it forget those of which it told before.
 const KNOWN: usize = 100_000;
 /// So many of a batch whose attributes did not come along are asked about in any case.
@@ -94,22 +94,23 @@ impl Bridge {
     pub(super) async fn open_dir(&self, id: INodeNo) -> Result<u64, Errno> {
         let inode = self.inode(id)?;
         let how = How { directory: true, ..How::READ };
-        let want = Want { attr: false, data: FIRST_ENTRIES, lease: LeaseKind::Read };
+        let want = Want { attr: true, data: FIRST_ENTRIES, lease: LeaseKind::Read };
         let mut gathered = Gathered::new(&self.changes);
         let (node, opened) = if let Some(ahead) = self.opened_ahead(&inode).await {
             (gathered.begun, gathered.asked) = (ahead.begun, ahead.asked);
             (ahead.node, ahead.opened)
-        } else if let Some(opened) = self.open_by_name(&inode, how, Want { attr: true, ..want }).await? {
+        } else if let Some(opened) = self.open_by_name(&inode, how, want).await? {
             let (node, opened, _) = opened;
             (node, opened)
         } else {
             ask!(self, &inode, |node| node.open_at(&[], how, want).await.map(|opened| (node.clone(), opened)))?
         };
-        let Opened { handle, lease, .. } = opened;
+        let Opened { handle, lease, attr, .. } = opened;
         if !matches!(handle, Handle::Dir(_)) {
             return Err(Errno::ENOTDIR);
         }
         let open = Open::new(inode, Some(node), handle, how, &Attr::default(), None, None).0;
+        gathered.own = attr.filter(|_| lease.as_ref().is_some_and(|lease| lease.kind == LeaseKind::Read));
         gathered.lease = lease.map(Leash::new);
         *open.listed.lock() = Some(gathered);
         Ok(self.opens.add(open))
@@ -218,7 +219,7 @@ impl Bridge {
     pub(super) fn was_listed(&self, open: &Open) {
         let gathered = open.listed.lock().take();
         if let Some(gathered) = gathered {
-            self.foresight.listed(open.inode.clone(), gathered);
+            self.foresight.listed(open.inode.clone(), open.node.as_ref(), gathered);
         }
     }
 

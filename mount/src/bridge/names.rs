@@ -28,6 +28,11 @@ impl Bridge {
         if let Some(inode) = self.table.child(&dir, name) {
             self.settle(&inode).await;
         }
+        if let Some(place) = dir.place()
+            && let Some(above) = self.table.at_hand(&place.dir)
+        {
+            self.foresight.enter(&dir, (place.dir.id, &above), place.name.as_name()).await;
+        }
         let known = self.foresight.look(&dir, self.table.at_hand(&dir).as_ref(), name).await;
         match known.filter(|found| !self.is_old(&dir, name, found)) {
             Some(Found::Looked(node, attr, ttl)) => return Ok((self.entry(&dir, name, node, &attr).1, ttl)),

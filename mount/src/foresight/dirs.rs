@@ -11,8 +11,9 @@ use p9::{FileKind, How, Name, NodeRef, Opened, Want};
 use tokio::task::JoinHandle;
 
 use super::order::State;
-use super::{BATCH, Foresight, UNUSED};
-use crate::listing::{Listed, Places};
+use super::{Foresight, OPENED, UNUSED, gather_all};
+use crate::listing::{Gathered, Listed, Places};
+use crate::table::Inode;
 
 /// Directories that were opened in order before anything is foreseen.
 const OPENS: u32 = 2;
@@ -35,6 +36,21 @@ pub(super) struct Coming {
 }
 
 impl Foresight {
+    /// A name is looked up in the directory `inode`, called `name` in `dir`, which the kernel calls `id`. If it was opened
+    /// ahead, it is listed by what came along.
+    pub(crate) async fn enter(self: &Arc<Self>, inode: &Arc<Inode>, (id, dir): (u64, &NodeRef), name: Name<'_>) {
+        if self.knows(inode.id) || self.to_list.peek(&inode.id).is_some() {
+            return;
+        }
+        let ahead = self.open_dir(id, dir, name).await.filter(|ahead| inode.is(ahead.node.qid()));
+        if let Some(Ahead { node, opened, begun, asked }) = ahead {
+            let gathered = Gathered { begun, asked, ..Gathered::new(&self.changes) };
+            if let Some(gathered) = gather_all(opened, gathered).await {
+                self.listed(inode.clone(), Some(&node), gathered);
+            }
+        }
+    }
+
     /// The directory `name`, if it was opened ahead; it is in the directory `dir`, which the kernel calls `id`.
     pub(crate) async fn open_dir(&self, id: u64, dir: &NodeRef, name: Name<'_>) -> Option<Ahead> {
         let listed = self.dirs.get(&id)?;
@@ -52,7 +68,7 @@ impl Foresight {
 
     /// Opens the directories that come after `places` in `order`, if it is time to.
     fn open_dirs(&self, listed: &Arc<Listed>, dir: &NodeRef, state: &mut State, order: usize, places: Places) {
-        let next = state.dirs.next(order, places[order], listed.len(), BATCH.1);
+        let next = state.dirs.next(order, places[order], listed.len(), OPENED.1);
         if next.is_empty() {
             return;
         }

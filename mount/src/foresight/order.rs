@@ -3,10 +3,11 @@
 //! Kept for each directory that was listed, under a lock that is held for moments only.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::dirs::Coming;
-use super::{BATCH, Foreseen};
-use crate::listing::Places;
+use super::{Foreseen, LOOKED, OPENED};
+use crate::listing::{Listed, Places};
 
 /// Names that one in order may leave out: the kernel knows some already.
 const STEP: usize = 8;
@@ -14,7 +15,6 @@ const STEP: usize = 8;
 const REFUSED: u32 = 4;
 
 /// How a directory is gone through, and what was asked ahead.
-#[derive(Default)]
 pub(crate) struct State {
     pub(super) lookups: Followed,
     pub(super) opens: Followed,
@@ -22,11 +22,34 @@ pub(crate) struct State {
     pub(super) foreseen: HashMap<usize, Foreseen>,
     pub(super) dirs: Followed,
     pub(super) dirs_coming: HashMap<usize, Coming>,
+    /// The order in which the files of its directories were opened lately.
+    pub(super) deep: Option<usize>,
     /// How many files in a row were opened without a lease.
     refused: u32,
 }
 
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            lookups: Followed::new(LOOKED.0),
+            opens: Followed::new(OPENED.0),
+            foreseen: HashMap::new(),
+            dirs: Followed::new(OPENED.0),
+            dirs_coming: HashMap::new(),
+            deep: None,
+            refused: 0,
+        }
+    }
+}
+
 impl State {
+    /// More is asked about, at the places of `next`: what was passed over before `places` is not wanted any more.
+    pub(super) fn pass(&mut self, listed: &Listed, order: usize, places: Places, next: &Range<usize>) {
+        if !next.is_empty() {
+            self.foreseen.retain(|entry, _| listed.place_in(order, *entry) >= places[order]);
+        }
+    }
+
     /// A file was opened ahead, with a lease or without.
     pub(super) fn leased(&mut self, granted: bool) {
         self.refused = if granted { 0 } else { self.refused.saturating_add(1) };
@@ -42,19 +65,20 @@ impl State {
 pub(super) struct Followed {
     last: Option<Places>,
     runs: [u32; 2],
+    /// The order that was followed last.
+    order: usize,
     /// What was asked about ends here, in each order.
     asked: Places,
-    /// How many are asked about next.
+    /// How many are asked about next, and at first.
     window: usize,
-}
-
-impl Default for Followed {
-    fn default() -> Self {
-        Self { last: None, runs: [0; 2], asked: [0; 2], window: BATCH.0 }
-    }
+    first: usize,
 }
 
 impl Followed {
+    fn new(first: usize) -> Self {
+        Self { last: None, runs: [0; 2], order: 0, asked: [0; 2], window: first, first }
+    }
+
     /// Takes note of a request; gives the order that is followed once `enough` came in it.
     pub(super) fn step(&mut self, places: Places, enough: u32) -> Option<usize> {
         self.step_within(STEP, places, enough)
@@ -62,6 +86,9 @@ impl Followed {
 
     /// The same of requests that leave out any number of names in between.
     pub(super) fn step_anyhow(&mut self, places: Places, enough: u32) -> Option<usize> {
+        if self.last == Some(places) {
+            return None;
+        }
         self.step_within(usize::MAX, places, enough)
     }
 
@@ -76,9 +103,12 @@ impl Followed {
         }
         self.last = Some(places);
         // Names that follow each other in one order may seem to do so in the other, for a while.
-        let order = usize::from(self.runs[1] > self.runs[0]);
+        if self.runs[0] != self.runs[1] {
+            self.order = usize::from(self.runs[1] > self.runs[0]);
+        }
+        let order = self.order;
         if self.runs[order] < enough {
-            self.window = BATCH.0;
+            self.window = self.first;
             return None;
         }
         Some(order)
@@ -89,17 +119,23 @@ impl Followed {
         self.last.is_some_and(|last| (0..2).any(|order| (last[order]..=last[order] + STEP).contains(&places[order])))
     }
 
+    /// Which places of `order` to ask about before anything was asked for.
+    pub(super) fn first(&mut self, order: usize, entries: usize) -> Range<usize> {
+        (self.order, self.asked[order]) = (order, self.window.min(entries));
+        0..self.asked[order]
+    }
+
     /// Which places of `order` to ask about when that of `place` was asked for: none while enough were. Each time it is
-    /// twice as many, up to `most`.
-    pub(super) fn next(&mut self, order: usize, place: usize, entries: usize, most: usize) -> std::ops::Range<usize> {
+    /// four times as many, up to `most`.
+    pub(super) fn next(&mut self, order: usize, place: usize, entries: usize, most: usize) -> Range<usize> {
         let from = self.asked[order].max(place + 1);
-        // Half of those that were asked about last are left.
+        // More are left than were asked about before the last.
         if from > place + self.window / 4 + 1 {
             return from..from;
         }
         let to = (from + self.window).min(entries);
         self.asked[order] = to;
-        self.window = (self.window * 2).min(most);
+        self.window = (self.window * 4).min(most);
         from.min(to)..to
     }
 }
@@ -110,7 +146,7 @@ mod tests {
 
     #[test]
     fn both_orders_are_followed_and_a_jump_ends_a_run() {
-        let mut followed = Followed::default();
+        let mut followed = Followed::new(LOOKED.0);
         for places in [[0, 9], [1, 3], [4, 0]] {
             assert_eq!(followed.step(places, 3), None);
         }
@@ -121,12 +157,12 @@ mod tests {
     }
 
     #[test]
-    fn twice_as_many_are_asked_about_each_time_when_few_are_left() {
-        let mut followed = Followed::default();
-        let first = 11 + BATCH.0;
-        assert_eq!(followed.next(0, 10, 1000, BATCH.1), 11..first);
-        assert_eq!(followed.next(0, 11, 1000, BATCH.1).len(), 0);
-        assert_eq!(followed.next(0, 10 + BATCH.0 / 2, 1000, BATCH.1), first..first + 2 * BATCH.0);
-        assert_eq!(followed.next(1, 999, 1000, BATCH.1).len(), 0);
+    fn more_are_asked_about_each_time_when_few_are_left() {
+        let mut followed = Followed::new(LOOKED.0);
+        let first = 11 + LOOKED.0;
+        assert_eq!(followed.next(0, 10, 1000, LOOKED.1), 11..first);
+        assert_eq!(followed.next(0, 11, 1000, LOOKED.1), first..first + 4 * LOOKED.0);
+        assert_eq!(followed.next(0, 12, 1000, LOOKED.1).len(), 0);
+        assert_eq!(followed.next(1, 999, 1000, LOOKED.1).len(), 0);
     }
 }

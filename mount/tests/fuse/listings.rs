@@ -278,3 +278,34 @@ fn what_is_made_in_a_directory_that_was_opened_is_listed() {
     fs::write(only.join("new"), "").unwrap();
     assert_eq!(entries.count(), 3, "it was made before the first was asked for");
 }
+
+#[test]
+fn a_directorys_own_attributes_are_those_after_anothers_change() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("d")).unwrap();
+    let tree: TreeRef = Disk::open(folder.path(), DiskOptions::new([7; 32])).unwrap();
+    let (client, shown) = Shown::counted(tree.clone());
+    let (other, ours) = (Shown::far(tree), shown.path("d"));
+    let known = |links: usize| assert_eq!(fs::read_dir(&ours).unwrap().count(), links - 2);
+    known(2);
+    assert_eq!(ours.metadata().unwrap().nlink(), 2);
+    let before = client.counts().requests;
+    assert!(ours.metadata().is_ok());
+    assert_eq!(client.counts().requests, before, "it was told when it was listed");
+    fs::set_permissions(other.path("d"), fs::Permissions::from_mode(0o711)).unwrap();
+    assert_eq!(ours.metadata().unwrap().mode() & 0o777, 0o711, "it is seen at once");
+    for (n, links) in (2..8).enumerate() {
+        known(links);
+        let mode = 0o700 + n as u32 % 2;
+        fs::set_permissions(other.path("d"), fs::Permissions::from_mode(mode)).unwrap();
+        // A lease may not be had just after it was broken.
+        until("it has the new mode", || ours.metadata().unwrap().mode() & 0o777 == mode);
+        until("its links are known", || ours.metadata().unwrap().nlink() == links as u64);
+        match n % 3 {
+            0 => fs::create_dir(other.path("d").join(name(n))).unwrap(),
+            1 => fs::create_dir(ours.join(name(n))).unwrap(),
+            _ => fs::create_dir(folder.path().join("d").join(name(n))).unwrap(),
+        }
+        until("it has one more", || ours.metadata().unwrap().nlink() == links as u64 + 1);
+    }
+}

@@ -9,11 +9,12 @@ use bytes::{Buf, Bytes};
 use parking_lot::Mutex;
 
 use super::fid::Fid;
+use super::lease::Watch;
 use super::node::take_data;
 use crate::wire::{Dirent, IO_HEADER, R, T};
 use crate::{Attr, Dir, DirSink, Entry, Errno, Name, Reply};
 
-/// Attributes that came with entries are given out this long.
+/// Attributes that came with entries are given out this long, without a lease.
 const FRESH: Duration = Duration::from_millis(500);
 
 /// An open directory, and the entries that came with the last answer but were not asked for yet.
@@ -22,6 +23,17 @@ pub(super) struct RemoteDir {
     left: Mutex<Left>,
     /// Whether entries come with their attributes.
     plus: AtomicBool,
+    /// The lease that came along, under which nothing that was told becomes old.
+    watch: Option<Watch>,
+}
+
+/// The first entries, which came along with the opening.
+pub(super) struct First {
+    pub(super) entries: Bytes,
+    /// What this client had asked to be changed by then.
+    pub(super) changes: u64,
+    /// The lease under which they came.
+    pub(super) watch: Option<Watch>,
 }
 
 #[derive(Clone, Default)]
@@ -39,14 +51,26 @@ struct Left {
 }
 
 impl RemoteDir {
-    /// The directory that was opened as `fid`; `first` is what came along of it, and how many changes there had been.
-    pub(super) fn new(fid: Arc<Fid>, first: Option<(Bytes, u64)>) -> Arc<Self> {
-        let plus = AtomicBool::new(fid.link.ordered);
-        let left = first.map(|(entries, changes)| {
+    /// The directory that was opened as `fid`.
+    pub(super) fn new(fid: Arc<Fid>, first: Option<First>) -> Arc<Self> {
+        let (plus, mut left, mut watch) = (AtomicBool::new(fid.link.ordered), Left::default(), None);
+        if let Some(First { entries, changes, watch: held }) = first {
             let (ended, came) = (entries.is_empty(), Some(Instant::now()));
-            Left { after: 0, entries, plus: true, came, ended, changes }
-        });
-        Arc::new(Self { fid, left: Mutex::new(left.unwrap_or_default()), plus })
+            left = Left { after: 0, entries, plus: true, came, ended, changes };
+            watch = held;
+        }
+        Arc::new(Self { fid, left: Mutex::new(left), plus, watch })
+    }
+
+    /// Whether `left` may be given out: what follows others does not change, but the start, and the word that there are no
+    /// more, is old once this client has had something changed, and after a while, unless a lease is held.
+    fn is_good(&self, left: &Left) -> bool {
+        left.after != 0 && !left.ended || left.changes == self.fid.link.changes() && self.is_fresh(left)
+    }
+
+    /// Whether the attributes that came with `left` may be given out.
+    fn is_fresh(&self, left: &Left) -> bool {
+        left.came.is_some_and(|came| came.elapsed() < FRESH) || self.watch.as_ref().is_some_and(Watch::holds)
     }
 
     /// The entries after `cookie`, as many as the server sends.
@@ -73,7 +97,7 @@ impl RemoteDir {
     async fn list_now(&self, mut cookie: u64, each: &mut DirSink<'_>) -> Result<(), Errno> {
         loop {
             let mut left = std::mem::take(&mut *self.left.lock());
-            if left.after != cookie || left.entries.is_empty() && !left.ended || !left.is_good(&self.fid) {
+            if left.after != cookie || left.entries.is_empty() && !left.ended || !self.is_good(&left) {
                 left = self.read(cookie).await?;
             }
             if left.entries.is_empty() {
@@ -82,7 +106,7 @@ impl RemoteDir {
                 }
                 return Ok(());
             }
-            let (from, fresh) = (cookie, left.is_fresh());
+            let (from, fresh) = (cookie, self.is_fresh(&left));
             while !left.entries.is_empty() {
                 let (rest, entry, attr) = next(&left)?;
                 if entry.name.0.is_empty() && left.plus {
@@ -108,18 +132,6 @@ impl RemoteDir {
                 left.entries.advance(left.entries.len() - rest);
             }
         }
-    }
-}
-
-impl Left {
-    fn is_fresh(&self) -> bool {
-        self.came.is_some_and(|came| came.elapsed() < FRESH)
-    }
-
-    /// Whether it may be given out: what follows others does not change, but the start, and the word that there are no more,
-    /// is old after a while, or once this client has had something changed.
-    fn is_good(&self, fid: &Fid) -> bool {
-        self.after != 0 && !self.ended || self.is_fresh() && self.changes == fid.link.changes()
     }
 }
 

@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -157,6 +157,18 @@ struct Held {
     granted: AtomicBool,
 }
 
+/// Whether a lease that was granted is still held, whole.
+pub(super) struct Watch {
+    guard: Weak<dyn Guard>,
+    bell: Arc<Bell>,
+}
+
+impl Watch {
+    pub(super) fn holds(&self) -> bool {
+        self.guard.upgrade().is_some_and(|guard| guard.holds()) && !self.bell.0.lock().rung
+    }
+}
+
 /// A lease that is asked for along with other things of its fid.
 pub(super) struct Asked {
     held: Held,
@@ -172,6 +184,16 @@ impl Asked {
         leases.holders.lock().insert(number, bell.clone());
         let held = Held { fid: fid.clone(), bell, granted: AtomicBool::new(false) };
         (Self { held, want }, plain(T::Lease { fid: number, kind: want.to_wire() }))
+    }
+
+    /// See [`Asked::granted`]; and how to see whether all that was asked for is still held.
+    pub(super) fn watched(self, answer: Result<Answer, Errno>) -> Result<Option<(Lease, Option<Watch>)>, Errno> {
+        let (bell, want) = (self.held.bell.clone(), self.want);
+        let lease = self.granted(answer)?;
+        Ok(lease.map(|lease| {
+            let watch = (lease.kind == want).then(|| Watch { guard: Arc::downgrade(&lease.guard), bell });
+            (lease, watch)
+        }))
     }
 
     /// The lease, as far as the server granted it by `answer`.

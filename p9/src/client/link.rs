@@ -36,7 +36,7 @@ use crate::writer::{Outgoing, Pieces};
 
 /// Requests that may wait for replies at once, those included that are being flushed. With their flushes and with
 /// [`super::waits::CLUNKS`] it stays below what a server of ours takes.
-pub(super) const CALLS: usize = 448;
+pub(super) const CALLS: usize = 1984;
 /// How long a message for whose answer nobody waits is held for others to go along with.
 const UNHURRIED: Duration = Duration::from_millis(2);
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::call::Calls;
 use super::data_of;
-use super::dir::RemoteDir;
+use super::dir::{First, RemoteDir};
 use super::fid::Fid;
 use super::lease::Asked;
 use super::open::RemoteFile;
@@ -71,13 +71,14 @@ impl Remote {
         let Walked { qids, calls, .. } = self.walk_and(names, &to, &more).await?;
         let mut calls = calls.ok_or(Errno::EPROTO)?;
         let lease = match asked {
-            Some(asked) => match asked.granted(calls.next().await) {
+            Some(asked) => match asked.watched(calls.next().await) {
                 Err(Errno::EINTR) => return Err(Errno::EINTR),
                 // What the walk was poisoned with, which the open meets, too.
                 answer => answer.ok().flatten(),
             },
             None => None,
         };
+        let (lease, watch) = lease.map_or((None, None), |(lease, watch)| (Some(lease), watch));
         let opened = calls.next().await?;
         let qid = match opened.message() {
             Ok(message) => message.qid().ok_or(Errno::EPROTO)?,
@@ -95,7 +96,8 @@ impl Remote {
             (false, None) => return Err(Errno::EPROTO),
         };
         if qid.kind == FileKind::Dir {
-            let handle = Handle::Dir(RemoteDir::new(to, first.map(|first| (first, changes))));
+            let first = first.map(|entries| First { entries, changes, watch });
+            let handle = Handle::Dir(RemoteDir::new(to, first));
             return Ok(Opened { node, attr, handle, first: None, lease });
         }
         Ok(Opened { node, attr, handle: handle(to, qid, how), first, lease })

@@ -211,7 +211,8 @@ async fn one_request_too_many_is_refused_but_flushes_and_clunks_are_not() {
 async fn flushes_without_end_are_refused_and_their_chain_costs_no_stack() {
     let root = Ram::root();
     let stubborn = root.stubborn("f");
-    let mut peer = Peer::attached(Arc::new(root), Limits::default()).await;
+    let limits = Limits { in_flight: 1024, ..Limits::default() };
+    let mut peer = Peer::attached(Arc::new(root), limits).await;
     peer.say("1 Twalk fid=0 newfid=1 wnames=f").await;
     peer.say("2 Tlopen fid=1 flags=1").await;
     peer.hears("1 Rwalk").await;
