@@ -29,7 +29,9 @@ impl Node for Dir {
     }
 
     fn walk<'a>(&'a self, _names: &'a [Name<'a>], want: Want) -> Reply<'a, Walk> {
-        Reply::ok(Walk::one(Arc::new(File(self.0.clone())), want.attr.then(|| look(&self.0))))
+        // Whoever walks looks at what is there, as on a disk.
+        let attr = look(&self.0);
+        Reply::ok(Walk::one(Arc::new(File(self.0.clone())), want.attr.then_some(attr)))
     }
 
     fn open(&self, _how: How) -> Reply<'_, Handle> {
@@ -81,11 +83,11 @@ async fn a_getattr_that_came_later_is_another_look() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_walk_alone_is_no_look_and_keeps_nothing_for_later() {
+async fn what_a_walk_alone_met_is_not_kept_for_later() {
     let (mut peer, looks) = peer(&["1 Twalk fid=0 newfid=1 wnames=f", "2 Twalk fid=0 newfid=2 wnames=f"]).await;
     peer.hears("1 Rwalk").await;
     peer.hears("2 Rwalk").await;
-    assert_eq!(looks.load(Ordering::SeqCst), 0);
+    assert_eq!(looks.load(Ordering::SeqCst), 2);
     peer.say("3 Tgetattr fid=1 request_mask=0x7ff").await;
-    peer.hears("3 Rgetattr size=1").await;
+    peer.hears("3 Rgetattr size=3").await;
 }
