@@ -63,17 +63,18 @@ use crate::table::{Inode, Table};
 use crate::tell::Teller;
 use crate::watch::Watch;
 
-/// The longest that a name or an attribute is waited for: the kernel holds locks meanwhile, and the processes that wait
-/// for those cannot be seen from here.
-const NAMES_LIMIT: Duration = Duration::from_secs(60);
+/// How much longer than [`Options::timeout`] a name or an attribute is waited for, so that the tree can say first what is
+/// wrong. There has to be a limit: the kernel holds locks meanwhile, and the processes that wait for those cannot be seen
+/// from here.
+const GRACE: Duration = Duration::from_secs(5);
 /// How much longer for what was cancelled to end.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// One mounted tree.
 pub(crate) struct Bridge {
-    table: Table,
+    table: Arc<Table>,
     opens: Opens,
-    locks: Locks,
+    locks: Arc<Locks>,
     /// Files that were read, to be closed together.
     closing: Mutex<Vec<Arc<Open>>>,
     options: Options,
@@ -92,7 +93,7 @@ pub(crate) struct Bridge {
 /// How long a request may take.
 #[derive(Clone, Copy)]
 enum Wait {
-    /// A minute, then `EIO`.
+    /// Until the time-out, then `EIO`.
     Bounded,
     /// As long as it takes, or until its caller is asked to end.
     Unbounded,
@@ -104,7 +105,7 @@ impl Bridge {
     pub(crate) fn new(
         root: NodeRef, options: Options, runtime: Runtime, watch: Watch, kept: Arc<Kept>, teller: Teller,
     ) -> Arc<Self> {
-        let table = Table::new(root, options.max_inodes_held);
+        let table = Arc::new(Table::new(root, options.max_inodes_held));
         let (read_ahead, ended) = (Budget::new(runtime.clone()), AtomicBool::new(false));
         let changes = Arc::<Changes>::default();
         let foresight = Foresight::new(options.ttl, runtime.clone(), changes.clone(), kept.clone(), teller.clone());
@@ -112,7 +113,7 @@ impl Bridge {
         Arc::new(Self {
             table,
             opens: Opens::default(),
-            locks: Locks::default(),
+            locks: Arc::default(),
             closing: Mutex::default(),
             options,
             runtime,
@@ -139,14 +140,14 @@ impl Bridge {
             Ok(value) => send(reply, value),
             Err(errno) => reply.refuse(errno),
         };
-        let (cancel, watch) = (Cancel::default(), self.watch.clone());
+        let (cancel, watch, limit) = (Cancel::default(), self.watch.clone(), self.options.timeout + GRACE);
         let request = async move {
             let asked = cancel.clone();
             let work: Work<T> = Box::pin(async move { asked.run(work).await });
             let answering = async {
                 match wait {
                     Wait::Unbounded => work.await,
-                    Wait::Bounded => bounded(work, &cancel).await,
+                    Wait::Bounded => bounded(work, &cancel, limit).await,
                 }
             };
             let (mut answering, mut parked) = (pin!(answering), None);
@@ -264,16 +265,16 @@ impl Drop for Changing<'_> {
 }
 
 /// Whether the error says that the node itself, or the way to it, is no good any more.
-fn is_lost(errno: Errno) -> bool {
+pub(crate) fn is_lost(errno: Errno) -> bool {
     matches!(errno, Errno::EHOSTUNREACH | Errno::ENOTCONN | Errno::ECONNRESET | Errno::ESTALE)
 }
 
 /// `work`, or `EIO` when that takes too long.
-async fn bounded<T>(mut work: Work<T>, cancel: &Cancel) -> Result<T, Errno> {
-    if let Ok(answer) = tokio::time::timeout(NAMES_LIMIT, &mut work).await {
+async fn bounded<T>(mut work: Work<T>, cancel: &Cancel, limit: Duration) -> Result<T, Errno> {
+    if let Ok(answer) = tokio::time::timeout(limit, &mut work).await {
         return answer;
     }
-    tracing::warn!("a request was not answered within {} s", NAMES_LIMIT.as_secs());
+    tracing::warn!("a request was not answered within {} s", limit.as_secs());
     cancel.cancel();
     match tokio::time::timeout(END_LIMIT, work).await {
         Ok(Ok(answer)) => Ok(answer),

@@ -5,7 +5,7 @@
 //! A mount of a daemon that was killed is found by [`stale`] and taken away by [`clean`].
 //!
 //! What holds: no waiting caller is stuck. A request that is not answered at once is watched, and ends with `EINTR` when
-//! its caller is dying or asked to end; names and attributes are answered within a minute in any case. The process
+//! its caller is dying or asked to end; names and attributes are answered within a time-out in any case. The process
 //! that serves a mount never touches it.
 
 mod ahead;
@@ -18,6 +18,7 @@ mod foresight;
 mod hold;
 mod kept;
 mod kernel;
+mod lasting;
 mod leash;
 mod listing;
 mod locks;
@@ -49,6 +50,8 @@ pub struct Options {
     pub read_only: bool,
     /// The most files that are kept at hand (as a fid of a server, say) without being open.
     pub max_inodes_held: usize,
+    /// How long names and attributes are waited for, before `EIO`; a tree that is away should have said so by then.
+    pub timeout: Duration,
     /// What `mount` shows as the source.
     pub fs_name: String,
 }
@@ -61,6 +64,7 @@ impl Default for Options {
             all_users: false,
             read_only: false,
             max_inodes_held: 16 << 10,
+            timeout: Duration::from_secs(60),
             fs_name: "slashn".into(),
         }
     }

@@ -57,6 +57,11 @@ impl Locks {
         self.holders.contains_key(&(file, owner))
     }
 
+    /// Whether anybody may hold something on `file`.
+    pub(crate) fn any(&self, file: u64) -> bool {
+        self.holders.iter().any(|holder| holder.file == file)
+    }
+
     /// Who this owner is, if it may hold something.
     pub(crate) fn holder(&self, file: u64, owner: u64) -> Option<Holder> {
         self.holders.get(&(file, owner)).map(|holder| holder.clone())

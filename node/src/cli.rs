@@ -184,6 +184,9 @@ pub struct Mount {
     /// A namespace file instead of the nodes I know
     #[arg(long, value_name = "FILE")]
     pub ns: Option<PathBuf>,
+    /// How long programs wait for a node that was lost, before they are told that it cannot be reached
+    #[arg(long, value_name = "SECONDS", default_value_t = crate::dial::MOUNT_TIMEOUT.as_secs(), value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout: u64,
     /// Stay, and end when it is unmounted
     #[arg(long)]
     pub foreground: bool,

@@ -23,8 +23,8 @@ use crate::known::{self, Known, Node};
 /// How long a node is asked to keep what a command has there whose connection was lost. What a command that was killed
 /// had ends so much later; a node that has not noticed the loss keeps it anyway.
 pub const LINGER: Duration = Duration::from_secs(5);
-/// The same for a mount, in which files are open.
-pub const MOUNT_LINGER: Duration = Duration::from_secs(60);
+/// How long a mount waits for a node that was lost, and has it keep what is open there, unless its user says otherwise.
+pub const MOUNT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a node may be away before what is asked of it is refused at once.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -121,20 +121,29 @@ impl Dialer {
         })
     }
 
-    /// How to get back to a session at `node`.
-    fn resume(&self, node: &Node, linger: Duration) -> Resume {
+    /// How to get back to a session at `node`; what is asked when that has been away for `patience` is refused at once.
+    fn resume(&self, node: &Node, linger: Duration, patience: Duration) -> Resume {
         let (dialer, name) = (self.clone(), node.name.to_string());
         let dial: Dial = Arc::new(move || {
             let (dialer, name) = (dialer.clone(), name.clone());
             Box::pin(async move { Ok(Box::new(dialer.connect_again(&name).await?) as Io) })
         });
-        Resume { bulk: Some(dial.clone()), dial, linger, patience: PATIENCE }
+        Resume { bulk: Some(dial.clone()), dial, linger, patience }
     }
 
     /// A client of `node`, and its root. A session that the node keeps for `linger` when the connection is lost.
     pub async fn attach(&self, node: &Node, linger: Duration) -> Result<(Client, NodeRef)> {
+        self.attach_for(node, linger, PATIENCE).await
+    }
+
+    /// The same for a mount, whose users wait for the node as long as that keeps the session.
+    pub async fn attach_patiently(&self, node: &Node, timeout: Duration) -> Result<(Client, NodeRef)> {
+        self.attach_for(node, timeout, timeout).await
+    }
+
+    async fn attach_for(&self, node: &Node, linger: Duration, patience: Duration) -> Result<(Client, NodeRef)> {
         let stream = self.connect(node).await?;
-        let connected = Client::resuming(stream, client::Options::default(), self.resume(node, linger));
+        let connected = Client::resuming(stream, client::Options::default(), self.resume(node, linger, patience));
         let client = connected.await.map_err(|err| {
             let io = match &err {
                 client::Error::Io(io) | client::Error::Frame(p9::server::Error::Io(io)) => self.refused(node, io),
@@ -144,6 +153,18 @@ impl Dialer {
         })?;
         let root = client.attach(&Who::owner(), b"").await.at("attach", &node.name)?;
         Ok((client, root))
+    }
+
+    /// Whether the node called `name` may come back by itself: it is known, with the key that it shows, and lets me in as far
+    /// as can be seen.
+    pub async fn may_come_back(&self, name: &str) -> bool {
+        match self.connect_again(name).await {
+            Ok(_) => true,
+            Err(err) => {
+                let gone = matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied);
+                !gone && !tls::is_refusal(&err)
+            }
+        }
     }
 
     fn known(&self) -> Result<Known> {

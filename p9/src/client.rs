@@ -166,6 +166,11 @@ impl Client {
         self.0.wire.is_closed()
     }
 
+    /// When the connection was lost, if there is none now.
+    pub fn lost(&self) -> Option<std::time::Instant> {
+        *self.0.wire.lost.lock()
+    }
+
     /// Returns when the connection has ended.
     pub async fn closed(&self) {
         self.0.wire.closed().await;

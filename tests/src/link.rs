@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
@@ -116,6 +117,8 @@ pub struct Proxy {
     pub address: SocketAddr,
     accepting: JoinHandle<()>,
     cut: Arc<Notify>,
+    /// While it is shut: how many it has turned away.
+    shut: Arc<Mutex<Option<usize>>>,
 }
 
 impl Proxy {
@@ -129,10 +132,15 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let cut = Arc::new(Notify::new());
-        let cuts = cut.clone();
+        let (cuts, shut) = (cut.clone(), Arc::<Mutex<Option<usize>>>::default());
+        let turned_away = shut.clone();
         let accepting = tokio::spawn(async move {
             let mut links = tokio::task::JoinSet::new();
             while let Ok((near, _)) = listener.accept().await {
+                if let Some(count) = &mut *turned_away.lock() {
+                    *count += 1;
+                    continue;
+                }
                 let cuts = cuts.clone();
                 links.spawn(async move {
                     let cut = cuts.notified();
@@ -147,7 +155,23 @@ impl Proxy {
                 });
             }
         });
-        Ok(Self { address, accepting, cut })
+        Ok(Self { address, accepting, cut, shut })
+    }
+
+    /// Cuts the connections that there are, and those that are made from now on.
+    pub fn shut(&self) {
+        *self.shut.lock() = Some(0);
+        self.cut();
+    }
+
+    /// How many connections were cut as they were made since it was shut.
+    pub fn turned_away(&self) -> usize {
+        self.shut.lock().unwrap_or_default()
+    }
+
+    /// Lets connections through again.
+    pub fn open(&self) {
+        *self.shut.lock() = None;
     }
 
     /// Cuts the connections that there are; others may be made.

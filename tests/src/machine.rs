@@ -134,14 +134,20 @@ impl Machine {
         let key = fs::read_to_string(self.at("me/id_ed25519.pub")).expect("my public key");
         self.slashn(&["--home", &home, "allow", key.trim()]).succeeds();
         self.takes_down(name);
-        let export = format!("files={}", files.display());
-        let args = ["--home", &home, "up", "--daemon", "--listen", "127.0.0.1:0", "--export", &export];
-        let ready = self.slashn(&args).args(more).succeeds().text();
+        let ready = self.up(name, "127.0.0.1:0", more);
         let fields: Vec<&str> = ready.split_whitespace().collect();
         let ["ready", says, address, fingerprint] = fields[..] else { panic!("not a ready line: {ready:?}") };
         assert_eq!(says, name);
         self.slashn(&["add", name, address, "--key", fingerprint]).succeeds();
         address.to_string()
+    }
+
+    /// Starts the node `name`, which was made before, at `address`. Gives what it says.
+    pub fn up(&self, name: &str, address: &str, more: &[&str]) -> String {
+        let home = self.at(name).display().to_string();
+        let export = format!("files={}", self.at(&format!("files-{name}")).display());
+        let args = ["--home", &home, "up", "--daemon", "--listen", address, "--export", &export];
+        self.slashn(&args).args(more).succeeds().text()
     }
 
     /// Takes down what runs from the home `name`, too, in the end.
@@ -166,7 +172,10 @@ impl Machine {
     /// Mounts the grid at the folder `name`, with more arguments for `slashn mount`. Gives the place.
     pub fn mount_as(&mut self, name: &str, more: &[&str]) -> PathBuf {
         let at = self.at(name);
-        self.run("mkdir", &["-p", at.to_str().expect("a readable path")]);
+        // What is dead there cannot be looked at.
+        if !self.mounts.contains(&at) {
+            self.run("mkdir", &["-p", at.to_str().expect("a readable path")]);
+        }
         self.slashn(&["mount", &at.display().to_string()]).args(more).succeeds();
         self.mounts.push(at.clone());
         at
@@ -215,6 +224,27 @@ impl Machine {
             }
         }
         found
+    }
+
+    /// Kills the processes of this machine whose command line holds `part`, and waits until they are gone.
+    pub fn kill(&self, part: &str) {
+        let found: Vec<String> = self.processes().into_iter().filter(|line| line.contains(part)).collect();
+        assert!(!found.is_empty(), "nobody runs {part}");
+        for line in &found {
+            let pid = line.split(' ').next().unwrap_or_default();
+            let _ = Command::new("kill").args(["-9", pid]).status();
+            // What is left for its parent to look at has no thread and nothing open any more.
+            let ended = || {
+                let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+                let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+                threads <= 1 && !["R", "S", "D", "T"].iter().any(|state| stat.contains(&format!(") {state} ")))
+            };
+            let until = Instant::now() + PATIENCE;
+            while !ended() {
+                assert!(Instant::now() < until, "{line} does not end");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
     }
 
     fn take_down(&mut self) -> Vec<String> {

@@ -3,7 +3,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
+use tokio::runtime::Runtime;
+
+use crate::link::Proxy;
 use crate::machine::{Done, Machine};
 
 /// Not one that belongs to whoever runs the tests: an ordinary user has to be able to run it.
@@ -19,6 +23,24 @@ pub fn once(machine: &mut Machine) -> PathBuf {
 pub fn twice(machine: &mut Machine) -> [PathBuf; 2] {
     let one = once(machine);
     [one, machine.mount_as("m", &[]).join("beta/fs/files")]
+}
+
+/// Starts the node beta, which is reached through a link that can be cut.
+pub fn behind_a_link() -> (Machine, Proxy, Runtime) {
+    let mut machine = Machine::root();
+    let address = machine.node("beta");
+    let runtime = Runtime::new().expect("a runtime");
+    let proxy = runtime.block_on(Proxy::start(address.parse().expect("an address"), Duration::ZERO)).expect("a proxy");
+    moves(&machine, &address, &proxy.address.to_string());
+    (machine, proxy, runtime)
+}
+
+/// The node that is known to be at `from` is known to be at `to` from now on.
+pub fn moves(machine: &Machine, from: &str, to: &str) {
+    let known = machine.at("me/known_nodes");
+    let text = std::fs::read_to_string(&known).expect("the nodes that I know");
+    assert!(text.contains(from));
+    std::fs::write(known, text.replace(from, to)).expect("to write them");
 }
 
 /// The Python program `tests/programs/NAME.py`; what it says is read as soon as it is said.

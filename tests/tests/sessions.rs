@@ -5,27 +5,12 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::process::Stdio;
-use std::time::Duration;
 
-use tests::link::Proxy;
-use tests::machine::Machine;
-
-/// A machine whose node beta is reached through a link that can be cut.
-fn grid() -> (Machine, Proxy, tokio::runtime::Runtime) {
-    let mut machine = Machine::root();
-    let address = machine.node("beta");
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let proxy = runtime.block_on(Proxy::start(address.parse().unwrap(), Duration::ZERO)).unwrap();
-    let known = machine.at("me/known_nodes");
-    let text = fs::read_to_string(&known).unwrap();
-    assert!(text.contains(&address));
-    fs::write(known, text.replace(&address, &proxy.address.to_string())).unwrap();
-    (machine, proxy, runtime)
-}
+use tests::mounted::behind_a_link;
 
 #[test]
 fn files_that_are_open_in_a_mount_go_on_when_the_connection_is_cut() {
-    let (mut machine, proxy, _runtime) = grid();
+    let (mut machine, proxy, _runtime) = behind_a_link();
     let n = machine.mount();
     let there = machine.at("files-beta").join("f");
     let script = "exec 3>\"$1\" 4<\"$1\"; while read -r line; do echo \"$line\" >&3 && echo done; done; cat <&4";
@@ -60,7 +45,7 @@ fn files_that_are_open_in_a_mount_go_on_when_the_connection_is_cut() {
 
 #[test]
 fn a_command_goes_on_when_its_connections_are_cut() {
-    let (machine, proxy, _runtime) = grid();
+    let (machine, proxy, _runtime) = behind_a_link();
     machine.write("notes", "my notes\n");
     let script = "echo ready; while read -r line; do cat notes; echo \"$line\" >>log; echo \"$line\"; done; exit 7";
     let mut child = machine.rcpu(&["beta", "sh", "-c", script]);

@@ -20,6 +20,7 @@ use super::dirs::FIRST_BATCH;
 use super::names::attr_of;
 use crate::ahead::Ahead;
 use crate::kept::File;
+use crate::lasting::Lasting;
 use crate::open::{Open, Position};
 use crate::table::{Inode, Version};
 
@@ -145,8 +146,15 @@ impl Bridge {
             self.changed_by(uid, &inode, &node).await?;
         }
         let first = opened.first.map(|bytes| First { bytes, writes: asked.0 });
-        let (open, flags) = Open::new(inode.clone(), Some(node), opened.handle, how, &attr, first, None);
+        let handle = self.lasting(&inode, Some(&node), opened.handle, how);
+        let (open, flags) = Open::new(inode.clone(), Some(node), handle, how, &attr, first, None);
         Ok((self.opens.add(open), flags))
+    }
+
+    /// `handle`, opened as `how` at `node`, which is `inode`: one that outlives its server's restart.
+    pub(super) fn lasting(&self, inode: &Arc<Inode>, node: Option<&NodeRef>, handle: Handle, how: How) -> Handle {
+        let place = (inode.clone(), self.table.clone(), self.locks.clone());
+        Lasting::over(place, node.cloned(), handle, how)
     }
 
     /// The file of `inode`, if it was opened before, or ahead, and has not changed since.
@@ -179,7 +187,7 @@ impl Bridge {
             inode.is_fetched(file);
         }
         let first = first.clone().map(|bytes| First { bytes, writes });
-        let (node, handle) = (node.clone(), handle.clone());
+        let (node, handle) = (node.clone(), self.lasting(inode, node.as_ref(), handle.clone(), How::READ));
         let (open, flags) = Open::new(inode.clone(), node, handle, How::READ, attr, first, Some(file.clone()));
         Some((self.opens.add(open), flags))
     }

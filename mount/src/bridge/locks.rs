@@ -21,6 +21,7 @@ impl Bridge {
     /// Takes, changes or drops a lock.
     pub(super) async fn lock(&self, id: INodeNo, fh: FileHandle, lock: Lock, wait: bool) -> Result<(), Errno> {
         let open = self.opens.get(fh.0)?;
+        self.settle(&open.inode).await;
         let node = self.node_of(&open).await?;
         let holder = Holder { file: id.0, owner: lock.owner, pid: lock.pid, node, ending: Arc::default() };
         let takes = lock.kind != LockKind::Unlock;

@@ -137,6 +137,7 @@ impl Bridge {
         } else if how.truncate {
             drop(self.changing(&inode));
         }
+        let handle = self.lasting(&inode, Some(&node), handle, how);
         let (shown, about) = (to_fuse(&attr, inode.id), (inode.clone(), handle.clone()));
         let (mut open, flags) = Open::new(inode, Some(node), handle, how, &attr, None, None);
         if let Some(lease) = lease.filter(|lease| lease.kind == LeaseKind::Write && !open.direct) {

@@ -34,7 +34,8 @@ pub fn run(context: &Context, typed: &Mount) -> Result<ExitCode> {
             let file = std::path::absolute(file).at("mount", file.display())?;
             all.extend(["--ns".into(), file.into()]);
         }
-        all.extend(["--foreground".into(), "--".into(), at.clone().into()]);
+        let timeout = typed.timeout.to_string();
+        all.extend(["--foreground".into(), "--timeout".into(), timeout.into(), "--".into(), at.clone().into()]);
         daemon::start(home.path(), "mount", &all)?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -48,16 +49,16 @@ pub fn run(context: &Context, typed: &Mount) -> Result<ExitCode> {
     let file = typed.ns.as_deref().unwrap_or(Path::new("the default")).display();
     let lines = ns::text::parse(&text, &variable).at("read the namespace", file)?;
     let runtime = runtime()?;
-    let served = runtime.block_on(serve(&home, &at, &lines, dialer));
+    let served = runtime.block_on(serve(&home, &at, &lines, dialer, Duration::from_secs(typed.timeout)));
     runtime.shutdown_timeout(Duration::from_secs(1));
     served.map(|()| ExitCode::SUCCESS)
 }
 
-async fn serve(home: &Home, at: &Path, lines: &[ns::text::Line], dialer: Dialer) -> Result<()> {
-    let servers = Servers(Nodes::new(dialer));
+async fn serve(home: &Home, at: &Path, lines: &[ns::text::Line], dialer: Dialer, timeout: Duration) -> Result<()> {
+    let servers = Servers(Nodes::new(dialer, timeout));
     let namespace = Build::build(lines, &servers).await.at("mount", at.display())?;
     let root = namespace.attach(&Who::owner(), b"").await.at("mount", at.display())?;
-    let options = mount::Options { fs_name: "slashn".into(), ..mount::Options::default() };
+    let options = mount::Options { fs_name: "slashn".into(), timeout, ..mount::Options::default() };
     let handle = tokio::runtime::Handle::current();
     let place = at.to_path_buf();
     // Mounting waits for the kernel, and fusermount3 for a while.

@@ -79,6 +79,8 @@ pub(super) struct Wire {
     pub(super) redial: Notify,
     /// The server has been away for longer than who asks now is to wait.
     away: AtomicBool,
+    /// When the connection was lost, while there is none.
+    pub(super) lost: Mutex<Option<std::time::Instant>>,
     /// What a call meets once the link has ended: an errno's number.
     verdict: AtomicU64,
     /// The stream does not take what is to be written as fast as it comes.
@@ -201,6 +203,7 @@ impl Wire {
             closed: AtomicBool::new(false),
             redial: Notify::new(),
             away: AtomicBool::new(false),
+            lost: Mutex::default(),
             verdict: AtomicU64::new(Errno::EHOSTUNREACH.code() as u64),
             writing: AtomicBool::new(false),
             calls: Arc::new(Semaphore::new(CALLS)),

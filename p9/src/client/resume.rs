@@ -122,6 +122,7 @@ impl Wire {
     pub(super) async fn run(self: Arc<Self>, mut frames: Reader, liveness: Duration, session: Option<Arc<Session>>) {
         let verdict = loop {
             let lost = self.converse(&mut frames, liveness, session.as_deref()).await;
+            *self.lost.lock() = Some(std::time::Instant::now());
             self.pen.lock().put_down();
             drop(frames);
             let why = match lost {
@@ -148,7 +149,10 @@ impl Wire {
             };
             self.away(false);
             match again {
-                Ok(resumed) => frames = resumed,
+                Ok(resumed) => {
+                    frames = resumed;
+                    *self.lost.lock() = None;
+                }
                 Err(errno) => break errno,
             }
         };

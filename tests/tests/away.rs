@@ -1,0 +1,230 @@
+//! A mount whose node is away for a while: killed and started again, out of reach, or somewhere else. Programs wait, as
+//! long as the mount is told to and no longer than they want to, and go on with what they have open.
+
+#![allow(clippy::unwrap_used, reason = "it is a test: a failure here is the test's")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Instant;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tests::machine::{Done, Machine, PATIENCE, Text};
+use tests::mounted::{behind_a_link, moves, python};
+
+/// A program that has a file open.
+struct Asked {
+    process: Child,
+    stdin: ChildStdin,
+    answers: Receiver<String>,
+}
+
+impl Asked {
+    fn start(machine: &Machine, file: &Path) -> Self {
+        let mut command = python(machine, "asked");
+        let mut process = command.arg(file).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (stdin, stdout) = (process.stdin.take().unwrap(), BufReader::new(process.stdout.take().unwrap()));
+        let (tell, answers) = channel();
+        std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
+        let asked = Self { process, stdin, answers };
+        assert_eq!(asked.answer(), "ready");
+        asked
+    }
+
+    fn ask(&mut self, what: &str) {
+        writeln!(self.stdin, "{what}").unwrap();
+    }
+
+    #[track_caller]
+    fn answer(&self) -> String {
+        self.answers.recv_timeout(PATIENCE).expect("it answers in time")
+    }
+
+    #[track_caller]
+    fn answers(&mut self, what: &str) -> String {
+        self.ask(what);
+        self.answer()
+    }
+}
+
+/// A node that was started once, with `text` in its file `f`, and a mount that waits for it for `timeout` seconds.
+fn mounted(timeout: u32, text: &str) -> (Machine, String, PathBuf) {
+    let mut machine = Machine::root();
+    let address = machine.node("beta");
+    fs::write(machine.at("files-beta/f"), text).unwrap();
+    let n = machine.mount_as("n", &["--timeout", &timeout.to_string()]);
+    (machine, address, n.join("beta/fs/files"))
+}
+
+/// Kills the node.
+fn kill(machine: &Machine) {
+    machine.kill(&format!("--home {} up", machine.at("beta").display()));
+}
+
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let limit = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < limit, "waited in vain until {what}");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn open_files_go_on_when_the_node_is_killed_and_started_again() {
+    let (machine, address, files) = mounted(60, "old");
+    let mut program = Asked::start(&machine, &files.join("f"));
+    for round in 0..3 {
+        assert_eq!(program.answers(&format!("write {round}ne")), "3");
+        kill(&machine);
+        // Asked while nobody is there.
+        program.ask("read");
+        machine.up("beta", &address, &[]);
+        assert_eq!(program.answer(), format!("{round}ne"));
+        assert_eq!(
+            (program.answers("append x"), program.answers("sync"), program.answers("size")),
+            ("1".into(), "None".into(), "4".into())
+        );
+        assert_eq!(fs::read_to_string(machine.at("files-beta/f")).unwrap(), format!("{round}nex"));
+        fs::write(machine.at("files-beta/f"), "old").unwrap();
+    }
+}
+
+#[test]
+fn a_file_that_was_replaced_meanwhile_is_not_taken_for_the_open_one() {
+    let (machine, address, files) = mounted(60, "old");
+    let mut program = Asked::start(&machine, &files.join("f"));
+    assert_eq!(program.answers("read"), "old");
+    kill(&machine);
+    fs::write(machine.at("files-beta/g"), "other").unwrap();
+    fs::rename(machine.at("files-beta/g"), machine.at("files-beta/f")).unwrap();
+    machine.up("beta", &address, &[]);
+    assert_eq!((program.answers("read"), program.answers("write new")), ("ESTALE".into(), "ESTALE".into()));
+    // Who opens the name has the one that is there.
+    assert_eq!(machine.run("cat", &[files.join("f")]).text(), "other");
+}
+
+#[test]
+fn whoever_had_a_lock_is_told_that_it_was_lost() {
+    let (machine, address, files) = mounted(60, "old");
+    let mut program = Asked::start(&machine, &files.join("f"));
+    assert_eq!(program.answers("lock"), "None");
+    kill(&machine);
+    machine.up("beta", &address, &[]);
+    assert_eq!((program.answers("write new"), program.answers("read")), ("EIO".into(), "EIO".into()));
+    assert_eq!(fs::read_to_string(machine.at("files-beta/f")).unwrap(), "old");
+    // Closed, and opened again, it can be locked and used.
+    drop(program.stdin);
+    program.process.wait().unwrap();
+    let mut program = Asked::start(&machine, &files.join("f"));
+    assert_eq!((program.answers("lock"), program.answers("write new")), ("None".into(), "3".into()));
+}
+
+#[test]
+fn a_node_that_has_moved_is_found_where_it_is() {
+    let (machine, address, files) = mounted(60, "old");
+    let mut program = Asked::start(&machine, &files.join("f"));
+    kill(&machine);
+    program.ask("read");
+    let ready = machine.up("beta", "127.0.0.1:0", &[]);
+    moves(&machine, &address, ready.split_whitespace().nth(2).unwrap());
+    assert_eq!(program.answer(), "old");
+    assert_eq!(machine.run("cat", &[files.join("f")]).text(), "old");
+}
+
+#[test]
+fn a_node_that_is_out_of_reach_for_a_while_is_waited_for() {
+    let (mut machine, proxy, _runtime) = behind_a_link();
+    fs::write(machine.at("files-beta/f"), "old").unwrap();
+    let files = machine.mount().join("beta/fs/files");
+    let mut program = Asked::start(&machine, &files.join("f"));
+    assert_eq!(program.answers("lock"), "None");
+    proxy.shut();
+    program.ask("append x");
+    let mut other = machine.command("cat").arg(files.join("f")).stdout(Stdio::piped()).spawn().unwrap();
+    // It was dialled again and again: longer than what is asked of a node that was never reached is waited for.
+    until("the mount dials again and again", || proxy.turned_away() > 3);
+    assert!(other.try_wait().unwrap().is_none(), "it does not wait");
+    proxy.open();
+    // Done once, with the lock that it still has.
+    assert_eq!(program.answer(), "1");
+    assert_eq!(program.answers("read"), "oldx");
+    assert_eq!(other.wait_with_output().unwrap().status.code(), Some(0));
+}
+
+#[test]
+fn a_node_that_stays_away_is_unreachable_after_the_mounts_timeout() {
+    let (machine, address, files) = mounted(1, "old");
+    let mut program = Asked::start(&machine, &files.join("f"));
+    kill(&machine);
+    let answers = ["read", "write new", "sync", "size"].map(|what| program.answers(what));
+    assert_eq!(answers, ["EHOSTUNREACH"; 4]);
+    let error = machine.command("ls").arg(&files).exits(2).errors();
+    assert!(error.contains("No route to host"), "{error}");
+    // The list of nodes waits for none, and who comes back is found.
+    assert_eq!(machine.run("ls", &[machine.at("n")]).text(), "beta\n");
+    machine.up("beta", &address, &[]);
+    assert_eq!((program.answers("write new"), program.answers("read")), ("3".into(), "new".into()));
+}
+
+/// Whether `child` runs `program` by now, and waits for something.
+fn waits(child: &Child, program: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+    stat.contains(&format!("({program}) D")) || stat.contains(&format!("({program}) S"))
+}
+
+#[test]
+fn who_waits_for_a_node_is_free_to_go() {
+    let (mut machine, proxy, _runtime) = behind_a_link();
+    let n = machine.mount_as("n", &["--timeout", "600"]);
+    let files = n.join("beta/fs/files");
+    machine.run("ls", &[&files]);
+    let program = {
+        fs::write(machine.at("files-beta/f"), "text").unwrap();
+        Asked::start(&machine, &files.join("f"))
+    };
+    proxy.shut();
+    let (f, g) = (files.join("f"), files.join("g"));
+    let programs: [(&str, &[&Path]); 6] = [
+        ("cat", &[&f]),
+        ("ls", &[&files]),
+        ("mv", &[&f, &g]),
+        ("mkdir", &[&g]),
+        ("truncate", &[Path::new("-s1"), &f]),
+        ("df", &[&f]),
+    ];
+    let mut waiting = Vec::new();
+    for (program, args) in programs {
+        for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
+            let mut command = machine.command(program);
+            let child = command.args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            waiting.push((program, signal, child));
+        }
+    }
+    for (program, signal, child) in &waiting {
+        until("it waits", || waits(child, program));
+        kill_process(Pid::from_child(child), *signal).unwrap();
+    }
+    for (program, signal, child) in &mut waiting {
+        assert_eq!(child.wait().unwrap().signal(), Some(signal.as_raw()), "{program}");
+    }
+    // And so is the mount, with a file open and somebody who waits in it.
+    let mut cat = machine.command("cat").arg(&f).stderr(Stdio::null()).spawn().unwrap();
+    until("it waits", || waits(&cat, "cat"));
+    machine.slashn(&["unmount", &n.display().to_string()]).succeeds();
+    assert!(!cat.wait().unwrap().success());
+    drop(program.stdin);
+}
+
+#[test]
+fn what_a_killed_mount_left_is_cleaned_by_the_next() {
+    let (mut machine, _, files) = mounted(60, "text");
+    let mut program = Asked::start(&machine, &files.join("f"));
+    assert_eq!(program.answers("read"), "text");
+    machine.kill("mount --foreground");
+    assert!(["ENOTCONN", "ECONNABORTED"].contains(&program.answers("read").as_str()));
+    let n = machine.mount();
+    assert_eq!(machine.run("cat", &[n.join("beta/fs/files/f")]).text(), "text");
+}
