@@ -140,8 +140,8 @@ impl Foresight {
         let next = if listed.is_bare() { u32::MAX } else { LIST.0.max(listed.len() as u32 / LIST.1) };
         self.dirs.insert(id, listed.clone());
         self.to_list.insert(id, Arc::new(AtomicU32::new(next)));
-        // Those before it were gone through file by file.
-        let deep = self.above(&listed.dir).and_then(|above| above.ways.lock().deep);
+        // The one before it was gone through file by file.
+        let deep = self.above(&listed.dir).and_then(|above| above.ways.lock().deep.take());
         if let (Some(order), Some(node)) = (deep, node) {
             let state = &mut *listed.ways.lock();
             let first = state.opens.first(order, listed.len());
@@ -359,7 +359,7 @@ impl Foresight {
 
 /// All that `opened`, a directory, holds, added to what `gathered` says of when it was asked for.
 async fn gather_all(opened: Opened, mut gathered: Gathered) -> Option<Gathered> {
-    gathered.lease = opened.lease.map(Leash::new);
+    gathered.lease = gathered.lease.or(opened.lease.map(Leash::new));
     let Handle::Dir(listing) = &opened.handle else { return None };
     let mut entries = Vec::new();
     let each = &mut |entry: Entry<'_>| {

@@ -105,31 +105,26 @@ impl Hold {
     }
 
     /// Writes out what is held. What goes wrong is told by the next write, flush or fsync.
-    pub(crate) async fn settle(&self) {
-        let _turn = self.turn.lock().await;
-        if let Err(errno) = self.write_out(false).await {
-            self.state.lock().failed.get_or_insert(errno);
-        }
+    pub(crate) async fn settle(self: &Arc<Self>) {
+        self.write_out(false).await;
     }
 
     /// The same, and holds nothing any more.
-    pub(crate) async fn end(&self) {
+    pub(crate) async fn end(self: &Arc<Self>) {
         let lease = self.state.lock().lease.take();
         self.settle().await;
         drop(lease);
     }
 
     /// The same for somebody who waits for what goes wrong.
-    pub(crate) async fn settled(&self) -> Result<(), Errno> {
-        let _turn = self.turn.lock().await;
-        self.write_out(false).await?;
+    pub(crate) async fn settled(self: &Arc<Self>) -> Result<(), Errno> {
+        self.write_out(false).await;
         self.state.lock().failed.take().map_or(Ok(()), Err)
     }
 
     /// Writes out what is held, and says what is known to have gone wrong.
-    pub(crate) async fn flush(&self) -> Result<(), Errno> {
-        let _turn = self.turn.lock().await;
-        self.write_out(true).await?;
+    pub(crate) async fn flush(self: &Arc<Self>) -> Result<(), Errno> {
+        self.write_out(true).await;
         let (failed, unflushed) = {
             let mut state = self.state.lock();
             (state.failed.take(), std::mem::take(&mut state.unflushed))
@@ -141,8 +136,21 @@ impl Hold {
         }
     }
 
-    /// Writes what is held; with `flush`, that goes along. Only for whoever has the turn.
-    async fn write_out(&self, flush: bool) -> Result<(), Errno> {
+    /// Writes what is held; with `flush`, that goes along. In a task of its own: what was written by one program is not lost
+    /// if another gives up that only looks at the file.
+    async fn write_out(self: &Arc<Self>, flush: bool) {
+        let hold = self.clone();
+        let writing = self.runtime.spawn(async move {
+            let _turn = hold.turn.lock().await;
+            hold.write_now(flush).await;
+        });
+        if writing.await.is_err() {
+            self.state.lock().failed.get_or_insert(Errno::EIO);
+        }
+    }
+
+    /// The same. Only for whoever has the turn.
+    async fn write_now(&self, flush: bool) {
         let (mut offset, mut data) = {
             let mut state = self.state.lock();
             state.writing = !state.data.is_empty();
@@ -157,15 +165,12 @@ impl Hold {
         }
         let mut state = self.state.lock();
         state.writing = false;
-        match written {
-            // It never began: it is still to be done.
-            Err(Errno::EINTR) if state.data.is_empty() => (state.offset, state.data) = (offset, data.clone().into()),
-            _ => data.clear(),
+        if let Err(errno) = written {
+            state.failed.get_or_insert(errno);
         }
         state.unflushed |= size > 0 && !(flush && written.is_ok());
         drop(state);
-        self.all.fetch_sub(size - data.len(), Ordering::Relaxed);
-        written
+        self.all.fetch_sub(size, Ordering::Relaxed);
     }
 
     /// Writes `data` at `offset`; what is left of it is what was not written.

@@ -48,6 +48,8 @@ pub(crate) struct Open {
     pub(crate) ahead: Ahead,
     /// How many entries of a directory are asked about together.
     pub(crate) batch: AtomicUsize,
+    /// How many changes there had been when a directory was opened.
+    pub(crate) asked: u64,
     /// The entries of a directory, as far as it was listed.
     pub(crate) listed: Mutex<Option<Gathered>>,
     /// Files that the kernel was told of by this listing, and is to forget: it knows enough.

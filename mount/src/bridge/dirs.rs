@@ -97,7 +97,7 @@ impl Bridge {
         let want = Want { attr: true, data: FIRST_ENTRIES, lease: LeaseKind::Read };
         let mut gathered = Gathered::new(&self.changes);
         let (node, opened) = if let Some(ahead) = self.opened_ahead(&inode).await {
-            (gathered.begun, gathered.asked) = (ahead.begun, ahead.asked);
+            (gathered.begun, gathered.asked, gathered.lease) = (ahead.begun, ahead.asked, ahead.lease);
             (ahead.node, ahead.opened)
         } else if let Some(opened) = self.open_by_name(&inode, how, want).await? {
             let (node, opened, _) = opened;
@@ -109,9 +109,10 @@ impl Bridge {
         if !matches!(handle, Handle::Dir(_)) {
             return Err(Errno::ENOTDIR);
         }
-        let open = Open::new(inode, Some(node), handle, how, &Attr::default(), None, None).0;
-        gathered.own = attr.filter(|_| lease.as_ref().is_some_and(|lease| lease.kind == LeaseKind::Read));
-        gathered.lease = lease.map(Leash::new);
+        let mut open = Open::new(inode, Some(node), handle, how, &Attr::default(), None, None).0;
+        gathered.lease = gathered.lease.or(lease.map(Leash::new));
+        gathered.own = attr.filter(|_| gathered.lease.as_ref().is_some_and(|lease| lease.holds(LeaseKind::Read)));
+        open.asked = gathered.asked;
         *open.listed.lock() = Some(gathered);
         Ok(self.opens.add(open))
     }
@@ -121,7 +122,7 @@ impl Bridge {
         let place = inode.place().filter(|place| self.foresight.knows(place.dir.id))?;
         let (dir, _) = self.table.node(&place.dir).await.ok()?;
         let ahead = self.foresight.open_dir(place.dir.id, &dir, place.name.as_name()).await;
-        ahead.filter(|ahead| inode.is(ahead.node.qid()))
+        ahead.filter(|ahead| self.foresight.is_still(ahead, inode))
     }
 
     /// Fills `list` with the entries after `offset`.
@@ -180,8 +181,7 @@ impl Bridge {
                 look_up(&self.node_of(&open).await?, &mut batch).await;
             }
         }
-        let asked = open.listed.lock().as_ref().map(|gathered| gathered.asked);
-        let ids: Vec<u64> = batch.iter().map_while(|found| self.add_to(&list, found, &open.inode, asked)).collect();
+        let ids: Vec<u64> = batch.iter().map_while(|found| self.add_to(&list, found, &open)).collect();
         let fitted = ids.len();
         if fitted == batch.len() {
             // There was room for more.
@@ -231,20 +231,25 @@ impl Bridge {
         }
     }
 
-    /// Adds `found` to `list` and to what the kernel knows, by the number that is given; `None` if it is full. There had been
-    /// `asked` changes when the directory was opened.
-    fn add_to(
-        &self, list: &Filling<ReplyDirectoryPlus>, found: &Found, dir: &Arc<Inode>, asked: Option<u64>,
-    ) -> Option<u64> {
+    /// Adds `found`, an entry of `open`, to `list` and to what the kernel knows, by the number that is given; `None` if it is
+    /// full.
+    fn add_to(&self, list: &Filling<ReplyDirectoryPlus>, found: &Found, open: &Open) -> Option<u64> {
         let &Found { ref name, qid, kind, cookie, attr, ref node } = found;
+        let (dir, asked) = (&open.inode, open.asked);
         let inode = self.table.enter(dir, name.as_name(), qid, node.clone());
         // Of what cannot be asked about the type is known, and the kernel asks again before it uses the rest.
         let unknown = Attr { qid, mode: kind & libc::S_IFMT, size: inode.size(), ..Attr::default() };
         // Nor is what the server says of a file the truth while something of it is held back.
         let attr = attr.filter(|_| inode.held().is_none());
+        // Nor what came along with the listing, where it was changed through this mount since.
+        let is_old = || {
+            let name = self.changes.is_old_name(asked, dir.qid_path, name.as_name());
+            node.is_none() && (name || self.changes.is_old(asked, qid.path))
+        };
+        let attr = attr.filter(|_| !is_old());
         let (attr, ttl) = attr.map_or((unknown, Duration::ZERO), |attr| (attr, self.options.ttl));
         inode.learn(&attr);
-        if let Some(asked) = asked.filter(|_| attr.bare) {
+        if attr.bare {
             inode.is_bare(asked);
         }
         let (shown, name) = (to_fuse(&attr, inode.id), name.as_name().as_os_str());

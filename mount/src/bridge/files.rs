@@ -83,6 +83,7 @@ impl Open {
             writes,
             ahead,
             batch,
+            asked: 0,
             listed,
             too_many,
             kept,

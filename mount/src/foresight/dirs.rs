@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::order::State;
 use super::{Foresight, OPENED, UNUSED, gather_all};
+use crate::leash::Leash;
 use crate::listing::{Gathered, Listed, Places};
 use crate::table::Inode;
 
@@ -24,6 +25,8 @@ const FIRST_ENTRIES: u32 = 32 << 10;
 pub(crate) struct Ahead {
     pub(crate) node: NodeRef,
     pub(crate) opened: Opened,
+    /// Breaks are answered from the start: others wait for that.
+    pub(crate) lease: Option<Leash>,
     /// When it was asked for, and the count of [`crate::changes::Changes`] by then.
     pub(crate) begun: Instant,
     pub(crate) asked: u64,
@@ -42,13 +45,22 @@ impl Foresight {
         if self.knows(inode.id) || self.to_list.peek(&inode.id).is_some() {
             return;
         }
-        let ahead = self.open_dir(id, dir, name).await.filter(|ahead| inode.is(ahead.node.qid()));
-        if let Some(Ahead { node, opened, begun, asked }) = ahead {
-            let gathered = Gathered { begun, asked, ..Gathered::new(&self.changes) };
+        let ahead = self.open_dir(id, dir, name).await.filter(|ahead| self.is_still(ahead, inode));
+        if let Some(Ahead { node, opened, lease, begun, asked }) = ahead {
+            let gathered = Gathered { begun, asked, lease, ..Gathered::new(&self.changes) };
             if let Some(gathered) = gather_all(opened, gathered).await {
                 self.listed(inode.clone(), Some(&node), gathered);
             }
         }
+    }
+
+    /// Whether `ahead` is `inode`, and nobody has changed that since.
+    pub(crate) fn is_still(&self, ahead: &Ahead, inode: &Inode) -> bool {
+        let unbroken = match &ahead.lease {
+            Some(lease) => !lease.is_broken(),
+            None => ahead.begun.elapsed() < self.ttl / 2,
+        };
+        unbroken && inode.is(ahead.node.qid()) && !self.changes.is_old(ahead.asked, inode.qid_path)
     }
 
     /// The directory `name`, if it was opened ahead; it is in the directory `dir`, which the kernel calls `id`.
@@ -84,8 +96,9 @@ impl Foresight {
             let opening = self.runtime.spawn(async move {
                 let how = How { directory: true, ..How::READ };
                 let want = Want { attr: true, data: FIRST_ENTRIES, lease: LeaseKind::Read };
-                let opened = dir.open_at(&[name.as_name()], how, want).await.ok()?;
-                Some(Ahead { node: opened.node.clone()?, opened, begun, asked })
+                let mut opened = dir.open_at(&[name.as_name()], how, want).await.ok()?;
+                let lease = opened.lease.take().map(Leash::new);
+                Some(Ahead { node: opened.node.clone()?, opened, lease, begun, asked })
             });
             state.dirs_coming.insert(entry, Coming { begun, opening });
         }

@@ -22,7 +22,7 @@ pub(crate) struct State {
     pub(super) foreseen: HashMap<usize, Foreseen>,
     pub(super) dirs: Followed,
     pub(super) dirs_coming: HashMap<usize, Coming>,
-    /// The order in which the files of its directories were opened lately.
+    /// The order in which the files of the last of its directories were opened, until the next is listed.
     pub(super) deep: Option<usize>,
     /// How many files in a row were opened without a lease.
     refused: u32,

@@ -5,6 +5,9 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
+use std::time::Duration;
+
+use fileserver::{LeaseOptions, Leases};
 
 use super::*;
 
@@ -12,10 +15,14 @@ const COUNT: usize = 300;
 
 /// A folder with files and a directory, the tree of it, and what shows it so that it counts what it asks.
 fn shown() -> (TempDir, TreeRef, Client, Shown) {
+    shown_with(COUNT, nothing_kept())
+}
+
+fn shown_with(count: usize, options: Options) -> (TempDir, TreeRef, Client, Shown) {
     let folder = tempfile::tempdir().unwrap();
-    (0..COUNT).for_each(|n| fs::write(folder.path().join(name(n)), "x").unwrap());
+    (0..count).for_each(|n| fs::write(folder.path().join(name(n)), "x").unwrap());
     let tree: TreeRef = Disk::open(folder.path(), DiskOptions::new([7; 32])).unwrap();
-    let (client, shown) = Shown::counted_with(tree.clone(), nothing_kept());
+    let (client, shown) = Shown::counted_with(tree.clone(), options);
     (folder, tree, client, shown)
 }
 
@@ -307,5 +314,60 @@ fn a_directorys_own_attributes_are_those_after_anothers_change() {
             _ => fs::create_dir(folder.path().join("d").join(name(n))).unwrap(),
         }
         until("it has one more", || ours.metadata().unwrap().nlink() == links as u64 + 1);
+    }
+}
+
+#[test]
+fn what_another_makes_in_a_directory_that_was_opened_ahead_is_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    (0..30).for_each(|n| fs::create_dir_all(folder.path().join(name(n)).join("old")).unwrap());
+    // Who does not give back in time is not waited for.
+    let release = Duration::from_millis(100);
+    let leases = Leases::new(LeaseOptions { release, ..LeaseOptions::default() });
+    let options = DiskOptions { leases, ..DiskOptions::new([7; 32]) };
+    let tree: TreeRef = Disk::open(folder.path(), options).unwrap();
+    let (_client, shown) = Shown::counted(tree.clone());
+    let other = Shown::far(tree);
+    assert_eq!(fs::read_dir(&*shown).unwrap().count(), 30);
+    (0..3).for_each(|n| assert_eq!(fs::read_dir(shown.path(&name(n))).unwrap().count(), 1));
+    for n in 4..12 {
+        fs::create_dir(other.path(&name(n)).join("new")).unwrap();
+        assert_eq!(fs::read_dir(shown.path(&name(n))).unwrap().count(), 2, "directory {n}");
+    }
+}
+
+#[test]
+fn what_is_changed_here_while_it_is_listed_is_told_as_it_is() {
+    let (_folder, _tree, _client, shown) = shown_with(0, Options::default());
+    let name = |n: usize| shown.path(&format!("{n:0200}"));
+    for round in 0..3 {
+        (0..300).for_each(|n| fs::write(name(n), "x").unwrap());
+        fs::write(shown.path("over"), "longer").unwrap();
+        let mut entries = fs::read_dir(&*shown).unwrap();
+        let first = entries.next().unwrap().unwrap().path();
+        // Some of these have not been listed yet.
+        let changed: Vec<_> = (round * 20..round * 20 + 20).map(|n| n * 7 % 300).map(name).collect();
+        let changed: Vec<_> = changed.into_iter().filter(|path| *path != first).collect();
+        for (n, path) in changed.iter().enumerate() {
+            match n % 3 {
+                0 => fs::remove_file(path).unwrap(),
+                1 => fs::write(path, "much longer").unwrap(),
+                _ => {
+                    fs::copy(shown.path("over"), shown.path("over2")).unwrap();
+                    fs::rename(shown.path("over2"), path).unwrap();
+                }
+            }
+        }
+        entries.for_each(|entry| drop(entry.unwrap()));
+        for (n, path) in changed.iter().enumerate() {
+            match n % 3 {
+                0 => assert!(!path.exists(), "{path:?}"),
+                1 => assert_eq!(fs::read_to_string(path).unwrap(), "much longer"),
+                _ => assert_eq!(
+                    (path.metadata().unwrap().len(), fs::read_to_string(path).unwrap()),
+                    (6, "longer".into())
+                ),
+            }
+        }
     }
 }

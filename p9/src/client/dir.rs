@@ -70,7 +70,8 @@ impl RemoteDir {
 
     /// Whether the attributes that came with `left` may be given out.
     fn is_fresh(&self, left: &Left) -> bool {
-        left.came.is_some_and(|came| came.elapsed() < FRESH) || self.watch.as_ref().is_some_and(Watch::holds)
+        let came_lately = left.came.is_some_and(|came| came.elapsed() < FRESH);
+        self.watch.as_ref().map_or(came_lately, |watch| !watch.is_broken() && (came_lately || watch.holds()))
     }
 
     /// The entries after `cookie`, as many as the server sends.

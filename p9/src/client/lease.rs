@@ -165,7 +165,12 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) fn holds(&self) -> bool {
-        self.guard.upgrade().is_some_and(|guard| guard.holds()) && !self.bell.0.lock().rung
+        self.guard.upgrade().is_some_and(|guard| guard.holds()) && !self.is_broken()
+    }
+
+    /// Whether the server wanted some of it back: what came under it is old.
+    pub(super) fn is_broken(&self) -> bool {
+        self.bell.0.lock().rung
     }
 }
 

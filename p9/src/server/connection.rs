@@ -257,10 +257,7 @@ impl Connection {
         let Frame { code, tag, ref body } = *frame;
         let before = self.met.take();
         let met = match *message {
-            T::Walk { newfid, .. } if asked == Some(newfid) => {
-                self.met = Some(newfid);
-                true
-            }
+            T::Walk { fid, newfid, .. } => fid != newfid && asked == Some(newfid),
             T::Getattr { fid, .. } => before == Some(fid),
             _ => false,
         };
@@ -274,6 +271,7 @@ impl Connection {
         }
         match Claim::of(message, &self.context.fids, self.limits.fids) {
             Ok(mut claim) => {
+                self.met = asked.filter(|_| met && matches!(message, T::Walk { .. }));
                 if begun.room && self.answer(message, frame, &mut claim, met).await {
                     return Ok(());
                 }

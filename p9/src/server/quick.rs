@@ -11,7 +11,7 @@ use super::answer::walk::{self, Walked};
 use super::answer::{self, Answer, Fields, READ_HEADER};
 use super::claim::Claim;
 use super::connection::Context;
-use super::fids::{File, State, Turn};
+use super::fids::{File, Turn};
 use super::pool::COUNTED;
 use super::runner::panicked;
 use crate::wire::{R, Steps, T};
@@ -46,14 +46,16 @@ pub(super) fn answer(
         }
         (T::Lopen { flags, .. }, Claim::Alone(Turn::Now(state))) => {
             let (file, how) = (state.file_mut().ok()?, How::from_wire(flags).ok()?);
+            // One to change it has others give way, which is begun once.
+            let how = Some(how).filter(|how| !how.changes())?;
             let open = if file.open.is_none() { now(|| file.node.open(how))? } else { return None };
             Some(open.map(|open| answer::opened(file, open, how)))
         }
         (T::Clunk { .. }, Claim::Alone(Turn::Now(state))) => {
             let closes = |file: &File| file.extra.is_none() && !matches!(file.open, Some(Handle::Stream(_)));
             state.file().ok().filter(|file| closes(file))?;
-            **state = State::default();
-            Some(Ok(R::Clunk {}.into()))
+            let gone = std::mem::take(&mut **state);
+            Some(caught(|| drop(gone)).map(|()| R::Clunk {}.into()))
         }
         _ => None,
     }
@@ -72,10 +74,15 @@ fn walk(file: &File, steps: Steps<'_>, met: bool) -> Option<Result<Walked, Errno
 
 /// What `ask` gives, if that is there already.
 fn now<'a, A>(ask: impl FnOnce() -> Reply<'a, A>) -> Option<Result<A, Errno>> {
-    match catch_unwind(AssertUnwindSafe(ask)) {
-        Ok(Reply::Now(ready)) => Some(ready.into_inner()),
-        // Nothing begins before it is waited for.
-        Ok(Reply::Later(_)) => None,
-        Err(_) => Some(Err(panicked())),
-    }
+    let asked = caught(|| match ask() {
+        Reply::Now(ready) => Some(ready.into_inner()),
+        // Nothing is done before it is waited for.
+        Reply::Later(_) => None,
+    });
+    asked.unwrap_or_else(|errno| Some(Err(errno)))
+}
+
+/// What `work`, a tree's, gives; a tree that panics has failed this one request.
+fn caught<A>(work: impl FnOnce() -> A) -> Result<A, Errno> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|_| panicked())
 }
