@@ -37,6 +37,10 @@ impl Fetched {
             match self.dir.open_at(&names, How::READ, Want::default()).await {
                 Ok(Opened { node: Some(node), handle, .. }) => {
                     let same = (node.qid().kind, node.qid().path) == (self.qid.kind, self.qid.path);
+                    // Whoever has it open may ask about it, or change it, when it has no name any more.
+                    if same && let Some(inode) = self.file.upgrade().and_then(|file| file.inode()) {
+                        inode.pin_opened(&node);
+                    }
                     Ok(same.then_some(handle))
                 }
                 Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE) => Ok(None),

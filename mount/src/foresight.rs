@@ -3,8 +3,8 @@
 //! A program that has listed a directory often goes through its files one after the other, as they were listed or in the
 //! order of their names: `ls -l`, `cat *`, `grep -r`, `tar`. Each is a question that waits for its answer. Once a few came
 //! in order the next ones are asked about together: their attributes where they are looked up; where they are opened,
-//! they are fetched under the directory's lease, or else opened, each with its first bytes and a lease. The lookup or open that comes finds its answer here.
-//! Used by lookups, opens and listings, in the request's task. Invariant: no answer is given for a name that was
+//! they are fetched under the directory's lease, or else opened, each with its first bytes and a lease. The lookup or open
+//! that comes finds its answer here. Used by lookups, opens and listings, in the request's task. Invariant: no answer is given for a name that was
 //! changed through this mount since, nor one without a lease that is older than the kernel may keep one.
 
 use std::ops::{ControlFlow, Range};

@@ -131,6 +131,14 @@ impl Inode {
         state.pinned = node.or(state.pinned.take());
     }
 
+    /// What is open was opened after all, as `node`.
+    pub(crate) fn pin_opened(&self, node: &NodeRef) {
+        let mut state = self.state.lock();
+        if state.pins > 0 {
+            state.pinned.get_or_insert_with(|| node.clone());
+        }
+    }
+
     /// The file was closed.
     pub(crate) fn unpin(&self) {
         let mut state = self.state.lock();

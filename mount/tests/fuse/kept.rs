@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
 use super::*;
 
@@ -198,5 +198,11 @@ fn a_file_that_was_fetched_ahead_is_removed_while_it_is_open() {
         file.read_to_end(&mut read).unwrap();
         assert_eq!(read, contents(n));
         until("it has no name any more", || file.metadata().unwrap().nlink() == 0);
+        if n == 5 {
+            // What was removed here was opened before, and is asked and changed like any other.
+            file.set_permissions(fs::Permissions::from_mode(0o640)).unwrap();
+            assert_eq!(file.metadata().unwrap().mode() & 0o777, 0o640);
+            file.lock().unwrap();
+        }
     }
 }
