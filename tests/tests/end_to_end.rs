@@ -5,9 +5,10 @@
 use std::fs;
 use std::io::Write;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use tests::as_both;
-use tests::machine::{Done, Machine, Text};
+use tests::machine::{Done, Machine, PATIENCE, Text};
 
 fn grid(mut machine: Machine) -> Machine {
     machine.node("alpha");
@@ -99,8 +100,12 @@ fn a_session_is_driven_by_cat_and_echo(machine: Machine) {
         cat $CPU/$id/stdout; cat $CPU/$id/wait | head -1";
     let output = machine.command("sh").arg("-c").arg(script).env("CPU", &cpu).succeeds().text();
     assert!(output.starts_with("hello\nexit 5"), "{output}");
-    let left = machine.run("ls", &[&cpu]).text();
-    assert_eq!(left.trim(), "clone", "the session went with the shell that held it");
+    // The session goes with the shell that held it, as soon as the node has heard of that.
+    let until = Instant::now() + PATIENCE;
+    while machine.run("ls", &[&cpu]).text().trim() != "clone" {
+        assert!(Instant::now() < until, "the session is left");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn a_script_reads_what_happens_in_a_folder(machine: Machine) {
