@@ -23,6 +23,9 @@ use crate::said::{AT_FIRST, FIDS, Said};
 /// How long anything may take before it counts as never.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The bytes of the attributes that follow an entry of Rreaddirplus.
+const ATTRIBUTES: usize = 153;
+
 /// How long nothing need come before what waits is flushed.
 const IMPATIENCE: Duration = Duration::from_millis(250);
 
@@ -297,7 +300,8 @@ fn judge(state: &mut State, frame: &[u8], canary: &Canary) -> Result<(), String>
                 state.lapsed.clear();
             }
         }
-        R::Readdir { data } => entries(data.0)?,
+        R::Readdir { data } => entries(data.0, false)?,
+        R::Readdirplus { data } => entries(data.0, true)?,
         _ => {}
     }
     let failed = if state.dialect == Dialect::Legacy { 107 } else { 7 };
@@ -332,12 +336,18 @@ pub fn never_done() -> Vec<u8> {
     T::CODES.iter().copied().filter(|code| DONE[usize::from(*code) + 1].load(Ordering::Relaxed) == 0).collect()
 }
 
-/// Judges the entries of a directory.
-fn entries(mut data: &[u8]) -> Result<(), String> {
+/// Judges the entries of a directory, each of which has its attributes after it where these were asked for.
+fn entries(mut data: &[u8], with_attributes: bool) -> Result<(), String> {
     while !data.is_empty() {
         let (rest, entry) = Dirent::read(data).map_err(|why| format!("entries: {why}"))?;
-        Name::new(entry.name.0).map_err(|errno| format!("the entry {:?}: {errno:?}", entry.name))?;
-        data = rest;
+        let ends = with_attributes && entry.name.0.is_empty() && entry.offset == 0;
+        if !ends {
+            Name::new(entry.name.0).map_err(|errno| format!("the entry {:?}: {errno:?}", entry.name))?;
+        }
+        data = match if with_attributes { rest.split_at_checked(ATTRIBUTES) } else { Some((&[][..], rest)) } {
+            Some((_, rest)) if !ends || rest.is_empty() => rest,
+            other => return Err(format!("what follows the entry {:?}: {other:?}", entry.name)),
+        };
     }
     Ok(())
 }

@@ -54,11 +54,12 @@ impl fmt::Debug for Said {
 }
 
 /// Each message: its type byte, how often it is said, and its fields. `f` a fid, `D` one that is a directory as long as
-/// nothing was done to that, `F` one that anything is done to, `W` one that is made; `n` a name, `N` names to walk, `t` the target of a link, `a` an
-/// aname, `x` the name of an attribute, `v` a version; `d` data, `S` a stat; `o` the flags of an open, `m` permissions,
-/// `M` those with a type, `p` those of 9P2000, `b` a mode of 9P2000, `l` a length, `k` one that is small, `A` the mode of
-/// fallocate(2), `K` and `B` the type and the flags of a lock, `i` the name of a session, `c` a count, `g` an owner, `s` a set
-/// of flags, `r` a set of flags for a removal, `1` a byte, `4` a number, `?` no fid, `T` an old tag.
+/// nothing was done to that, `F` one that anything is done to, `W` one that is made; `n` a name, `N` names to walk, `t` the
+/// target of a link, `a` an aname, `x` the name of an attribute, `v` a version; `d` data, `S` a stat; `o` the flags of an
+/// open, `m` permissions, `M` those with a type, `p` those of 9P2000, `b` a mode of 9P2000, `l` a length, `k` one that is
+/// small, `A` the mode of fallocate(2), `h` what lseek(2) looks for, `K` and `B` the type and the flags of a lock, `i` the
+/// name of a session, `c` a count, `g` an owner, `s` a set of flags, `r` a set of flags for a removal, `1` a byte, `4` a
+/// number, `?` no fid, `T` an old tag.
 const TABLE: &[(u8, u8, &str)] = &[
     (8, 1, "f"),
     (12, 16, "Fo"),
@@ -72,7 +73,7 @@ const TABLE: &[(u8, u8, &str)] = &[
     (30, 2, "fWx"),
     (32, 2, "Fxl4"),
     (40, 8, "Flc"),
-    (50, 1, "f4"),
+    (50, 3, "F4"),
     (52, 5, "FKBll4x"),
     (54, 2, "F1ll4x"),
     (70, 3, "Dfn"),
@@ -98,11 +99,13 @@ const TABLE: &[(u8, u8, &str)] = &[
     (204, 5, "Flc"),
     (206, 3, "DnDns"),
     (208, 3, "FAlk"),
-    (210, 4, "Fl4"),
+    (210, 6, "Flh"),
     (212, 8, "FlFlk"),
     (214, 6, "Fd"),
     (216, 8, "f1"),
     (216, 4, "F1"),
+    (220, 6, "Dnc"),
+    (220, 1, "Fnc"),
 ];
 
 /// Messages that are never garbled, nor come of it: those that take room on the disk by a number alone (`Tallocate`,
@@ -307,14 +310,17 @@ impl Dice {
     fn number(&mut self, field: u8) -> u32 {
         match field {
             b'o' => {
-                let (access, flags) =
-                    (self.of(&[0, 0, 1, 2, 2, 3]), [0o100, 0o200, 0o1000, 0o2000, 0o20_0000, 0o40_0000]);
+                let (access, flags) = (
+                    self.of(&[0, 0, 1, 2, 2, 3]),
+                    [0o100, 0o200, 0o1000, 0o2000, 0o2000, 0o2000, 0o20_0000, 0o40_0000],
+                );
                 access | if self.one_in(3) { self.of(&flags) } else { 0 }
             }
             b'm' => self.of(&[0o755, 0o644, 0o600, 0o777, 0o7777, 0]),
             b'M' => self.of(&[0o755, 0o100_644, 0o10_600, 0o140_600, 0o20_666, 0o60_600, 0o40_755]),
             b'p' => self.of(&[0o644, 0o755, 0x8000_01ff, 0x4000_01a4, 0x2000_01a4, 0x1000_0000, 0o7777]),
             b'B' => self.of(&[0, 1, 1, 1, 2, !0]),
+            b'h' => self.of(&[3, 3, 4, 4, 0, !0]),
             b'A' => self.of(&[0, 0, 1, 3, 8, 0x10, 0x11, 0x20, !0]),
             b'c' => self.of(&[0, 1, 30, 100, 511, 512, 8192, 1 << 20, !0]),
             b'g' => self.of(&[!0, !0, 0, 1, 12345]),
@@ -322,5 +328,28 @@ impl Dice {
             b'r' => self.of(&[0, 0, 0x200, 1, !0]),
             _ => self.of(&[0, 1, 2, 3, 4, 100, 1 << 30, !0]),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_message_that_there_is_is_said_as_it_should_be() {
+        let words = Words::new(Vec::new(), vec![b"target".to_vec()]);
+        let mut said = BTreeSet::new();
+        for number in 0..50_000 {
+            let Said { frame, .. } = words.said(number, Dialect::ALL[number as usize % 3]);
+            if let Ok(Some(message)) = T::decode(frame[4], &frame[HEADER..]) {
+                said.insert(message.code());
+            }
+        }
+        // Those that were put in the table, not those that were made at random.
+        let listed: BTreeSet<u8> = TABLE.iter().map(|(code, ..)| *code).collect();
+        assert_eq!(said, T::CODES.iter().copied().collect());
+        assert_eq!(listed, said);
     }
 }
