@@ -20,7 +20,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::handle::{Handle, Stream};
-use crate::{Attr, Errno, FileKind, Name, Qid, Reply, SetAttr, StatFs, Who};
+use crate::{Attr, Errno, Name, Qid, Reply, SetAttr, StatFs, Who};
 
 /// Somewhere to attach: a disk tree, a synthetic tree, a remote server, a namespace.
 pub trait Tree: Send + Sync + 'static {
@@ -183,13 +183,21 @@ pub fn open_in_steps<'a, N: Node + ?Sized>(
     })
 }
 
-/// Fetches `name` by opening it: what [`Node::fetch`] does unless a tree knows better.
+/// Fetches `name` by opening it: what [`Node::fetch`] does unless a tree knows better. What is no regular file is not
+/// opened: that may wait, or mean something.
 pub fn fetch_in_steps<'a, N: Node + ?Sized>(node: &'a N, name: Name<'a>, count: u32) -> Reply<'a, (Qid, Bytes)> {
     Reply::later(async move {
-        let (names, want) = ([name], Want { attr: false, data: count, lease: LeaseKind::None });
-        let Opened { node, handle, first, .. } = node.open_at(&names, How::READ, want).await?;
-        let qid = node.ok_or(Errno::EIO)?.qid();
-        if qid.kind == FileKind::Dir || !handle.seekable() {
+        let Reached { node, attr, .. } = node.walk(&[name], Want::ATTR).await?.reached()?;
+        let attr = match attr {
+            Some(attr) => attr,
+            None => node.attr().await?,
+        };
+        if attr.mode & libc::S_IFMT != libc::S_IFREG {
+            return Err(Errno::EINVAL);
+        }
+        let want = Want { attr: false, data: count, lease: LeaseKind::None };
+        let Opened { handle, first, .. } = node.open_at(&[], How::READ, want).await?;
+        if !handle.seekable() {
             return Err(Errno::EINVAL);
         }
         let bytes = match first {
@@ -197,7 +205,7 @@ pub fn fetch_in_steps<'a, N: Node + ?Sized>(node: &'a N, name: Name<'a>, count: 
             None => handle.read(0, count).await?,
         };
         handle.close().await?;
-        Ok((qid, bytes))
+        Ok((node.qid(), bytes))
     })
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod in_steps;
 mod nobody;
 mod passed_on;
 mod trace;
