@@ -31,9 +31,11 @@ use crate::tell::Teller;
 
 mod dirs;
 mod order;
+mod room;
 
 pub(crate) use dirs::Ahead;
 pub(crate) use order::State;
+use room::{Room, Rooms};
 
 /// What is remembered of directories that were listed: so many entries in all, each directory counted as some.
 const ENTRIES: u64 = 100_000;
@@ -51,6 +53,8 @@ const OPENED: (usize, usize) = (16, 64);
 const FETCHED: usize = 256;
 /// What the first bytes of one batch take at most.
 const BYTES: u64 = 4 << 20;
+/// And those of all batches that nobody has opened yet.
+const ALL_BYTES: u64 = 32 << 20;
 /// Lookups in order before anything is foreseen.
 const LOOKUPS: u32 = 3;
 /// The same of opens, which say more.
@@ -68,6 +72,7 @@ pub(crate) struct Foresight {
     runtime: Runtime,
     kept: Arc<Kept>,
     teller: Teller,
+    rooms: Rooms,
 }
 
 #[derive(Clone)]
@@ -88,6 +93,8 @@ pub(crate) struct Foreseen {
     /// Whether it was opened, too.
     opened: bool,
     answer: Shared<Pin<Box<dyn Future<Output = Option<Answer>> + Send>>>,
+    /// For its bytes.
+    _room: Option<Arc<Room>>,
 }
 
 /// How it is asked about a name.
@@ -121,8 +128,8 @@ impl Foresight {
     /// Answers without a lease are given for `ttl` after they were asked for.
     pub(crate) fn new(ttl: Duration, runtime: Runtime, changes: Arc<Changes>, kept: Arc<Kept>, teller: Teller) -> Self {
         let dirs = Cache::with_weighter((ENTRIES / EACH) as usize, ENTRIES, Weight);
-        let to_list = Cache::new(COUNTED);
-        Self { dirs, to_list, changes, ttl, runtime, kept, teller }
+        let (to_list, rooms) = (Cache::new(COUNTED), Rooms::new(ALL_BYTES));
+        Self { dirs, to_list, changes, ttl, runtime, kept, teller, rooms }
     }
 
     /// The directory `dir`, which is `node`, was listed, whole or in part.
@@ -132,11 +139,14 @@ impl Foresight {
         }
         let id = dir.id;
         // One that is still good has been gone through in part already.
-        if let Some(good) = self.dirs.get(&id).filter(|there| there.is_whole() && !there.is_over(self.ttl)) {
-            gathered.told().for_each(|(name, id)| good.tells(name, id));
+        let is_good = |there: &Arc<Listed>| {
+            there.is_whole() && !there.is_over(self.ttl) && (there.lease().is_some() || gathered.lease.is_none())
+        };
+        if let Some(good) = self.dirs.get(&id).filter(is_good) {
+            good.takes_over(&gathered);
             return;
         }
-        let listed = Listed::new(dir, gathered, self.changes.clone(), &self.teller);
+        let listed = Listed::new(dir, gathered, self.changes.clone());
         let next = if listed.is_bare() { u32::MAX } else { LIST.0.max(listed.len() as u32 / LIST.1) };
         self.dirs.insert(id, listed.clone());
         self.to_list.insert(id, Arc::new(AtomicU32::new(next)));
@@ -235,7 +245,20 @@ impl Foresight {
         let gathered = Gathered::new(&self.changes);
         let want = Want { attr: false, data: FIRST_ENTRIES, lease: LeaseKind::Read };
         let opened = dir.open_at(&[], How { directory: true, ..How::READ }, want).await.ok()?;
-        gather_all(opened, gathered).await
+        self.gather_all(opened, gathered).await
+    }
+
+    /// All that `opened`, a directory, holds, added to what `gathered` says of when it was asked for.
+    async fn gather_all(&self, opened: Opened, mut gathered: Gathered) -> Option<Gathered> {
+        gathered.lease = gathered.lease.or(opened.lease.map(|lease| Leash::new(lease, &self.teller)));
+        let Handle::Dir(listing) = &opened.handle else { return None };
+        let mut entries = Vec::new();
+        let each = &mut |entry: Entry<'_>| {
+            entries.push(Seen::of(&entry));
+            if entries.len() > NAMES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        listing.list(0, each).await.ok()?;
+        gathered.add(0, entries, true, NAMES).then_some(gathered)
     }
 
     /// The same of a file that is opened: only if it was opened ahead.
@@ -290,6 +313,8 @@ impl Foresight {
             {
                 continue;
             }
+            // Where there is no room it is opened when it is asked for.
+            let Some(taken) = self.rooms.take(length) else { continue };
             room -= length;
             let way = match (opened, listed.covered(seen.name.as_name())) {
                 (false, _) => Way::Look,
@@ -298,7 +323,8 @@ impl Foresight {
             };
             let count = self.changes.count();
             let answer = self.clone().ask((listed.clone(), entry), dir.clone(), seen.name.clone(), way, count);
-            let foreseen = Foreseen { begun, count, opened, answer: answer.boxed().shared() };
+            let (answer, _room) = (answer.boxed().shared(), Some(Arc::new(taken)).filter(|_| length > 0));
+            let foreseen = Foreseen { begun, count, opened, answer, _room };
             asked.push((entry, foreseen.answer.clone()));
             state.foreseen.insert(entry, foreseen);
         }
@@ -355,19 +381,6 @@ impl Foresight {
             }
         }
     }
-}
-
-/// All that `opened`, a directory, holds, added to what `gathered` says of when it was asked for.
-async fn gather_all(opened: Opened, mut gathered: Gathered) -> Option<Gathered> {
-    gathered.lease = gathered.lease.or(opened.lease.map(Leash::new));
-    let Handle::Dir(listing) = &opened.handle else { return None };
-    let mut entries = Vec::new();
-    let each = &mut |entry: Entry<'_>| {
-        entries.push(Seen::of(&entry));
-        if entries.len() > NAMES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    };
-    listing.list(0, each).await.ok()?;
-    gathered.add(0, entries, true, NAMES).then_some(gathered)
 }
 
 /// Asks about `name`, an entry of `dir`. What fails is asked again by whoever wants to know why.

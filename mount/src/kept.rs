@@ -19,6 +19,7 @@ use quick_cache::sync::Cache;
 
 use crate::changes::Changes;
 use crate::fetched::Fetched;
+use crate::leash::Leash;
 use crate::listing::Listed;
 use crate::table::Inode;
 use crate::tell::Teller;
@@ -56,7 +57,7 @@ enum Under {
     /// A lease of its own.
     Lease(Lease),
     /// That of the directory.
-    Dir(Weak<Listed>, Arc<Fetched>),
+    Dir(Weak<Leash>, Arc<Fetched>),
 }
 
 #[derive(Default)]
@@ -103,10 +104,12 @@ impl File {
         let file = Arc::new_cyclic(|file| {
             let fetched = Arc::new(Fetched::new(dir.clone(), name, attr.qid, bytes.clone(), file.clone()));
             let (handle, first) = (Handle::Stream(fetched.clone()), Some(bytes));
-            let under = Under::Dir(Arc::downgrade(listed), fetched);
+            let under = Under::Dir(listed.lease().map(Arc::downgrade).unwrap_or_default(), fetched);
             Self { node: None, attr, handle, first, under, asked, changes, state }
         });
-        listed.covers(entry, &file);
+        if let Some(lease) = listed.lease() {
+            lease.covers(entry, &file);
+        }
         file
     }
 
@@ -114,7 +117,7 @@ impl File {
     pub(crate) fn is_good(&self) -> bool {
         let holds = match &self.under {
             Under::Lease(lease) => lease.holds(),
-            Under::Dir(listed, _) => listed.upgrade().is_some_and(|listed| listed.holds(LeaseKind::Read)),
+            Under::Dir(lease, _) => lease.upgrade().is_some_and(|lease| lease.holds(LeaseKind::Read)),
         };
         holds && !self.state.lock().broken && !self.changes.is_old(self.asked, self.attr.qid.path)
     }
@@ -129,6 +132,14 @@ impl File {
         match &self.under {
             Under::Lease(_) => None,
             Under::Dir(_, fetched) => Some(fetched),
+        }
+    }
+
+    /// The directory's lease that it is under: as long as somebody has the file open that is needed.
+    pub(crate) fn leash(&self) -> Option<Arc<Leash>> {
+        match &self.under {
+            Under::Lease(_) => None,
+            Under::Dir(lease, _) => lease.upgrade(),
         }
     }
 

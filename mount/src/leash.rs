@@ -1,44 +1,70 @@
-//! A lease on a directory, and what of it is left.
+//! A lease on a directory, what of it is left, and what the kernel was told under it.
 //!
-//! It may be broken while the directory is still being listed: then it is given back at once, since nobody has been told
-//! anything that would have to be taken back first. Afterwards the listing is told of a break, and gives it back itself.
+//! Made as soon as a directory is opened, which is before it has been listed, and shared by the listing and whoever has
+//! open what was fetched under it. It is broken by the task that reads from the server; the thread of [`crate::tell`] then
+//! gives it back. Invariant: it is not given back, by a break or because nobody needs it any more, before the kernel was
+//! told that what it was told under it may be old.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
-use p9::tree::{Lease, LeaseKind, OnBreak};
+use p9::tree::{Lease, LeaseKind};
+use p9::{Name, NameBuf};
+use parking_lot::Mutex;
+
+use crate::kept::File;
+use crate::tell::Teller;
 
 /// A lease on a directory.
 pub(crate) struct Leash {
     lease: Lease,
-    left: Arc<AtomicU8>,
+    left: AtomicU8,
+    teller: Teller,
+    /// What the kernel calls the directory; 0 while it is not known to have asked about it.
+    dir: AtomicU64,
+    told: Mutex<Told>,
+    /// Files that were fetched under it, by their place in the listing.
+    fetched: Mutex<HashMap<usize, Weak<File>>>,
+}
+
+/// What the kernel was told, and when: files, by its number, and names.
+#[derive(Default)]
+struct Told {
+    files: HashMap<u64, Instant>,
+    names: HashMap<NameBuf, Instant>,
+}
+
+/// What the kernel was told lately, and may not know any more.
+#[derive(Default)]
+pub(crate) struct Old {
+    /// What it calls the directory, if that is known.
+    pub(crate) dir: Option<u64>,
+    pub(crate) files: Vec<u64>,
+    pub(crate) names: Vec<NameBuf>,
 }
 
 impl Leash {
-    /// Breaks of `lease` are answered from now on.
-    pub(crate) fn new(lease: Lease) -> Self {
-        let left = Arc::new(AtomicU8::new(lease.kind.to_wire()));
-        // Not the lease itself, which owns whoever listens.
-        let (guard, less) = (Arc::downgrade(&lease.guard), left.clone());
-        lease.tell(Arc::new(move |keep: LeaseKind| {
-            less.fetch_min(keep.to_wire(), Ordering::SeqCst);
-            if let Some(guard) = guard.upgrade() {
-                guard.keep(keep);
+    /// Breaks of `lease` are answered from now on, by `teller`.
+    pub(crate) fn new(lease: Lease, teller: &Teller) -> Arc<Self> {
+        let (left, dir) = (AtomicU8::new(lease.kind.to_wire()), AtomicU64::new(0));
+        let (told, fetched) = (Mutex::default(), Mutex::default());
+        let leash = Arc::new(Self { lease, left, teller: teller.clone(), dir, told, fetched });
+        // Not the leash itself, which owns whoever listens.
+        let weak = Arc::downgrade(&leash);
+        leash.lease.tell(Arc::new(move |keep: LeaseKind| {
+            if let Some(leash) = weak.upgrade() {
+                leash.left.fetch_min(keep.to_wire(), Ordering::SeqCst);
+                leash.teller.dir_broken(leash.clone(), keep);
             }
         }));
-        Self { lease, left }
+        leash
     }
 
-    /// `on_break` answers breaks from now on: at once, if there was one.
-    pub(crate) fn listen(&self, on_break: OnBreak) {
-        let (less, told) = (self.left.clone(), on_break.clone());
-        self.lease.tell(Arc::new(move |keep: LeaseKind| {
-            less.fetch_min(keep.to_wire(), Ordering::SeqCst);
-            told(keep);
-        }));
-        if self.is_broken() {
-            on_break(self.left());
-        }
+    /// The kernel calls the directory `id`.
+    pub(crate) fn is_of(&self, id: u64) {
+        self.dir.store(id, Ordering::SeqCst);
     }
 
     fn left(&self) -> LeaseKind {
@@ -55,8 +81,71 @@ impl Leash {
         self.left() < self.lease.kind
     }
 
+    /// The kernel is told the attributes of the directory itself.
+    pub(crate) fn tells_own(&self) {
+        self.told.lock().files.insert(self.dir.load(Ordering::SeqCst), Instant::now());
+    }
+
+    /// The kernel is told that `name` is the file that it calls `id`.
+    pub(crate) fn tells(&self, name: Name<'_>, id: u64) {
+        let (mut told, now) = (self.told.lock(), Instant::now());
+        told.files.insert(id, now);
+        told.names.insert(name.into(), now);
+    }
+
+    /// The kernel was told `what` by an answer that has gone out now. If there was a break meanwhile it came before that, and
+    /// was told too early.
+    pub(crate) fn has_told(self: &Arc<Self>, what: &[(NameBuf, u64)]) {
+        if self.is_broken() {
+            what.iter().for_each(|(name, id)| self.tells(name.as_name(), *id));
+            self.teller.dir_broken(self.clone(), self.left());
+        }
+    }
+
+    /// What the kernel was told is covered by another lease.
+    pub(crate) fn forgets(&self) {
+        *self.told.lock() = Told::default();
+    }
+
+    /// What the kernel was told within `ttl` and may not know any more: files, and names unless `keep` lets it.
+    pub(crate) fn told_lately(&self, ttl: Duration, keep: LeaseKind) -> Old {
+        let mut told = self.told.lock();
+        let lately = |when: &Instant| when.elapsed() < ttl;
+        let files = std::mem::take(&mut told.files).into_iter().filter(|(_, when)| lately(when));
+        let files = files.map(|(id, _)| id).collect();
+        let names = if keep < LeaseKind::Attr { std::mem::take(&mut told.names) } else { HashMap::new() };
+        let names = names.into_iter().filter(|(_, when)| lately(when)).map(|(name, _)| name).collect();
+        let dir = Some(self.dir.load(Ordering::SeqCst)).filter(|dir| *dir != 0);
+        Old { dir, files, names }
+    }
+
+    /// `file`, the entry at `entry` in the listing, was fetched under the lease.
+    pub(crate) fn covers(&self, entry: usize, file: &Arc<File>) {
+        self.fetched.lock().insert(entry, Arc::downgrade(file));
+    }
+
+    /// What was fetched as the entry at `entry` in the listing.
+    pub(crate) fn fetched(&self, entry: usize) -> Option<Arc<File>> {
+        self.fetched.lock().get(&entry).and_then(Weak::upgrade)
+    }
+
+    /// What was fetched under the lease, and is not good any more.
+    pub(crate) fn uncovered(&self) -> Vec<Arc<File>> {
+        let fetched = std::mem::take(&mut *self.fetched.lock());
+        fetched.values().filter_map(Weak::upgrade).collect()
+    }
+
     /// Gives back all but `keep`.
     pub(crate) fn let_go(&self, keep: LeaseKind) {
         self.lease.keep(keep);
+    }
+}
+
+impl Drop for Leash {
+    fn drop(&mut self) {
+        let old = self.told_lately(self.teller.ttl(), LeaseKind::None);
+        if !old.files.is_empty() || !old.names.is_empty() {
+            self.teller.dir_gone(self.lease.clone(), old);
+        }
     }
 }

@@ -1,12 +1,11 @@
 //! What a directory held when it was listed, and what of that may be told without asking.
 //!
-//! Made when a listing has come to its end, asked by lookups, in the request's task; broken by the task that reads from
-//! the server. Under a lease on the directory's contents it answers for its files and for names that are not there, until
+//! Made when a listing has come to its end, asked by lookups, in the request's task. Under a lease on the directory's contents it answers for its files and for names that are not there, until
 //! somebody else changes one; without, for a moment, and for what is there alone. Invariant: what was changed through this
 //! mount since the listing began is not told (see [`crate::changes`]).
 
 use std::collections::HashMap;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use p9::tree::LeaseKind;
@@ -15,10 +14,8 @@ use parking_lot::Mutex;
 
 use crate::changes::Changes;
 use crate::foresight::State as Ways;
-use crate::kept::File;
 use crate::leash::Leash;
 use crate::table::Inode;
-use crate::tell::Teller;
 
 /// An entry of a directory, as it was listed.
 pub(crate) struct Seen {
@@ -52,7 +49,7 @@ pub(crate) struct Gathered {
     pub(crate) begun: Instant,
     /// The count of [`Changes`] when it began.
     pub(crate) asked: u64,
-    pub(crate) lease: Option<Leash>,
+    pub(crate) lease: Option<Arc<Leash>>,
     /// The directory's own attributes, if they came along under the lease.
     pub(crate) own: Option<Attr>,
 }
@@ -112,20 +109,10 @@ pub(crate) struct Listed {
     begun: Instant,
     asked: u64,
     changes: Arc<Changes>,
-    lease: Option<Leash>,
+    lease: Option<Arc<Leash>>,
     own: Option<Attr>,
-    told: Mutex<Told>,
-    /// Files that were fetched under the lease, by their place in `entries`.
-    fetched: Mutex<HashMap<usize, Weak<File>>>,
     /// How it is gone through.
     pub(crate) ways: Mutex<Ways>,
-}
-
-/// What the kernel was told of lately, and when: files, by its number, and names.
-#[derive(Default)]
-struct Told {
-    files: HashMap<u64, Instant>,
-    names: HashMap<NameBuf, Instant>,
 }
 
 /// What a listing says of a name.
@@ -138,33 +125,20 @@ pub(crate) enum Known {
 }
 
 impl Listed {
-    /// The directory `dir`, as it was listed. `teller` tells the kernel of what changes.
-    pub(crate) fn new(dir: Arc<Inode>, gathered: Gathered, changes: Arc<Changes>, teller: &Teller) -> Arc<Self> {
-        let (mut told, now) = (Told::default(), Instant::now());
-        for (name, id) in gathered.told() {
-            told.files.insert(id, now);
-            told.names.insert(name.into(), now);
-        }
+    /// The directory `dir`, as it was listed.
+    pub(crate) fn new(dir: Arc<Inode>, gathered: Gathered, changes: Arc<Changes>) -> Arc<Self> {
         let Gathered { entries, whole, begun, asked, lease, own } = gathered;
+        if let Some(lease) = &lease {
+            lease.is_of(dir.id);
+        }
         let mut sorted: Vec<usize> = (0..entries.len()).collect();
         sorted.sort_unstable_by(|a, b| entries[*a].name.cmp(&entries[*b].name));
         let mut places: HashMap<NameBuf, Places> = HashMap::with_capacity(entries.len());
         for (place, &entry) in sorted.iter().enumerate() {
             places.insert(entries[entry].name.clone(), [entry, place]);
         }
-        let (told, fetched, ways) = (Mutex::new(told), Mutex::default(), Mutex::default());
-        let listed =
-            Self { dir, entries, sorted, places, whole, begun, asked, changes, lease, own, told, fetched, ways };
-        let listed = Arc::new(listed);
-        if let Some(lease) = &listed.lease {
-            let (weak, teller) = (Arc::downgrade(&listed), teller.clone());
-            lease.listen(Arc::new(move |keep: LeaseKind| {
-                if let Some(listed) = weak.upgrade() {
-                    teller.dir_broken(listed, keep);
-                }
-            }));
-        }
-        listed
+        let ways = Mutex::default();
+        Arc::new(Self { dir, entries, sorted, places, whole, begun, asked, changes, lease, own, ways })
     }
 
     /// Where `name` is.
@@ -194,7 +168,7 @@ impl Listed {
     }
 
     fn is_broken(&self) -> bool {
-        self.lease.as_ref().is_some_and(Leash::is_broken)
+        self.lease.as_ref().is_some_and(|lease| lease.is_broken())
     }
 
     /// Whether a new listing would tell more.
@@ -243,25 +217,34 @@ impl Listed {
         (!self.changes.is_old(self.asked, self.dir.qid_path)).then_some(own)
     }
 
-    /// The kernel was told the directory's own attributes.
+    /// The kernel is told the directory's own attributes.
     pub(crate) fn tells_own(&self) {
-        self.told.lock().files.insert(self.dir.id, Instant::now());
+        if let Some(lease) = &self.lease {
+            lease.tells_own();
+        }
     }
 
-    /// The kernel was told that `name` is the file that it calls `id`.
+    /// The kernel is told that `name` is the file that it calls `id`.
     pub(crate) fn tells(&self, name: Name<'_>, id: u64) {
-        let (mut told, now) = (self.told.lock(), Instant::now());
-        told.files.insert(id, now);
-        told.names.insert(name.into(), now);
+        if let Some(lease) = &self.lease {
+            lease.tells(name, id);
+        }
     }
 
-    /// What the kernel was told within `ttl` and may not know any more: files, and names unless `keep` lets it.
-    pub(crate) fn told_lately(&self, ttl: Duration, keep: LeaseKind) -> (Vec<u64>, Vec<NameBuf>) {
-        let mut told = self.told.lock();
-        let files = std::mem::take(&mut told.files).into_iter().filter(|(_, when)| when.elapsed() < ttl);
-        let files = files.map(|(id, _)| id).collect();
-        let names = if keep < LeaseKind::Attr { std::mem::take(&mut told.names) } else { HashMap::new() };
-        (files, names.into_iter().filter(|(_, when)| when.elapsed() < ttl).map(|(name, _)| name).collect())
+    /// The kernel was told by `other`, a listing of the same directory that is not kept beside this one: what of that a
+    /// lease covered this one's covers from now on.
+    pub(crate) fn takes_over(&self, other: &Gathered) {
+        if let (Some(lease), Some(others)) = (&self.lease, &other.lease) {
+            let told: Vec<_> = other.told().map(|(name, id)| (name.into(), id)).collect();
+            told.iter().for_each(|(name, id): &(NameBuf, u64)| lease.tells(name.as_name(), *id));
+            others.forgets();
+            lease.has_told(&told);
+        }
+    }
+
+    /// The lease that covers it, if one does.
+    pub(crate) fn lease(&self) -> Option<&Arc<Leash>> {
+        self.lease.as_ref()
     }
 
     /// The attributes of `name`, if it is a regular file that is covered by the lease, contents and all.
@@ -272,28 +255,10 @@ impl Listed {
         }
     }
 
-    /// `file`, the entry at `entry` in the listing, was fetched under the lease.
-    pub(crate) fn covers(&self, entry: usize, file: &Arc<File>) {
-        self.fetched.lock().insert(entry, Arc::downgrade(file));
-    }
-
     /// Whether the entry at `entry` in the listing was fetched, and still is what it was.
     pub(crate) fn has_fetched(&self, entry: usize) -> bool {
-        let file = self.fetched.lock().get(&entry).and_then(Weak::upgrade);
+        let file = self.lease.as_ref().and_then(|lease| lease.fetched(entry));
         file.is_some_and(|file| file.is_good())
-    }
-
-    /// What was fetched under the lease, and is not good any more.
-    pub(crate) fn uncovered(&self) -> Vec<Arc<File>> {
-        let fetched = std::mem::take(&mut *self.fetched.lock());
-        fetched.values().filter_map(Weak::upgrade).collect()
-    }
-
-    /// Gives back all of the lease but `keep`.
-    pub(crate) fn let_go(&self, keep: LeaseKind) {
-        if let Some(lease) = &self.lease {
-            lease.let_go(keep);
-        }
     }
 }
 
@@ -310,8 +275,7 @@ mod tests {
         let (changes, root) = (Arc::<Changes>::default(), Inode::root_for_tests());
         let mut gathered = Gathered::new(&changes);
         assert!(gathered.add(0, [seen("c", 1), seen("a", 2), seen("b", 3)], true, 10));
-        let teller = Teller::start(&Arc::default(), Duration::ZERO, crate::tell::tests::runtime()).unwrap();
-        let listed = Listed::new(root, gathered, changes, &teller);
+        let listed = Listed::new(root, gathered, changes);
         assert_eq!(listed.find(Name::new(b"c").unwrap()), Some([0, 2]));
         assert_eq!((listed.at(1, 2).0, listed.place_in(1, 0)), (0, 2));
     }

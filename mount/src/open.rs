@@ -16,6 +16,7 @@ use tokio::task::AbortHandle;
 use crate::ahead::Ahead;
 use crate::hold::Hold;
 use crate::kept::File;
+use crate::leash::Leash;
 use crate::listing::Gathered;
 use crate::table::Inode;
 
@@ -56,6 +57,8 @@ pub(crate) struct Open {
     pub(crate) too_many: Mutex<Vec<NameBuf>>,
     /// What it shares with others who have the file open, if it does.
     pub(crate) kept: Option<Arc<File>>,
+    /// The directory's lease that covers it, where it has none of its own.
+    pub(crate) _leash: Option<Arc<Leash>>,
     /// What is held back of what was written, if it may be.
     pub(crate) hold: Option<Arc<Hold>>,
     /// The task that waits for what a poll asked about.

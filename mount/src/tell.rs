@@ -15,12 +15,12 @@ use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
 use p9::NameBuf;
-use p9::tree::LeaseKind;
+use p9::tree::{Lease, LeaseKind};
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::Semaphore;
 
 use crate::kept::{File, Kept};
-use crate::listing::Listed;
+use crate::leash::{Leash, Old};
 use crate::table::Inode;
 
 /// Files and directories about which the kernel is told at a time what it may have to wait for.
@@ -31,6 +31,7 @@ const AT_A_TIME: usize = 16;
 pub(crate) struct Teller {
     broken: Sender<Broken>,
     kernel: Arc<OnceLock<Notifier>>,
+    ttl: Duration,
     late: Late,
 }
 
@@ -45,7 +46,9 @@ struct Late {
 enum Broken {
     File(Arc<File>),
     /// Down to so much.
-    Dir(Arc<Listed>, LeaseKind),
+    Dir(Arc<Leash>, LeaseKind),
+    /// Nobody needs it any more.
+    Gone(Lease, Old),
 }
 
 /// What the thread works with.
@@ -65,12 +68,17 @@ impl Teller {
         let late = Late { runtime, turns: Arc::new(Semaphore::new(AT_A_TIME)) };
         let thread = Thread { kept: Arc::downgrade(kept), kernel: kernel.clone(), ttl, late: late.clone() };
         std::thread::Builder::new().name("mount-tell".into()).spawn(move || thread.run(&breaks))?;
-        Ok(Self { broken, kernel, late })
+        Ok(Self { broken, kernel, ttl, late })
     }
 
     /// From now on there is a kernel to be told.
     pub(crate) fn begin(&self, kernel: Notifier) {
         _ = self.kernel.set(kernel);
+    }
+
+    /// How long the kernel keeps what it is told.
+    pub(crate) fn ttl(&self) -> Duration {
+        self.ttl
     }
 
     /// The kernel was told attributes of `inode` that are old. For this it waits for nobody, so it may be said while a
@@ -101,8 +109,13 @@ impl Teller {
     }
 
     /// The lease of `dir` was broken down to `keep`.
-    pub(crate) fn dir_broken(&self, dir: Arc<Listed>, keep: LeaseKind) {
+    pub(crate) fn dir_broken(&self, dir: Arc<Leash>, keep: LeaseKind) {
         _ = self.broken.send(Broken::Dir(dir, keep));
+    }
+
+    /// `lease`, under which the kernel was told what is `old` from now on, is to be given back.
+    pub(crate) fn dir_gone(&self, lease: Lease, old: Old) {
+        _ = self.broken.send(Broken::Gone(lease, old));
     }
 }
 
@@ -112,6 +125,11 @@ impl Thread {
             match broken {
                 Broken::File(file) => self.file(&file),
                 Broken::Dir(dir, keep) => self.dir(&dir, keep),
+                Broken::Gone(lease, old) => {
+                    self.old(&old);
+                    drop(lease);
+                    self.old_names(old);
+                }
             }
         }
     }
@@ -130,12 +148,11 @@ impl Thread {
         }
     }
 
-    fn dir(&self, dir: &Listed, keep: LeaseKind) {
-        let id = dir.dir.id;
-        let (files, names) = dir.told_lately(self.ttl, keep);
-        files.into_iter().for_each(|file| self.attributes(file));
-        if keep < LeaseKind::Attr {
-            self.attributes(id);
+    fn dir(&self, dir: &Leash, keep: LeaseKind) {
+        let old = dir.told_lately(self.ttl, keep);
+        self.old(&old);
+        if let Some(dir) = old.dir.filter(|_| keep < LeaseKind::Attr) {
+            self.attributes(dir);
         }
         let fetched = if keep < LeaseKind::Read { dir.uncovered() } else { Vec::new() };
         fetched.iter().for_each(|file| self.uncovered(file));
@@ -149,8 +166,18 @@ impl Thread {
         if !pages.is_empty() {
             self.late.tell(&self.kernel, move |kernel| pages.iter().for_each(|&id| tell(kernel, INodeNo(id), 0)));
         }
-        if !names.is_empty() {
-            self.late.tell(&self.kernel, move |kernel| tell_names(kernel, id, &names));
+        self.old_names(old);
+    }
+
+    /// What the kernel was told of attributes is old.
+    fn old(&self, old: &Old) {
+        old.files.iter().for_each(|file| self.attributes(*file));
+    }
+
+    /// The same of names.
+    fn old_names(&self, Old { dir, names, .. }: Old) {
+        if let Some(dir) = dir.filter(|_| !names.is_empty()) {
+            self.late.tell(&self.kernel, move |kernel| tell_names(kernel, dir, &names));
         }
     }
 

@@ -85,6 +85,19 @@ struct Found {
     node: Option<NodeRef>,
 }
 
+/// What the kernel is told under a lease by one answer: names, and what they are called.
+pub(super) struct ToldUnder {
+    leash: Arc<Leash>,
+    names: Vec<(NameBuf, u64)>,
+}
+
+impl ToldUnder {
+    /// The answer has gone out.
+    pub(super) fn sent(&self) {
+        self.leash.has_told(&self.names);
+    }
+}
+
 impl Bridge {
     pub(super) async fn sync_dir(&self, id: INodeNo) -> Result<(), Errno> {
         let inode = self.inode(id)?;
@@ -110,7 +123,10 @@ impl Bridge {
             return Err(Errno::ENOTDIR);
         }
         let mut open = Open::new(inode, Some(node), handle, how, &Attr::default(), None, None).0;
-        gathered.lease = gathered.lease.or(lease.map(Leash::new));
+        gathered.lease = gathered.lease.or(lease.map(|lease| Leash::new(lease, &self.teller)));
+        if let Some(lease) = &gathered.lease {
+            lease.is_of(id.0);
+        }
         gathered.own = attr.filter(|_| gathered.lease.as_ref().is_some_and(|lease| lease.holds(LeaseKind::Read)));
         open.asked = gathered.asked;
         *open.listed.lock() = Some(gathered);
@@ -151,10 +167,11 @@ impl Bridge {
         answer
     }
 
-    /// Fills `list` with the entries after `offset` and their attributes.
+    /// Fills `list` with the entries after `offset` and their attributes. Gives what the lease is to hear of once that has
+    /// gone out.
     pub(super) async fn list_plus(
         &self, fh: FileHandle, offset: u64, list: Filling<ReplyDirectoryPlus>,
-    ) -> Result<(), Errno> {
+    ) -> Result<Option<ToldUnder>, Errno> {
         let open = self.opens.get(fh.0)?;
         let Handle::Dir(dir) = &open.handle else { return Err(Errno::ENOTDIR) };
         self.has_too_many(&open);
@@ -163,7 +180,7 @@ impl Bridge {
         let dot = |next, name: &[u8]| {
             list.is_full(|reply| reply.add(here.ino, next, OsStr::from_bytes(name), &Duration::ZERO, &here, ONLY))
         };
-        let Some(after) = dots(offset, dot) else { return Ok(()) };
+        let Some(after) = dots(offset, dot) else { return Ok(None) };
         let mut cookie = after;
         let most = open.batch.load(Ordering::Relaxed);
         let (mut batch, mut ended) = (Vec::new(), false);
@@ -181,8 +198,15 @@ impl Bridge {
                 look_up(&self.node_of(&open).await?, &mut batch).await;
             }
         }
-        let ids: Vec<u64> = batch.iter().map_while(|found| self.add_to(&list, found, &open)).collect();
+        let lease = open.listed.lock().as_ref().and_then(|gathered| gathered.lease.clone());
+        let add = |found| self.add_to(&list, found, &open, lease.as_deref());
+        let ids: Vec<u64> = batch.iter().map_while(add).collect();
         let fitted = ids.len();
+        let told = |leash| ToldUnder {
+            leash,
+            names: batch.iter().zip(&ids).map(|(found, id)| (found.name.clone(), *id)).collect(),
+        };
+        let told = lease.clone().map(told);
         if fitted == batch.len() {
             // There was room for more.
             open.batch.store(LARGEST_BATCH.min(most * 2), Ordering::Relaxed);
@@ -197,7 +221,7 @@ impl Bridge {
             Seen { name: found.name, attr, id: Some(id), cookie: found.cookie }
         };
         self.has_listed(&open, after, batch.into_iter().zip(ids).map(seen), ended);
-        Ok(())
+        Ok(told)
     }
 
     /// These entries of `open` were listed after the cookie `after`, and no more follow if it `ended`. Programs that go
@@ -206,7 +230,8 @@ impl Bridge {
         {
             let mut listed = open.listed.lock();
             let Some(gathered) = &mut *listed else { return };
-            if !gathered.add(after, entries, ended, NAMES) {
+            // What is not remembered needs no lease.
+            if !gathered.add(after, entries, ended, NAMES) || gathered.entries.len() > NAMES {
                 *listed = None;
             }
         }
@@ -233,7 +258,9 @@ impl Bridge {
 
     /// Adds `found`, an entry of `open`, to `list` and to what the kernel knows, by the number that is given; `None` if it is
     /// full.
-    fn add_to(&self, list: &Filling<ReplyDirectoryPlus>, found: &Found, open: &Open) -> Option<u64> {
+    fn add_to(
+        &self, list: &Filling<ReplyDirectoryPlus>, found: &Found, open: &Open, lease: Option<&Leash>,
+    ) -> Option<u64> {
         let &Found { ref name, qid, kind, cookie, attr, ref node } = found;
         let (dir, asked) = (&open.inode, open.asked);
         let inode = self.table.enter(dir, name.as_name(), qid, node.clone());
@@ -247,6 +274,12 @@ impl Bridge {
             node.is_none() && (name || self.changes.is_old(asked, qid.path))
         };
         let attr = attr.filter(|_| !is_old());
+        // Nor what another may have changed since.
+        let holds = lease.is_none_or(|lease| {
+            lease.tells(name.as_name(), inode.id);
+            !lease.is_broken()
+        });
+        let attr = attr.filter(|_| holds || node.is_some());
         let (attr, ttl) = attr.map_or((unknown, Duration::ZERO), |attr| (attr, self.options.ttl));
         inode.learn(&attr);
         if attr.bare {

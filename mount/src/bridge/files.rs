@@ -86,6 +86,7 @@ impl Open {
             asked: 0,
             listed,
             too_many,
+            _leash: kept.as_ref().and_then(|file| file.leash()),
             kept,
             hold: None,
             poll,
@@ -175,6 +176,7 @@ impl Bridge {
     fn share(&self, inode: &Arc<Inode>, file: &Arc<File>) -> Option<(u64, FopenFlags)> {
         // Before the look, so that the bytes are old if they change from here on.
         let writes = inode.writes();
+        let _leash = file.leash();
         if !file.is_known_as(inode) {
             return None;
         }

@@ -293,9 +293,12 @@ impl Filesystem for Fs {
     fn readdirplus(&self, r: &Request, _: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
         let reply = Filling::new(reply);
         let list = reply.clone();
-        answer!(self, r, Bounded, reply, |b| b.list_plus(fh, offset, list), |reply, ()| {
+        answer!(self, r, Bounded, reply, |b| b.list_plus(fh, offset, list), |reply, told| {
             if let Some(list) = reply.take() {
                 list.ok();
+            }
+            if let Some(told) = told {
+                told.sent();
             }
         });
     }

@@ -11,7 +11,7 @@ use p9::{FileKind, How, Name, NodeRef, Opened, Want};
 use tokio::task::JoinHandle;
 
 use super::order::State;
-use super::{Foresight, OPENED, UNUSED, gather_all};
+use super::{Foresight, OPENED, UNUSED};
 use crate::leash::Leash;
 use crate::listing::{Gathered, Listed, Places};
 use crate::table::Inode;
@@ -26,7 +26,7 @@ pub(crate) struct Ahead {
     pub(crate) node: NodeRef,
     pub(crate) opened: Opened,
     /// Breaks are answered from the start: others wait for that.
-    pub(crate) lease: Option<Leash>,
+    pub(crate) lease: Option<Arc<Leash>>,
     /// When it was asked for, and the count of [`crate::changes::Changes`] by then.
     pub(crate) begun: Instant,
     pub(crate) asked: u64,
@@ -48,7 +48,7 @@ impl Foresight {
         let ahead = self.open_dir(id, dir, name).await.filter(|ahead| self.is_still(ahead, inode));
         if let Some(Ahead { node, opened, lease, begun, asked }) = ahead {
             let gathered = Gathered { begun, asked, lease, ..Gathered::new(&self.changes) };
-            if let Some(gathered) = gather_all(opened, gathered).await {
+            if let Some(gathered) = self.gather_all(opened, gathered).await {
                 self.listed(inode.clone(), Some(&node), gathered);
             }
         }
@@ -93,11 +93,12 @@ impl Foresight {
                 continue;
             }
             let (dir, name, asked) = (dir.clone(), seen.name.clone(), self.changes.count());
+            let teller = self.teller.clone();
             let opening = self.runtime.spawn(async move {
                 let how = How { directory: true, ..How::READ };
                 let want = Want { attr: true, data: FIRST_ENTRIES, lease: LeaseKind::Read };
                 let mut opened = dir.open_at(&[name.as_name()], how, want).await.ok()?;
-                let lease = opened.lease.take().map(Leash::new);
+                let lease = opened.lease.take().map(|lease| Leash::new(lease, &teller));
                 Some(Ahead { node: opened.node.clone()?, opened, lease, begun, asked })
             });
             state.dirs_coming.insert(entry, Coming { begun, opening });

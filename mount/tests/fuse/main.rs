@@ -14,6 +14,7 @@ mod locks;
 mod names;
 mod reads;
 mod synthetic;
+mod told;
 mod users;
 mod waiting;
 
