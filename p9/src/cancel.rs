@@ -16,6 +16,7 @@ use std::task::Poll;
 use tokio::sync::Notify;
 
 use crate::Errno;
+pub use crate::brief::brief;
 
 tokio::task_local! {
     static CURRENT: Cancel;

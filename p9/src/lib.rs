@@ -7,6 +7,7 @@
 //! Nothing in this crate listens, daemonises, reads the environment or installs a log subscriber: the caller hands
 //! in the stream, the limits and the shutdown.
 
+mod brief;
 mod buffers;
 mod errno;
 mod frame;

@@ -1,6 +1,6 @@
 //! What changes a disk tree: making, removing, renaming, linking, and setting attributes.
 //!
-//! Called by a node on the blocking pool, each operation as one step of which a cancellation waits for the end.
+//! Called by a node, each operation as one step of which a cancellation waits for the end.
 //! Invariant: a read-only tree refuses all of it, and nothing here acts on a path of more than one component.
 
 use std::os::fd::{AsFd, OwnedFd};

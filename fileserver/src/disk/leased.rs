@@ -1,8 +1,7 @@
 //! What a disk node does about leases: who has to give one back before an operation, and who gets one.
 //!
 //! Called by the node's operations. While nothing is leased, each of them is what it would be without leases; else what
-//! is in the way is asked for and waited for first, in the operation's own future and holding nothing. What the kernel
-//! has to do stays on the blocking pool.
+//! is in the way is asked for and waited for first, in the operation's own future and holding nothing.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -14,7 +13,7 @@ use rustix::fs::OFlags;
 
 use super::change::{Made, Making};
 use super::inode::{Inode, Reach, Seen};
-use super::node::{DiskNode, first_bytes};
+use super::node::{DiskNode, Pace, first_bytes};
 use super::sys;
 use crate::Leases;
 use crate::empty::Empty;
@@ -35,19 +34,19 @@ impl DiskNode {
         &self.inode.disk.options.leases
     }
 
-    /// Does `work`, which changes the inodes that `keys` finds (`EAGAIN` where that would wait and is not to), on the
-    /// blocking pool, once other clients have given their leases on them back.
+    /// Does `work`, which changes the inodes that `keys` finds (`EAGAIN` where that would wait and is not to), once other
+    /// clients have given their leases on them back.
     pub(super) fn changing<'a, T: Send + 'static>(
-        &self, keys: impl Fn(&Self, bool) -> Result<Vec<u64>, Errno> + Send + 'static,
+        &self, pace: Pace, keys: impl Fn(&Self, bool) -> Result<Vec<u64>, Errno> + Send + 'static,
         work: impl FnOnce(Self) -> Result<T, Errno> + Send + 'static,
     ) -> Reply<'a, T> {
+        let node = self.clone();
         if let Some(quick) = self.leases().quick() {
-            return self.later(move |node| {
+            return Reply::later(node.at(pace, move |node| {
                 let _quick = quick;
                 work(node)
-            });
+            }));
         }
-        let node = self.clone();
         Reply::later(async move {
             let keys = match keys(&node, true) {
                 Err(Errno::EAGAIN) => {
@@ -58,7 +57,7 @@ impl DiskNode {
             };
             let claim = node.leases().claim(node.client, LeaseKind::None, &keys);
             claim.settle().await;
-            blocking(move || {
+            node.at(pace, move |node| {
                 let _claim = claim;
                 work(node)
             })
@@ -217,10 +216,12 @@ impl DiskNode {
 
     pub(super) fn create_soon<'a>(&self, name: NameBuf, making: Making) -> Reply<'a, Created> {
         if let Some(quick) = self.leases().quick() {
-            return self.later(move |node| {
+            let pace = if making.opens().is_none() { Pace::Brief } else { Pace::Slow };
+            let create = move |node: Self| {
                 let _quick = quick;
                 Ok(node.made(node.create_now(name.as_name(), &making)?, None))
-            });
+            };
+            return Reply::later(self.clone().at(pace, create));
         }
         Reply::later(self.clone().create_leased(name, making))
     }
@@ -228,7 +229,9 @@ impl DiskNode {
     async fn create_leased(self, name: NameBuf, making: Making) -> Result<Created, Errno> {
         let (looks, called) = (self.clone(), name.clone());
         let there = match making.opens() {
-            Some(how) => blocking(move || Ok(looks.entry_named(&called))).await?.map(|file| (file, how)),
+            Some(how) => {
+                looks.at(Pace::Brief, move |looks| Ok(looks.entry_named(&called))).await?.map(|file| (file, how))
+            }
             None => None,
         };
         // To open what is there changes nothing in the directory.
@@ -244,13 +247,15 @@ impl DiskNode {
             None => claim = Some(self.claimed(LeaseKind::None).await),
         }
         let expected = there.is_none();
-        let (node, kept) = (self.clone(), writer.clone());
-        let (created, fresh, claim) = blocking(move || {
+        let kept = writer.clone();
+        let create = move |node: Self| {
             let made = node.create_now(name.as_name(), &making)?;
             let fresh = made.fresh;
             Ok((node.made(made, kept), fresh, claim))
-        })
-        .await?;
+        };
+        // What is there may be large, or leased to somebody on this machine: to open it to change it waits.
+        let pace = if expected { Pace::Brief } else { Pace::Slow };
+        let (created, fresh, claim) = self.clone().at(pace, create).await?;
         drop(claim);
         if fresh != expected {
             // Somebody made or removed the name meanwhile: who holds what is now wrong is waited for afterwards.

@@ -2,14 +2,14 @@
 //!
 //! Called by the server loop and the FUSE bridge, in any task. Each operation is a plain function that blocks
 //! (`..._now`); it is first tried in place, with nothing that would wait allowed, and moves to the blocking pool when
-//! that says `EAGAIN`. What changes anything goes to the pool at once (see [`super::change`]).
+//! that says `EAGAIN`. What changes anything cannot be tried: it goes by its [`Pace`] (see [`super::change`]).
 
 use std::any::Any;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use p9::cancel::blocking;
+use p9::cancel::{blocking, brief};
 use p9::tree::{Lease, LeaseKind, Lock, LockKind, OnBreak};
 use p9::{
     Attr, Created, Errno, Handle, How, LocalFile, Name, NameBuf, New, Node, NodeRef, Opened, Qid, Reached, Reply,
@@ -36,6 +36,15 @@ pub(super) struct DiskNode {
     pub(super) locker: Arc<Locker>,
 }
 
+/// How long an operation takes, as a rule.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub(super) enum Pace {
+    /// Some microseconds, since it is about what the kernel has in memory.
+    Brief,
+    /// It may move much, or wait for somebody on this machine.
+    Slow,
+}
+
 /// What one step of a walk reached.
 pub(super) enum Step {
     File(Arc<Inode>, Attr),
@@ -59,6 +68,15 @@ impl DiskNode {
     ) -> Reply<'a, T> {
         let node = self.clone();
         Reply::later(blocking(move || work(node)))
+    }
+
+    /// Does `work`, in place if it is brief and keeps nobody waiting, else on the blocking pool.
+    pub(super) async fn at<T: Send + 'static>(
+        self, pace: Pace, work: impl FnOnce(Self) -> Result<T, Errno> + Send + 'static,
+    ) -> Result<T, Errno> {
+        let is_brief = pace == Pace::Brief && !self.inode.mount.remote;
+        let work = move || work(self);
+        if is_brief { brief(work).await } else { blocking(work).await }
     }
 
     /// Does `work` in place if that needs no waiting, else on the blocking pool.
@@ -272,7 +290,9 @@ impl Node for DiskNode {
     }
 
     fn set_attr(&self, change: SetAttr) -> Reply<'_, Attr> {
+        let pace = if change.size.is_some() { Pace::Slow } else { Pace::Brief };
         self.changing(
+            pace,
             |node, _| Ok(vec![node.inode.key.path]),
             move |node| {
                 node.set_attr_now(change)?;
@@ -284,7 +304,7 @@ impl Node for DiskNode {
     fn remove<'a>(&'a self, name: Name<'a>, dir: bool) -> Reply<'a, ()> {
         let (name, named) = (NameBuf::from(name), NameBuf::from(name));
         let keys = move |node: &Self, cached| Self::keys(&[(node, &named)], cached);
-        self.changing(keys, move |node| node.remove_now(name.as_name(), dir))
+        self.changing(Pace::Brief, keys, move |node| node.remove_now(name.as_name(), dir))
     }
 
     fn rename<'a>(&'a self, name: Name<'a>, new_dir: &'a NodeRef, new_name: Name<'a>, flags: u32) -> Reply<'a, ()> {
@@ -292,6 +312,7 @@ impl Node for DiskNode {
         let (name, new_name) = (NameBuf::from(name), NameBuf::from(new_name));
         let (from, to, into) = (name.clone(), new_name.clone(), new_dir.clone());
         self.changing(
+            Pace::Brief,
             move |node, cached| Self::keys(&[(node, &from), (&into, &to)], cached),
             move |node| node.rename_now(name.as_name(), &new_dir, new_name.as_name(), flags),
         )
@@ -301,7 +322,7 @@ impl Node for DiskNode {
         let Some(target) = self.ours(target) else { return Errno::EXDEV.into() };
         let (name, linked) = (NameBuf::from(name), target.inode.key.path);
         let keys = move |node: &Self, _| Ok(vec![node.inode.key.path, linked]);
-        self.changing(keys, move |node| node.link_now(&target, name.as_name()))
+        self.changing(Pace::Brief, keys, move |node| node.link_now(&target, name.as_name()))
     }
 
     fn read_link(&self) -> Reply<'_, Bytes> {
@@ -348,16 +369,17 @@ impl Node for DiskNode {
 
     fn xattr<'a>(&'a self, name: &'a [u8]) -> Reply<'a, Bytes> {
         let name = name.to_vec();
-        self.later(move |node| xattr::read(&node.inode.reach(false)?, &name))
+        Reply::later(self.clone().at(Pace::Brief, move |node| xattr::read(&node.inode.reach(false)?, &name)))
     }
 
     fn xattrs(&self) -> Reply<'_, Bytes> {
-        self.later(|node| xattr::list(&node.inode.reach(false)?))
+        Reply::later(self.clone().at(Pace::Brief, |node| xattr::list(&node.inode.reach(false)?)))
     }
 
     fn set_xattr<'a>(&'a self, name: &'a [u8], value: Option<Bytes>, flags: u32) -> Reply<'a, ()> {
         let name = name.to_vec();
         self.changing(
+            Pace::Brief,
             |node, _| Ok(vec![node.inode.key.path]),
             move |node| {
                 node.inode.disk.writable()?;

@@ -1,6 +1,6 @@
 //! Extended attributes, passed through: `user.` and `security.`, as far as the kernel allows.
 //!
-//! Called by a node on the blocking pool. Others (`trusted.`, the ACLs in `system.`, which name this machine's users)
+//! Called by a node. Others (`trusted.`, the ACLs in `system.`, which name this machine's users)
 //! are not supported.
 
 use std::os::fd::AsFd;

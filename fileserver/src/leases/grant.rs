@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use p9::Errno;
-use p9::cancel::blocking;
+use p9::cancel::brief;
 use p9::tree::{Guard, Lease, LeaseKind, OnBreak};
 
 use super::grip::KernelLease;
@@ -55,7 +55,7 @@ impl Leases {
             drop(live);
             return done(grant, kind);
         }
-        blocking(move || {
+        brief(move || {
             let kind = {
                 let _one = grant.leases.gripping.lock();
                 grant.leases.grip(client, &grant, want, on_break, &place, None)

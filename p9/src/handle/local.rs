@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use super::line::Write;
 use super::{LocalFile, Written, sys};
+use crate::brief;
 use crate::cancel::{blocking, hold};
 use crate::{Errno, Reply};
 
@@ -31,6 +32,9 @@ const ELSEWHERE: [u32; 10] = [
     0x0102_1997,
     0x6573_5546,
 ];
+
+/// Up to this many bytes are written in place, if nobody is kept waiting.
+const SMALL: usize = 64 << 10;
 
 impl LocalFile {
     pub(super) fn read(self: &Arc<Self>, offset: u64, count: u32) -> Reply<'_, Bytes> {
@@ -66,25 +70,38 @@ impl LocalFile {
             let _hold = hold();
             let (done, written) = oneshot::channel();
             if let Some(first) = file.line.join(Write { offset, data, done }) {
-                tokio::task::spawn_blocking(move || file.write_all_of(first));
+                file.begin_with(first);
             }
             written.await.unwrap_or(Err(Errno::EIO))
         })
     }
 
-    /// Does `first`, and then what others want written meanwhile.
-    fn write_all_of(self: Arc<Self>, first: Write) {
-        let (mut file, mut next) = (Some(self), Some(first));
-        while let (Some(this), Some(Write { offset, data, done })) = (&file, next.take()) {
-            let written = catch_unwind(AssertUnwindSafe(|| this.write_now(offset, &data))).unwrap_or(Err(Errno::EIO));
-            drop(data);
-            next = this.line.next();
-            if next.is_none() {
-                // Whoever hears of the last may close the file, and then nothing else is to keep it open.
-                file = None;
-            }
-            let _ = done.send(written);
+    /// Sees to it that `first` is done, and then what others want written meanwhile.
+    fn begin_with(self: Arc<Self>, first: Write) {
+        let small = first.data.len() <= SMALL && !self.is_elsewhere();
+        let left = match small.then(brief::turn).flatten() {
+            Some(_turn) => self.write_one(first),
+            None => Some((self, first)),
+        };
+        if let Some(left) = left {
+            tokio::task::spawn_blocking(move || {
+                let mut left = Some(left);
+                while let Some((file, write)) = left.take() {
+                    left = file.write_one(write);
+                }
+            });
         }
+    }
+
+    /// Does one write of the line. Gives the next, if there is one.
+    fn write_one(self: Arc<Self>, write: Write) -> Option<(Arc<Self>, Write)> {
+        let Write { offset, data, done } = write;
+        let written = catch_unwind(AssertUnwindSafe(|| self.write_now(offset, &data))).unwrap_or(Err(Errno::EIO));
+        drop(data);
+        // Whoever hears of the last may close the file, and then nothing else is to keep it open.
+        let left = self.line.next().map(|next| (self, next));
+        let _ = done.send(written);
+        left
     }
 
     fn write_now(&self, offset: u64, data: &[u8]) -> Result<Written, Errno> {
@@ -108,10 +125,11 @@ impl LocalFile {
     /// What the file system of another machine keeps to itself until close(2), which does there what fdatasync(2) does. A
     /// local one said all at each write.
     pub(super) fn flush(self: &Arc<Self>) -> Reply<'_, ()> {
-        match rustix::fs::fstatfs(&self.fd) {
-            Ok(fs) if ELSEWHERE.contains(&(fs.f_type as u32)) => self.sync(true),
-            _ => Reply::ok(()),
-        }
+        if self.is_elsewhere() { self.sync(true) } else { Reply::ok(()) }
+    }
+
+    fn is_elsewhere(&self) -> bool {
+        rustix::fs::fstatfs(&self.fd).is_ok_and(|fs| ELSEWHERE.contains(&(fs.f_type as u32)))
     }
 
     pub(super) fn sync(self: &Arc<Self>, data_only: bool) -> Reply<'_, ()> {
