@@ -38,10 +38,9 @@ mod names;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use async_task::Runnable;
 use p9::cancel::Cancel;
 use p9::{Errno, Name, NodeRef};
 use parking_lot::Mutex;
@@ -54,8 +53,10 @@ pub(crate) use fs::Fs;
 use crate::Options;
 use crate::ahead::Budget;
 use crate::attr::errno;
+use crate::begun::begin;
 use crate::changes::Changes;
 use crate::foresight::Foresight;
+use crate::hold::Held;
 use crate::kept::Kept;
 use crate::locks::Locks;
 use crate::open::{Open, Opens};
@@ -85,8 +86,7 @@ pub(crate) struct Bridge {
     changes: Arc<Changes>,
     kept: Arc<Kept>,
     teller: Teller,
-    /// Bytes of files that are held back.
-    held: Arc<AtomicUsize>,
+    held: Arc<Held>,
     ended: AtomicBool,
 }
 
@@ -106,7 +106,8 @@ impl Bridge {
         root: NodeRef, options: Options, runtime: Runtime, watch: Watch, kept: Arc<Kept>, teller: Teller,
     ) -> Arc<Self> {
         let table = Arc::new(Table::new(root, options.max_inodes_held));
-        let (read_ahead, ended) = (Budget::new(runtime.clone()), AtomicBool::new(false));
+        let held = Held::new(runtime.clone());
+        let (read_ahead, ended) = (Budget::new(runtime.clone(), teller.clone()), AtomicBool::new(false));
         let changes = Arc::<Changes>::default();
         let foresight = Foresight::new(options.ttl, runtime.clone(), changes.clone(), kept.clone(), teller.clone());
         let foresight = Arc::new(foresight);
@@ -123,7 +124,7 @@ impl Bridge {
             changes,
             kept,
             teller,
-            held: Arc::default(),
+            held,
             ended,
         })
     }
@@ -162,13 +163,7 @@ impl Bridge {
             drop(parked);
             finish(answer);
         };
-        // Polled here; from then on it wakes the runtime only when there is something to do.
-        let runtime = self.runtime.clone();
-        let later = move |request: Runnable| drop(runtime.spawn(async move { request.run() }));
-        let (request, task) = async_task::spawn(request, later);
-        task.detach();
-        let _runtime = self.runtime.enter();
-        request.run();
+        begin(&self.runtime, request).detach();
     }
 
     /// Answers nothing any more but `ENOTCONN`, and ends what is being waited for.

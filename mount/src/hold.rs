@@ -6,16 +6,18 @@
 //! then is the lease given back. Invariant: no answer about the file is given, and no lease on it given back, while
 //! something is held.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::join_all;
 use p9::tree::Lease;
 use p9::{Errno, Handle};
 use parking_lot::Mutex;
 use tokio::runtime::Handle as Runtime;
+use tokio::sync::oneshot;
 
+use crate::begun::begin;
 use crate::changes::Changes;
 use crate::table::Inode;
 
@@ -23,17 +25,30 @@ use crate::table::Inode;
 const EACH: usize = 64 << 10;
 /// And of all files of a mount.
 const ALL: usize = 16 << 20;
-/// How long something is held of a file that stays open: who looks at the server itself sees it then.
-const LONGEST: Duration = Duration::from_secs(1);
+/// How long something is held of a file that stays open, at least: who looks at the server itself sees it then.
+const LONG: Duration = Duration::from_millis(500);
+/// How often it is looked for what was held that long.
+const SWEEP: Duration = Duration::from_millis(500);
+
+/// What a mount holds of all files.
+pub(crate) struct Held {
+    runtime: Runtime,
+    state: Mutex<All>,
+}
+
+#[derive(Default)]
+struct All {
+    bytes: usize,
+    /// Those of which something is held or was a while ago, with when that began; in that order.
+    files: Vec<(Instant, Weak<Hold>)>,
+}
 
 /// What is held of one open file.
 pub(crate) struct Hold {
     handle: Handle,
     inode: Arc<Inode>,
     changes: Arc<Changes>,
-    /// What is held of all files.
-    all: Arc<AtomicUsize>,
-    runtime: Runtime,
+    all: Arc<Held>,
     /// Held by whoever writes out.
     turn: tokio::sync::Mutex<()>,
     state: Mutex<State>,
@@ -53,15 +68,56 @@ struct State {
     failed: Option<Errno>,
 }
 
+impl Held {
+    pub(crate) fn new(runtime: Runtime) -> Arc<Self> {
+        Arc::new(Self { runtime, state: Mutex::default() })
+    }
+
+    /// Counts `bytes` more that are held, if there may be so many; the first of them of the file `begins`.
+    fn add(self: &Arc<Self>, bytes: usize, begins: Option<&Arc<Hold>>) -> bool {
+        let mut all = self.state.lock();
+        if all.bytes + bytes > ALL {
+            return false;
+        }
+        all.bytes += bytes;
+        if let Some(hold) = begins {
+            if all.files.is_empty() {
+                self.runtime.spawn(self.clone().sweep());
+            }
+            all.files.push((Instant::now(), Arc::downgrade(hold)));
+        }
+        true
+    }
+
+    fn let_go(&self, bytes: usize) {
+        self.state.lock().bytes -= bytes;
+    }
+
+    /// Writes out what is held for long, until nothing is held.
+    async fn sweep(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(SWEEP).await;
+            let (old, ends): (Vec<_>, _) = {
+                let files = &mut self.state.lock().files;
+                let old = files.partition_point(|(since, _)| since.elapsed() >= LONG);
+                (files.drain(..old).filter_map(|(_, hold)| hold.upgrade()).collect(), files.is_empty())
+            };
+            join_all(old.iter().map(Hold::settle)).await;
+            if ends {
+                return;
+            }
+        }
+    }
+}
+
 impl Hold {
-    /// For the new file `inode`, open as `handle`, under `lease`; `all` counts what is held of all files.
+    /// For the new file `inode`, open as `handle`, under `lease`; `all` is of the mount.
     pub(crate) fn new(
-        (inode, handle): (Arc<Inode>, Handle), lease: &Lease, changes: Arc<Changes>, all: Arc<AtomicUsize>,
-        runtime: Runtime,
+        (inode, handle): (Arc<Inode>, Handle), lease: &Lease, changes: Arc<Changes>, all: Arc<Held>,
     ) -> Arc<Self> {
         let state = Mutex::new(State { lease: Some(lease.clone()), ..State::default() });
-        let turn = tokio::sync::Mutex::default();
-        let hold = Arc::new(Self { handle, inode, changes, all, runtime: runtime.clone(), turn, state });
+        let (turn, runtime) = (tokio::sync::Mutex::default(), all.runtime.clone());
+        let hold = Arc::new(Self { handle, inode, changes, all, turn, state });
         hold.inode.holds(&hold);
         let weak = Arc::downgrade(&hold);
         lease.tell(Arc::new(move |_| {
@@ -80,19 +136,12 @@ impl Hold {
         if !follows || !leased || state.failed.is_some() || state.data.len() + data.len() > EACH {
             return false;
         }
-        if self.all.fetch_add(data.len(), Ordering::Relaxed) + data.len() > ALL {
-            self.all.fetch_sub(data.len(), Ordering::Relaxed);
+        let begins = state.data.is_empty();
+        if !self.all.add(data.len(), begins.then_some(self)) {
             return false;
         }
-        if state.data.is_empty() {
+        if begins {
             state.offset = offset;
-            let hold = Arc::downgrade(self);
-            self.runtime.spawn(async move {
-                tokio::time::sleep(LONGEST).await;
-                if let Some(hold) = hold.upgrade() {
-                    hold.settle().await;
-                }
-            });
         }
         state.data.extend_from_slice(data);
         true
@@ -139,12 +188,17 @@ impl Hold {
     /// Writes what is held; with `flush`, that goes along. In a task of its own: what was written by one program is not lost
     /// if another gives up that only looks at the file.
     async fn write_out(self: &Arc<Self>, flush: bool) {
-        let hold = self.clone();
-        let writing = self.runtime.spawn(async move {
+        if !self.is_full() {
+            return;
+        }
+        let (hold, (told, done)) = (self.clone(), oneshot::channel());
+        begin(&self.all.runtime, async move {
             let _turn = hold.turn.lock().await;
             hold.write_now(flush).await;
-        });
-        if writing.await.is_err() {
+            _ = told.send(());
+        })
+        .detach();
+        if done.await.is_err() {
             self.state.lock().failed.get_or_insert(Errno::EIO);
         }
     }
@@ -170,7 +224,7 @@ impl Hold {
         }
         state.unflushed |= size > 0 && !(flush && written.is_ok());
         drop(state);
-        self.all.fetch_sub(size, Ordering::Relaxed);
+        self.all.let_go(size);
     }
 
     /// Writes `data` at `offset`; what is left of it is what was not written.
@@ -193,6 +247,6 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.all.fetch_sub(self.state.get_mut().data.len(), Ordering::Relaxed);
+        self.all.let_go(self.state.get_mut().data.len());
     }
 }

@@ -11,6 +11,7 @@
 mod ahead;
 mod allocator;
 mod attr;
+mod begun;
 mod bridge;
 mod changes;
 mod fetched;
@@ -23,6 +24,8 @@ mod leash;
 mod listing;
 mod locks;
 mod open;
+mod pages;
+mod scattered;
 mod serve;
 mod table;
 mod tell;

@@ -139,10 +139,12 @@ impl Bridge {
         }
         let handle = self.lasting(&inode, Some(&node), handle, how);
         let (shown, about) = (to_fuse(&attr, inode.id), (inode.clone(), handle.clone()));
+        let away = self.keeps_away(&inode, how.changes()).await;
         let (mut open, flags) = Open::new(inode, Some(node), handle, how, &attr, None, None);
+        open.away = away;
         if let Some(lease) = lease.filter(|lease| lease.kind == LeaseKind::Write && !open.direct) {
             let (changes, held) = (self.changes.clone(), self.held.clone());
-            open.hold = Some(Hold::new(about, &lease, changes, held, self.runtime.clone()));
+            open.hold = Some(Hold::new(about, &lease, changes, held));
         }
         Ok((shown, self.opens.add(open), flags))
     }
