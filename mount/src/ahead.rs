@@ -1,13 +1,15 @@
 //! Reading ahead of a program that reads a file in order, where each request has far to go.
 //!
 //! Used by the read of an open file, in the request's task; what is fetched ahead runs in tasks of its own, which end
-//! when the file is closed or read elsewhere. The kernel asks for 128 KiB at a time; this keeps up to four chunks of 1 MiB
+//! when the file is closed or read elsewhere, as [`crate::scattered`] says. The kernel asks for 128 KiB at a time; this keeps up to four chunks of 1 MiB
 //! under way. Invariant: nothing fetched before a write through this mount has returned is given out after it.
 
 use std::collections::VecDeque;
 use std::future::ready;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
@@ -18,7 +20,10 @@ use tokio::runtime::Handle as Runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 
+use crate::kept::File;
+use crate::scattered::Scattered;
 use crate::table::Inode;
+use crate::tell::Teller;
 
 /// What is fetched at a time.
 const CHUNK: u64 = 1 << 20;
@@ -28,6 +33,8 @@ const DEPTH: usize = 4;
 const CHUNKS: usize = 64;
 /// Reads that come this near to the last one came out of order; others go elsewhere.
 const NEAR: u64 = 1 << 20;
+/// And if they are no longer than this they were asked for by a program, not by the kernel ahead of one.
+const SMALL: u64 = 32 << 10;
 
 type Fetch = Shared<Pin<Box<dyn Future<Output = Result<Bytes, Errno>> + Send>>>;
 
@@ -35,12 +42,22 @@ type Fetch = Shared<Pin<Box<dyn Future<Output = Result<Bytes, Errno>> + Send>>>;
 pub(crate) struct Budget {
     chunks: Arc<Semaphore>,
     runtime: Runtime,
+    teller: Teller,
 }
 
 impl Budget {
-    pub(crate) fn new(runtime: Runtime) -> Self {
-        Self { chunks: Arc::new(Semaphore::new(CHUNKS)), runtime }
+    pub(crate) fn new(runtime: Runtime, teller: Teller) -> Self {
+        Self { chunks: Arc::new(Semaphore::new(CHUNKS)), runtime, teller }
     }
+}
+
+/// What an open file is read from.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub(crate) stream: &'a Arc<dyn Stream>,
+    pub(crate) inode: &'a Arc<Inode>,
+    /// What says that it has not changed, if anything does.
+    pub(crate) kept: Option<&'a Arc<File>>,
 }
 
 /// What was fetched for one open file.
@@ -55,6 +72,7 @@ struct State {
     high: u64,
     /// Reads in order so far.
     run: u32,
+    scattered: Scattered,
 }
 
 struct Chunk {
@@ -89,10 +107,14 @@ impl Ahead {
 
     /// `size` bytes from `offset`; fewer only at the end of the file.
     pub(crate) async fn read(
-        &self, stream: &Arc<dyn Stream>, inode: &Inode, budget: &Budget, offset: u64, size: u32,
+        &self, source: Source<'_>, budget: &Budget, offset: u64, size: u32,
     ) -> Result<Bytes, Errno> {
+        let Source { stream, inode, kept } = source;
         let end = offset.saturating_add(u64::from(size));
-        self.0.lock().plan(stream, inode, budget, offset, end);
+        let in_order = self.0.lock().plan(stream, inode, budget, offset, end);
+        if let (false, Some(file)) = (in_order, kept) {
+            return self.read_around(source, file, budget, offset..end).await;
+        }
         let mut whole = Bytes::new();
         loop {
             let at = offset + whole.len() as u64;
@@ -108,6 +130,32 @@ impl Ahead {
                 return Ok(whole);
             }
         }
+    }
+
+    /// The same of a file that is read here and there: the kernel is given what is fetched around it.
+    async fn read_around(
+        &self, source: Source<'_>, file: &Arc<File>, budget: &Budget, wanted: Range<u64>,
+    ) -> Result<Bytes, Errno> {
+        let Source { stream, inode, .. } = source;
+        let (writes, begun) = (inode.writes(), Instant::now());
+        let around = self.0.lock().scattered.around(wanted.start, inode.size());
+        let Some(around) = around.filter(|around| around.end >= wanted.end.min(inode.size())) else {
+            let bytes = fill(stream.clone(), wanted.start, wanted.end - wanted.start).await?;
+            self.0.lock().scattered.took_alone(begun.elapsed());
+            return Ok(bytes);
+        };
+        let bytes = fill(stream.clone(), around.start, around.end - around.start).await?;
+        self.0.lock().scattered.took(&around, begun.elapsed());
+        let part = |from: u64, to: u64| {
+            let at = |offset: u64| ((offset - around.start) as usize).min(bytes.len());
+            bytes.slice(at(from)..at(to))
+        };
+        let (start, end) = (wanted.start, wanted.end.min(around.end));
+        if bytes.len() as u64 == around.end - around.start {
+            let pages = vec![(around.start, part(around.start, start)), (end, part(end, around.end))];
+            budget.teller.give(inode, file, writes, pages);
+        }
+        Ok(part(start, end))
     }
 
     /// What a chunk has of the bytes from `at` to `end`, if one has any.
@@ -131,32 +179,36 @@ impl State {
     }
 
     /// Notices how the file is read, lets go of what was read, and begins to fetch what comes next.
-    fn plan(&mut self, stream: &Arc<dyn Stream>, inode: &Inode, budget: &Budget, offset: u64, end: u64) {
+    /// Gives whether it is read in order.
+    fn plan(&mut self, stream: &Arc<dyn Stream>, inode: &Inode, budget: &Budget, offset: u64, end: u64) -> bool {
         let writes = inode.writes();
+        let mut in_order = true;
         if offset == self.high || self.chunks.iter().any(|chunk| chunk.covers(offset)) {
             self.run = self.run.saturating_add(1);
             self.high = self.high.max(end);
         } else if offset.abs_diff(self.high) <= NEAR {
+            in_order = self.run > 1 || end - offset > SMALL;
             self.high = self.high.max(end);
         } else {
-            (self.run, self.high) = (0, end);
+            (self.run, self.high, in_order) = (0, end, false);
             self.chunks.clear();
         }
         let high = self.high;
         self.chunks.retain(|chunk| chunk.writes == writes && chunk.end() + NEAR > high);
         if self.run < 2 {
-            return;
+            return in_order;
         }
         let depth = DEPTH.min(self.run as usize - 1);
         let mut next = self.chunks.back().map_or(offset, |last| last.end().max(offset));
         while self.chunks.iter().filter(|chunk| chunk.end() > high).count() < depth && next < inode.size() {
-            let Ok(permit) = budget.chunks.clone().try_acquire_owned() else { return };
+            let Ok(permit) = budget.chunks.clone().try_acquire_owned() else { break };
             let length = CHUNK.min(inode.size() - next);
             let fetch = fill(stream.clone(), next, length).boxed().shared();
             let task = Some(budget.runtime.spawn(fetch.clone()).abort_handle());
             self.chunks.push_back(Chunk { offset: next, length, writes, fetch, task, _budget: Some(permit) });
             next += length;
         }
+        in_order
     }
 }
 

@@ -174,6 +174,13 @@ impl File {
         self.state.lock().inode.clone()
     }
 
+    /// The kernel is given pages of it, as `inode`, and is to drop them when it changes; gives whether it still is what
+    /// the server would show.
+    pub(crate) fn is_filled_as(&self, inode: &Arc<Inode>) -> bool {
+        self.state.lock().opened = true;
+        self.is_known_as(inode)
+    }
+
     /// Whether the kernel may have pages of it.
     pub(crate) fn was_opened(&self) -> bool {
         self.state.lock().opened

@@ -18,6 +18,7 @@ use crate::hold::Hold;
 use crate::kept::File;
 use crate::leash::Leash;
 use crate::listing::Gathered;
+use crate::pages::Away;
 use crate::table::Inode;
 
 /// The open files of one mount.
@@ -59,6 +60,8 @@ pub(crate) struct Open {
     pub(crate) kept: Option<Arc<File>>,
     /// The directory's lease that covers it, where it has none of its own.
     pub(crate) _leash: Option<Arc<Leash>>,
+    /// Keeps pages of it away from the kernel, if it was opened to change the file.
+    pub(crate) away: Option<Away>,
     /// What is held back of what was written, if it may be.
     pub(crate) hold: Option<Arc<Hold>>,
     /// The task that waits for what a poll asked about.

@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
+use bytes::Bytes;
 use fuser::{INodeNo, Notifier};
 use p9::NameBuf;
 use p9::tree::{Lease, LeaseKind};
@@ -21,6 +22,7 @@ use tokio::sync::Semaphore;
 
 use crate::kept::{File, Kept};
 use crate::leash::{Leash, Old};
+use crate::pages;
 use crate::table::Inode;
 
 /// Files and directories about which the kernel is told at a time what it may have to wait for.
@@ -30,10 +32,13 @@ const AT_A_TIME: usize = 16;
 #[derive(Clone)]
 pub(crate) struct Teller {
     broken: Sender<Broken>,
-    kernel: Arc<OnceLock<Notifier>>,
+    kernel: Arc<OnceLock<Kernel>>,
     ttl: Duration,
     late: Late,
 }
+
+/// The kernel, as one that is told things.
+pub(crate) type Kernel = Notifier;
 
 /// Where the kernel is told what it may have to wait for.
 #[derive(Clone)]
@@ -54,7 +59,7 @@ enum Broken {
 /// What the thread works with.
 struct Thread {
     kept: Weak<Kept>,
-    kernel: Arc<OnceLock<Notifier>>,
+    kernel: Arc<OnceLock<Kernel>>,
     ttl: Duration,
     late: Late,
 }
@@ -64,7 +69,7 @@ impl Teller {
     /// it is told for `ttl`.
     pub(crate) fn start(kept: &Arc<Kept>, ttl: Duration, runtime: Runtime) -> io::Result<Self> {
         let (broken, breaks) = channel();
-        let kernel: Arc<OnceLock<Notifier>> = Arc::default();
+        let kernel: Arc<OnceLock<Kernel>> = Arc::default();
         let late = Late { runtime, turns: Arc::new(Semaphore::new(AT_A_TIME)) };
         let thread = Thread { kept: Arc::downgrade(kept), kernel: kernel.clone(), ttl, late: late.clone() };
         std::thread::Builder::new().name("mount-tell".into()).spawn(move || thread.run(&breaks))?;
@@ -72,7 +77,7 @@ impl Teller {
     }
 
     /// From now on there is a kernel to be told.
-    pub(crate) fn begin(&self, kernel: Notifier) {
+    pub(crate) fn begin(&self, kernel: Kernel) {
         _ = self.kernel.set(kernel);
     }
 
@@ -99,7 +104,15 @@ impl Teller {
     /// that are under way have ended.
     pub(crate) async fn contents_changed(&self, inode: &Inode) {
         let (Some(kernel), id) = (self.kernel.get().cloned(), INodeNo(inode.id)) else { return };
+        inode.pages.settled().await;
         _ = tokio::task::spawn_blocking(move || tell(&kernel, id, 0)).await;
+    }
+
+    /// Gives the kernel `pages` of `inode`, each with its offset, which were read of `file` when [`Inode::writes`] was
+    /// `writes`.
+    pub(crate) fn give(&self, inode: &Arc<Inode>, file: &Arc<File>, writes: u64, pages: Vec<(u64, Bytes)>) {
+        let (Some(kernel), inode, file) = (self.kernel.get().cloned(), inode.clone(), file.clone()) else { return };
+        self.late.runtime.spawn_blocking(move || pages::give(&kernel, &inode, &file, writes, &pages));
     }
 
     /// The lease of `file` was broken.
@@ -144,7 +157,7 @@ impl Thread {
             kept.drop_file(file);
         }
         if let Some(inode) = inode {
-            self.late.tell(&self.kernel, move |kernel| tell(kernel, INodeNo(inode.id), 0));
+            self.late.pages_changed(&self.kernel, vec![inode]);
         }
     }
 
@@ -162,9 +175,9 @@ impl Thread {
             kept.iter().for_each(|kept| kept.drop_file(file));
             file.inode().filter(|_| file.was_opened())
         });
-        let pages: Vec<u64> = pages.map(|inode| inode.id).collect();
+        let pages: Vec<_> = pages.collect();
         if !pages.is_empty() {
-            self.late.tell(&self.kernel, move |kernel| pages.iter().for_each(|&id| tell(kernel, INodeNo(id), 0)));
+            self.late.pages_changed(&self.kernel, pages);
         }
         self.old_names(old);
     }
@@ -202,11 +215,32 @@ impl Thread {
 }
 
 impl Late {
+    /// The kernel's pages of these are old.
+    fn pages_changed(&self, kernel: &OnceLock<Kernel>, inodes: Vec<Arc<Inode>>) {
+        let settled = inodes.clone();
+        let settled = async move {
+            for inode in settled {
+                inode.pages.settled().await;
+            }
+        };
+        self.tell_after(settled, kernel, move |kernel| {
+            inodes.iter().for_each(|inode| tell(kernel, INodeNo(inode.id), 0));
+        });
+    }
+
     /// Tells it on a thread that may block.
-    fn tell(&self, kernel: &OnceLock<Notifier>, tell: impl FnOnce(&Notifier) + Send + 'static) {
+    fn tell(&self, kernel: &OnceLock<Kernel>, tell: impl FnOnce(&Kernel) + Send + 'static) {
+        self.tell_after(std::future::ready(()), kernel, tell);
+    }
+
+    fn tell_after(
+        &self, before: impl Future<Output = ()> + Send + 'static, kernel: &OnceLock<Kernel>,
+        tell: impl FnOnce(&Kernel) + Send + 'static,
+    ) {
         let Some(kernel) = kernel.get().cloned() else { return };
         let turns = self.turns.clone();
         self.runtime.spawn(async move {
+            before.await;
             let Ok(_turn) = turns.acquire().await else { return };
             _ = tokio::task::spawn_blocking(move || tell(&kernel)).await;
         });
@@ -214,12 +248,12 @@ impl Late {
 }
 
 /// The attributes of `id` are old and, unless `from` is negative, the pages from there on.
-fn tell(kernel: &Notifier, id: INodeNo, from: i64) {
+fn tell(kernel: &Kernel, id: INodeNo, from: i64) {
     told(kernel.inval_inode(id, from, 0));
 }
 
 /// What `names` stand for in the directory `id` is old.
-fn tell_names(kernel: &Notifier, id: u64, names: &[NameBuf]) {
+fn tell_names(kernel: &Kernel, id: u64, names: &[NameBuf]) {
     for name in names {
         told(kernel.inval_entry(INodeNo(id), OsStr::from_bytes(name.as_name().as_bytes())));
     }

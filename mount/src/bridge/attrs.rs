@@ -76,6 +76,7 @@ impl Bridge {
         self.settle(&inode).await;
         let attr = {
             let node = self.to_change(&inode).await?;
+            let _away = self.keeps_away(&inode, change.size.is_some()).await;
             let _changing = self.changing(&inode);
             self.changed(&inode, node.set_attr(change).await)?
         };

@@ -18,10 +18,11 @@ use parking_lot::Mutex;
 use super::Bridge;
 use super::dirs::FIRST_BATCH;
 use super::names::attr_of;
-use crate::ahead::Ahead;
+use crate::ahead::{Ahead, Source};
 use crate::kept::File;
 use crate::lasting::Lasting;
 use crate::open::{Open, Position};
+use crate::pages::Away;
 use crate::table::{Inode, Version};
 
 /// How much of a file is asked for along with its opening: what the kernel asks for first.
@@ -88,6 +89,7 @@ impl Open {
             too_many,
             _leash: kept.as_ref().and_then(|file| file.leash()),
             kept,
+            away: None,
             hold: None,
             poll,
         };
@@ -118,6 +120,7 @@ impl Bridge {
         let data = if how.changes() { 0 } else { inode.size().min(FIRST_BYTES) as u32 };
         let lease = if how == How::READ { LeaseKind::Attr } else { LeaseKind::None };
         let want = Want { attr: true, data, lease };
+        let away = self.keeps_away(&inode, how.changes()).await;
         let _changing = how.truncate.then(|| self.changing(&inode));
         let (node, opened, attr) = match self.open_by_name(&inode, how, want).await? {
             Some(opened) => opened,
@@ -149,8 +152,14 @@ impl Bridge {
         }
         let first = opened.first.map(|bytes| First { bytes, writes: asked.0 });
         let handle = self.lasting(&inode, Some(&node), opened.handle, how);
-        let (open, flags) = Open::new(inode.clone(), Some(node), handle, how, &attr, first, None);
+        let (mut open, flags) = Open::new(inode.clone(), Some(node), handle, how, &attr, first, None);
+        open.away = away;
         Ok((self.opens.add(open), flags))
+    }
+
+    /// If somebody `changes` the contents of `inode`, keeps what was fetched before away from the kernel meanwhile.
+    pub(super) async fn keeps_away(&self, inode: &Arc<Inode>, changes: bool) -> Option<Away> {
+        if changes { Some(Away::from(inode).await) } else { None }
     }
 
     /// `handle`, opened as `how` at `node`, which is `inode`: one that outlives its server's restart.
@@ -218,7 +227,8 @@ impl Bridge {
                 Ok(data)
             }
             Handle::Stream(stream) if !open.direct => {
-                open.ahead.read(stream, &open.inode, &self.read_ahead, offset, size).await
+                let source = Source { stream, inode: &open.inode, kept: open.kept.as_ref() };
+                open.ahead.read(source, &self.read_ahead, offset, size).await
             }
             handle => handle.read(offset, size).await,
         }

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use crate::hold::Hold;
 use crate::kept::File;
+use crate::pages::Pages;
 
 /// A file that the kernel knows.
 pub(crate) struct Inode {
@@ -21,6 +22,8 @@ pub(crate) struct Inode {
     /// The path of its qid.
     pub(crate) qid_path: u64,
     state: Mutex<State>,
+    /// Who gives the kernel pages of it.
+    pub(crate) pages: Pages,
     /// Its length, as last heard.
     size: AtomicU64,
     /// Counts the writes through this mount, and whatever else makes old what was read before.
@@ -81,6 +84,7 @@ impl Inode {
             kind: qid.kind,
             qid_path: qid.path,
             state: Mutex::default(),
+            pages: Pages::default(),
             size: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             mode: AtomicU32::new(0),

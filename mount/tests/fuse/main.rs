@@ -13,6 +13,7 @@ mod listings;
 mod locks;
 mod names;
 mod reads;
+mod scattered;
 mod synthetic;
 mod told;
 mod users;
