@@ -27,6 +27,30 @@ macro_rules! ask {
     }};
 }
 
+/// Asks for a change, of the nodes of these inodes. If one of them turns out to be dead, others are walked to and it is asked
+/// for again, unless it may have been done by then: that ends with `$unproven`, where it may not be done twice.
+macro_rules! change {
+    ($bridge:ident, $unproven:expr, [$($inode:expr),+], |$nodes:ident| $question:expr) => {{
+        $bridge.writable()?;
+        let (mut again, unproven): (bool, Option<Errno>) = (false, $unproven);
+        loop {
+            let $nodes = [$($bridge.table.node($inode).await?.0),+];
+            let answer: Result<_, Errno> = async { $question }.await;
+            match answer {
+                Err(errno) if $crate::bridge::is_lost(errno) => {
+                    $($bridge.table.lost($inode);)+
+                    match unproven {
+                        Some(unproven) if $crate::bridge::may_be_done(errno) => break Err(unproven),
+                        _ if again => break Err(errno),
+                        _ => again = true,
+                    }
+                }
+                answer => break answer,
+            }
+        }
+    }};
+}
+
 mod attrs;
 mod by_name;
 mod dirs;
@@ -207,23 +231,6 @@ impl Bridge {
         }
     }
 
-    /// The node of `inode`, to be asked for a change.
-    async fn to_change(&self, inode: &Arc<Inode>) -> Result<NodeRef, Errno> {
-        self.writable()?;
-        Ok(self.table.node(inode).await?.0)
-    }
-
-    /// The answer of `inode`'s node to a change. A change is not asked for twice; but if the node is dead, it is not used
-    /// again.
-    fn changed<T>(&self, inode: &Arc<Inode>, answer: Result<T, Errno>) -> Result<T, Errno> {
-        if let Err(errno) = &answer
-            && is_lost(*errno)
-        {
-            self.table.lost(inode);
-        }
-        answer
-    }
-
     /// A change of `inode` begins.
     fn changing<'a>(&'a self, inode: &'a Arc<Inode>) -> Changing<'a> {
         Changing { bridge: self, inode, name: None }
@@ -262,6 +269,11 @@ impl Drop for Changing<'_> {
 /// Whether the error says that the node itself, or the way to it, is no good any more.
 pub(crate) fn is_lost(errno: Errno) -> bool {
     matches!(errno, Errno::EHOSTUNREACH | Errno::ENOTCONN | Errno::ECONNRESET | Errno::ESTALE)
+}
+
+/// Whether what was asked of a node that is no good any more may have been done: see [`p9::client::Client::resuming`].
+pub(crate) fn may_be_done(errno: Errno) -> bool {
+    errno == Errno::ECONNRESET
 }
 
 /// `work`, or `EIO` when that takes too long.

@@ -12,14 +12,15 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use futures_util::future::join_all;
 use p9::tree::Lease;
-use p9::{Errno, Handle};
+use p9::{Attr, Errno, Handle};
 use parking_lot::Mutex;
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::oneshot;
 
 use crate::begun::begin;
 use crate::changes::Changes;
-use crate::table::Inode;
+use crate::conflict;
+use crate::table::{Inode, Table};
 
 /// The most that is held of one file.
 const EACH: usize = 64 << 10;
@@ -47,6 +48,9 @@ struct All {
 pub(crate) struct Hold {
     handle: Handle,
     inode: Arc<Inode>,
+    /// Its attributes when it was made.
+    made: Attr,
+    table: Arc<Table>,
     changes: Arc<Changes>,
     all: Arc<Held>,
     /// Held by whoever writes out.
@@ -111,13 +115,14 @@ impl Held {
 }
 
 impl Hold {
-    /// For the new file `inode`, open as `handle`, under `lease`; `all` is of the mount.
+    /// For the new file `inode`, `made` with these attributes and open as `handle`, under `lease`; the rest is of the mount.
     pub(crate) fn new(
-        (inode, handle): (Arc<Inode>, Handle), lease: &Lease, changes: Arc<Changes>, all: Arc<Held>,
+        (inode, made, handle): (Arc<Inode>, Attr, Handle), lease: &Lease,
+        (table, changes, all): (Arc<Table>, Arc<Changes>, Arc<Held>),
     ) -> Arc<Self> {
         let state = Mutex::new(State { lease: Some(lease.clone()), ..State::default() });
         let (turn, runtime) = (tokio::sync::Mutex::default(), all.runtime.clone());
-        let hold = Arc::new(Self { handle, inode, changes, all, turn, state });
+        let hold = Arc::new(Self { handle, inode, made, table, changes, all, turn, state });
         hold.inode.holds(&hold);
         let weak = Arc::downgrade(&hold);
         lease.tell(Arc::new(move |_| {
@@ -211,7 +216,11 @@ impl Hold {
             (state.offset, std::mem::take(&mut state.data).freeze())
         };
         let size = data.len();
-        let written = self.write(&mut offset, &mut data, flush).await;
+        let mut written = self.write(&mut offset, &mut data, flush).await;
+        if written == Err(Errno::ESTALE) {
+            // The server has gone on without it.
+            written = conflict::keep(&self.table, &self.changes, (&self.inode, &self.made), offset, data).await;
+        }
         if size > 0 {
             // What was asked for meanwhile is old.
             self.inode.wrote(0);

@@ -5,16 +5,16 @@
 //! is opened, used by reads and writes, in the request's task. Invariant: what is asked again may be done twice; an append
 //! may not, and is `EIO` then, and so is everything once locks were lost.
 
+mod dir;
+
 use std::any::Any;
-use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use p9::{Errno, Handle, How, NodeRef, Reply, Stream, Want, Written};
 use parking_lot::Mutex;
 
-use crate::bridge::is_lost;
+use crate::bridge::{is_lost, may_be_done};
 use crate::locks::Locks;
 use crate::table::{Inode, Table};
 
@@ -23,7 +23,7 @@ const TRIES: u32 = 3;
 /// The modes of fallocate(2) that move what comes after: not to be done twice.
 const MOVING: u32 = (libc::FALLOC_FL_COLLAPSE_RANGE | libc::FALLOC_FL_INSERT_RANGE) as u32;
 
-/// An open file that has offsets, somewhere that must be asked.
+/// An open file that has offsets, or an open directory, somewhere that must be asked.
 pub(crate) struct Lasting {
     inode: Arc<Inode>,
     table: Arc<Table>,
@@ -54,20 +54,12 @@ macro_rules! ask {
             let (mut tries, unproven): (u32, Option<Errno>) = (0, $unproven);
             loop {
                 let State { handle: $handle, times, .. } = $self.now()?;
-                let mut asking = pin!(async { $question.await });
-                // What fails before it waits for anything was never sent.
-                let mut sent = false;
-                let answer: Result<_, Errno> = poll_fn(|cx| {
-                    let answer = asking.as_mut().poll(cx);
-                    sent |= answer.is_pending();
-                    answer
-                })
-                .await;
+                let answer: Result<_, Errno> = async { $question.await }.await;
                 tries += 1;
                 match answer {
                     Err(errno) if is_lost(errno) && tries < TRIES => {
                         $self.open_again(times, errno).await?;
-                        if let Some(unproven) = unproven.filter(|_| sent) {
+                        if let Some(unproven) = unproven.filter(|_| may_be_done(errno)) {
                             return Err(unproven);
                         }
                     }
@@ -83,12 +75,15 @@ impl Lasting {
     pub(crate) fn over(
         (inode, table, locks): (Arc<Inode>, Arc<Table>, Arc<Locks>), node: Option<NodeRef>, handle: Handle, how: How,
     ) -> Handle {
-        if !matches!(&handle, Handle::Stream(stream) if stream.seekable()) {
-            return handle;
-        }
+        let is_dir = match &handle {
+            Handle::Stream(stream) if stream.seekable() => false,
+            Handle::Dir(_) => true,
+            _ => return handle,
+        };
         let how = How { truncate: false, excl: false, ..how };
         let state = Mutex::new(State { node, handle, times: 0, unlocked: false });
-        Handle::Stream(Arc::new(Self { inode, table, locks, how, turn: tokio::sync::Mutex::default(), state }))
+        let lasting = Arc::new(Self { inode, table, locks, how, turn: tokio::sync::Mutex::default(), state });
+        if is_dir { Handle::Dir(lasting) } else { Handle::Stream(lasting) }
     }
 
     fn now(&self) -> Result<State, Errno> {

@@ -14,6 +14,7 @@ mod attr;
 mod begun;
 mod bridge;
 mod changes;
+mod conflict;
 mod fetched;
 mod foresight;
 mod hold;

@@ -80,8 +80,8 @@ impl Remote {
     /// The root to ask once more, when `root` answered `errno` because its connection turned out to be dead. Errors:
     /// `errno`, when that is not why.
     async fn again(&self, root: &NodeRef, errno: Errno) -> Result<NodeRef, Errno> {
-        // The second: it was started anew, and what was open there is gone.
-        if !matches!(errno, Errno::EHOSTUNREACH | Errno::ESTALE) {
+        // The last two: it was started anew, and what was open there, or under way, is gone.
+        if !matches!(errno, Errno::EHOSTUNREACH | Errno::ESTALE | Errno::ECONNRESET) {
             return Err(errno);
         }
         let again = self.root().await?;

@@ -113,7 +113,7 @@ impl Client {
     /// The same, in a session, if the server has sessions: when the connection is lost, another is made and all goes on
     /// as if nothing had happened. What is asked meanwhile waits. The client ends as without a session once the server
     /// is not to be reached for as long as it keeps the session; with `ESTALE` if it has forgotten it, as one that was
-    /// started anew has.
+    /// started anew has. What had been sent by then is answered with `ECONNRESET`: nobody knows whether it was done.
     pub async fn resuming<S>(io: S, options: Options, resume: Resume) -> Result<Self, Error>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,

@@ -12,10 +12,11 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::{Instant, timeout_at};
 
+use crate::Errno;
 use crate::buffers;
 use crate::server::pool::{COUNTED, Held, Share};
 use crate::server::{Error, Limits};
-use crate::wire::{HEADER, T};
+use crate::wire::{HEADER, R, T};
 
 /// What is read at a time while no large frame is under way.
 const SMALL: usize = 8 << 10;
@@ -31,6 +32,16 @@ pub(crate) struct Frame {
     pub(crate) tag: u16,
     /// The fields.
     pub(crate) body: Bytes,
+}
+
+impl Frame {
+    /// The answer `errno` to `tag`.
+    pub(crate) fn refusal(tag: u16, errno: Errno) -> Self {
+        let mut whole = Vec::new();
+        let answer = R::Lerror { ecode: errno.code() as u32 };
+        answer.encode(tag, &mut whole);
+        Self { code: answer.code(), tag, body: Bytes::from(whole).slice(7..) }
+    }
 }
 
 /// The frames of a stream.

@@ -79,11 +79,22 @@ pub fn turns(delay: Duration) -> (DuplexStream, DuplexStream, Arc<AtomicU64>) {
 
 /// Carries bytes both ways between `a` and `b`, as `link` does, until both have ended.
 pub async fn relay(a: impl AsyncRead + AsyncWrite + Unpin, b: impl AsyncRead + AsyncWrite + Unpin, link: Link) {
-    let ((ar, aw), (br, bw)) = (tokio::io::split(a), tokio::io::split(b));
-    tokio::join!(pump(ar, bw, link), pump(br, aw, link));
+    relay_unless(a, b, link, Arc::default(), Arc::default()).await;
 }
 
-async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, link: Link) {
+/// The same, but what `b` says is dropped while it is `lost`; and counts the bytes in `carried`.
+async fn relay_unless(
+    a: impl AsyncRead + AsyncWrite + Unpin, b: impl AsyncRead + AsyncWrite + Unpin, link: Link, lost: Arc<AtomicBool>,
+    carried: Arc<AtomicU64>,
+) {
+    let ((ar, aw), (br, bw)) = (tokio::io::split(a), tokio::io::split(b));
+    tokio::join!(pump(ar, bw, link, (Arc::default(), &carried)), pump(br, aw, link, (lost, &carried)));
+}
+
+async fn pump(
+    mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, link: Link,
+    (lost, carried): (Arc<AtomicBool>, &AtomicU64),
+) {
     let (sender, mut receiver) = mpsc::channel::<(Instant, Vec<u8>)>(UNDER_WAY);
     let write = async move {
         while let Some((due, bytes)) = receiver.recv().await {
@@ -97,6 +108,10 @@ async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
     let read = async move {
         let (mut buf, mut free) = (vec![0; 1 << 16], Instant::now());
         while let Ok(got @ 1..) = from.read(&mut buf).await {
+            if lost.load(Ordering::SeqCst) {
+                continue;
+            }
+            carried.fetch_add(got as u64, Ordering::Relaxed);
             // When the last byte of this has gone out.
             free = free.max(Instant::now());
             free += link.rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(got as f64 / rate as f64));
@@ -115,6 +130,11 @@ async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
 pub struct Proxy {
     /// Where it listens.
     pub address: SocketAddr,
+    /// In front of what.
+    pub to: SocketAddr,
+    /// What the far end says is lost.
+    deaf: Arc<AtomicBool>,
+    carried: Arc<AtomicU64>,
     accepting: JoinHandle<()>,
     cut: Arc<Notify>,
     /// While it is shut: how many it has turned away.
@@ -133,7 +153,9 @@ impl Proxy {
         let address = listener.local_addr()?;
         let cut = Arc::new(Notify::new());
         let (cuts, shut) = (cut.clone(), Arc::<Mutex<Option<usize>>>::default());
-        let turned_away = shut.clone();
+        let (turned_away, deaf) = (shut.clone(), Arc::<AtomicBool>::default());
+        let (lost, carried) = (deaf.clone(), Arc::<AtomicU64>::default());
+        let count = carried.clone();
         let accepting = tokio::spawn(async move {
             let mut links = tokio::task::JoinSet::new();
             while let Ok((near, _)) = listener.accept().await {
@@ -141,7 +163,7 @@ impl Proxy {
                     *count += 1;
                     continue;
                 }
-                let cuts = cuts.clone();
+                let (cuts, lost, count) = (cuts.clone(), lost.clone(), count.clone());
                 links.spawn(async move {
                     let cut = cuts.notified();
                     // The proxy's own connection costs a round trip, as the real one would.
@@ -149,19 +171,29 @@ impl Proxy {
                     let Ok(far) = TcpStream::connect(to).await else { return };
                     let _ = (near.set_nodelay(true), far.set_nodelay(true));
                     tokio::select! {
-                        () = relay(near, far, link) => {}
+                        () = relay_unless(near, far, link, lost, count) => {}
                         () = cut => {}
                     }
                 });
             }
         });
-        Ok(Self { address, accepting, cut, shut })
+        Ok(Self { address, to, deaf, carried, accepting, cut, shut })
     }
 
     /// Cuts the connections that there are, and those that are made from now on.
     pub fn shut(&self) {
         *self.shut.lock() = Some(0);
         self.cut();
+    }
+
+    /// From now on nothing that the far end says arrives; what the near end says does.
+    pub fn deafen(&self) {
+        self.deaf.store(true, Ordering::SeqCst);
+    }
+
+    /// How many bytes went either way so far.
+    pub fn carried(&self) -> u64 {
+        self.carried.load(Ordering::Relaxed)
     }
 
     /// How many connections were cut as they were made since it was shut.
@@ -171,6 +203,7 @@ impl Proxy {
 
     /// Lets connections through again.
     pub fn open(&self) {
+        self.deaf.store(false, Ordering::SeqCst);
         *self.shut.lock() = None;
     }
 

@@ -3,13 +3,15 @@
 
 #![allow(clippy::unwrap_used, reason = "it is a test: a failure here is the test's")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tests::machine::{Done, Machine, PATIENCE, Text};
@@ -68,7 +70,7 @@ fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let limit = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < limit, "waited in vain until {what}");
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -90,6 +92,80 @@ fn open_files_go_on_when_the_node_is_killed_and_started_again() {
         assert_eq!(fs::read_to_string(machine.at("files-beta/f")).unwrap(), format!("{round}nex"));
         fs::write(machine.at("files-beta/f"), "old").unwrap();
     }
+}
+
+#[test]
+fn a_change_that_may_have_been_done_when_the_node_died_is_told_as_that() {
+    let (mut machine, proxy, _runtime) = behind_a_link();
+    for name in ["f", "removed", "moved"] {
+        fs::write(machine.at("files-beta").join(name), "old").unwrap();
+    }
+    fs::create_dir(machine.at("files-beta/emptied")).unwrap();
+    let files = machine.mount().join("beta/fs/files");
+    let there = |name: &str| fs::symlink_metadata(machine.at("files-beta").join(name));
+    let mut program = Asked::start(&machine, &files.join("f"));
+    let cases: [(&str, &str, bool, &str); 9] = [
+        ("mkdir made", "made", true, "EIO"),
+        ("rmdir emptied", "emptied", false, "EIO"),
+        ("unlink removed", "removed", false, "EIO"),
+        ("rename moved to", "to", true, "EIO"),
+        ("link f linked", "linked", true, "EIO"),
+        ("symlink pointing", "pointing", true, "EIO"),
+        ("exclusive new", "new", true, "EIO"),
+        // What may be done twice is.
+        ("create plain", "plain", true, "None"),
+        ("chmod f", "f", true, "None"),
+    ];
+    for (what, name, is_there, answer) in cases {
+        // The mount knows what is there, and how to reach the file: nothing is asked before the change is.
+        assert_eq!(program.answers("read"), "old");
+        assert_ne!(program.answers("names"), "0");
+        proxy.deafen();
+        program.ask(what);
+        until(what, || match what {
+            "chmod f" => there("f").unwrap().permissions().mode() & 0o777 == 0o600,
+            _ => there(name).is_ok() == is_there,
+        });
+        kill(&machine);
+        proxy.open();
+        machine.up("beta", &proxy.to.to_string(), &[]);
+        assert_eq!(program.answer(), answer, "{what}");
+        assert_eq!(there(name).is_ok(), is_there, "{what}");
+    }
+}
+
+#[test]
+fn a_change_that_is_asked_while_the_node_is_away_is_done_once_it_is_back() {
+    let (machine, address, files) = mounted(60, "old");
+    let mut program = Asked::start(&machine, &files.join("f"));
+    for what in ["mkdir made", "rename f other", "exclusive new", "unlink other"] {
+        assert_eq!(program.answers("list 0"), "");
+        kill(&machine);
+        program.ask(what);
+        machine.up("beta", &address, &[]);
+        assert_eq!(program.answer(), "None", "{what}");
+    }
+    let mut left: Vec<_> = fs::read_dir(machine.at("files-beta")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["made", "new"]);
+}
+
+#[test]
+fn a_directory_that_is_open_goes_on_being_listed_by_the_node_that_was_started_again() {
+    let (machine, address, files) = mounted(60, "old");
+    // More than comes along with the opening.
+    let names: BTreeSet<String> = (0..4000).map(|n| format!("{n:0150}")).chain(["f".into()]).collect();
+    names.iter().for_each(|name| fs::write(machine.at("files-beta").join(name), "").unwrap());
+    let mut program = Asked::start(&machine, &files.join("f"));
+    let mut seen: Vec<String> = Vec::new();
+    for _ in 0..2 {
+        seen.extend(program.answers("list 500").split(' ').map(str::to_string));
+        kill(&machine);
+        machine.up("beta", &address, &[]);
+    }
+    seen.extend(program.answers("list 9999").split(' ').map(str::to_string));
+    assert_eq!(seen.len(), names.len(), "each is listed once");
+    assert_eq!(BTreeSet::from_iter(seen), names);
 }
 
 #[test]
@@ -152,6 +228,29 @@ fn a_node_that_is_out_of_reach_for_a_while_is_waited_for() {
     assert_eq!(program.answer(), "1");
     assert_eq!(program.answers("read"), "oldx");
     assert_eq!(other.wait_with_output().unwrap().status.code(), Some(0));
+}
+
+#[test]
+#[ignore = "it takes minutes: run by ./check --full"]
+fn open_files_and_locks_are_there_after_half_a_minute_without_a_link() {
+    let (mut machine, proxy, _runtime) = behind_a_link();
+    fs::write(machine.at("files-beta/f"), "old").unwrap();
+    let files = machine.mount().join("beta/fs/files");
+    let other = machine.mount_as("m", &[]).join("beta/fs/files");
+    let mut program = Asked::start(&machine, &files.join("f"));
+    let mut rival = Asked::start(&machine, &other.join("f"));
+    for round in 1..=2 {
+        assert_eq!(program.answers("lock"), "None");
+        proxy.shut();
+        program.ask("append x");
+        // So long it is: there is nothing else to wait for.
+        std::thread::sleep(Duration::from_secs(30));
+        proxy.open();
+        assert_eq!(program.answer(), "1");
+        assert_eq!(program.answers("read"), format!("old{}", "x".repeat(round)));
+        assert_eq!(rival.answers("lock"), "EAGAIN", "the lock is still held");
+        assert_eq!((program.answers("write o"), program.answers("sync")), ("1".into(), "None".into()));
+    }
 }
 
 #[test]

@@ -75,10 +75,9 @@ impl Bridge {
         let inode = self.inode(id)?;
         self.settle(&inode).await;
         let attr = {
-            let node = self.to_change(&inode).await?;
             let _away = self.keeps_away(&inode, change.size.is_some()).await;
             let _changing = self.changing(&inode);
-            self.changed(&inode, node.set_attr(change).await)?
+            change!(self, None, [&inode], |nodes| nodes[0].set_attr(change).await)?
         };
         inode.learn(&attr);
         Ok(to_fuse(&attr, inode.id))
@@ -145,9 +144,11 @@ impl Bridge {
         &self, id: INodeNo, name: &[u8], value: Option<Bytes>, flags: u32,
     ) -> Result<(), Errno> {
         let inode = self.inode(id)?;
-        let node = self.to_change(&inode).await?;
+        // To set it whatever there is may be done twice.
+        let unproven = (value.is_none() || flags != 0).then_some(Errno::EIO);
         let _changing = self.changing(&inode);
-        self.changed(&inode, node.set_xattr(name, value, flags).await).map_err(never_enosys)
+        change!(self, unproven, [&inode], |nodes| nodes[0].set_xattr(name, value.clone(), flags).await)
+            .map_err(never_enosys)
     }
 }
 

@@ -122,6 +122,7 @@ impl Bridge {
         if !matches!(handle, Handle::Dir(_)) {
             return Err(Errno::ENOTDIR);
         }
+        let handle = self.lasting(&inode, Some(&node), handle, how);
         let mut open = Open::new(inode, Some(node), handle, how, &Attr::default(), None, None).0;
         gathered.lease = gathered.lease.or(lease.map(|lease| Leash::new(lease, &self.teller)));
         if let Some(lease) = &gathered.lease {

@@ -20,6 +20,9 @@ use crate::table::Inode;
 /// To whom what is made is given: user and group; `None` for whoever mounted.
 pub(super) type Owner = Option<(u32, u32)>;
 
+/// What a change that may have been done, and may not be done twice, ends with.
+const EIO: Option<Errno> = Some(Errno::EIO);
+
 impl Bridge {
     /// The file called `name` in `parent`, or that there is none; and how long the kernel may keep that.
     pub(super) async fn lookup(&self, parent: INodeNo, name: &[u8]) -> Result<(FileAttr, Duration), Errno> {
@@ -94,7 +97,7 @@ impl Bridge {
         &self, parent: INodeNo, name: &[u8], what: What<'_>, mode: u32, owner: Owner,
     ) -> Result<FileAttr, Errno> {
         let (dir, name) = (self.inode(parent)?, Name::new(name)?);
-        let created = self.create_in(&dir, name, New { what, mode: mode & 0o7777, owner }, false).await?;
+        let created = self.create_in(&dir, name, New { what, mode: mode & 0o7777, owner }, false, EIO).await?;
         if let Some(handle) = &created.handle {
             handle.close().await?;
         }
@@ -102,11 +105,15 @@ impl Bridge {
         Ok(self.entry(&dir, name, created.node, &attr).1)
     }
 
-    async fn create_in(&self, dir: &Arc<Inode>, name: Name<'_>, new: New<'_>, leased: bool) -> Result<Created, Errno> {
-        let node = self.to_change(dir).await?;
+    /// Makes `name` in `dir`; ends with `unproven` where it may have been made, and nobody knows.
+    async fn create_in(
+        &self, dir: &Arc<Inode>, name: Name<'_>, new: New<'_>, leased: bool, unproven: Option<Errno>,
+    ) -> Result<Created, Errno> {
         let _changing = self.changing_name(dir, name);
-        let created = if leased { node.create_leased(name, new).await } else { node.create(name, new).await };
-        self.changed(dir, created)
+        change!(self, unproven, [dir], |nodes| match leased {
+            true => nodes[0].create_leased(name, new).await,
+            false => nodes[0].create(name, new).await,
+        })
     }
 
     /// Makes a file and opens it, in one step. The kernel asks for this only where it knows of no file: where it checks
@@ -120,10 +127,12 @@ impl Bridge {
         let how = How { excl: true, ..asked };
         let new = |how| New { what: What::File(how), mode: mode & 0o7777, owner };
         let leased = how.write && !how.append && !how.sync;
-        let (created, made) = match self.create_in(&dir, name, new(how), leased).await {
+        // What may have been made by a server that has gone is there, as if another had made it.
+        let unproven = if asked.excl { EIO } else { Some(Errno::EEXIST) };
+        let (created, made) = match self.create_in(&dir, name, new(how), leased, unproven).await {
             // The kernel then looks again, and opens what it finds by its own rules.
             Err(Errno::EEXIST) if !asked.excl && owner.is_some() => return Err(Errno::ESTALE),
-            Err(Errno::EEXIST) if !asked.excl => (self.create_in(&dir, name, new(asked), false).await?, false),
+            Err(Errno::EEXIST) if !asked.excl => (self.create_in(&dir, name, new(asked), false, None).await?, false),
             created => (created?, true),
         };
         let Created { node, attr, handle, lease } = created;
@@ -138,13 +147,13 @@ impl Bridge {
             drop(self.changing(&inode));
         }
         let handle = self.lasting(&inode, Some(&node), handle, how);
-        let (shown, about) = (to_fuse(&attr, inode.id), (inode.clone(), handle.clone()));
+        let (shown, about) = (to_fuse(&attr, inode.id), (inode.clone(), attr, handle.clone()));
         let away = self.keeps_away(&inode, how.changes()).await;
         let (mut open, flags) = Open::new(inode, Some(node), handle, how, &attr, None, None);
         open.away = away;
         if let Some(lease) = lease.filter(|lease| lease.kind == LeaseKind::Write && !open.direct) {
-            let (changes, held) = (self.changes.clone(), self.held.clone());
-            open.hold = Some(Hold::new(about, &lease, changes, held));
+            let of_mount = (self.table.clone(), self.changes.clone(), self.held.clone());
+            open.hold = Some(Hold::new(about, &lease, of_mount));
         }
         Ok((shown, self.opens.add(open), flags))
     }
@@ -153,11 +162,9 @@ impl Bridge {
     pub(super) async fn link(&self, target: INodeNo, parent: INodeNo, name: &[u8]) -> Result<FileAttr, Errno> {
         let (target, dir, name) = (self.inode(target)?, self.inode(parent)?, Name::new(name)?);
         self.settle(&target).await;
-        let (linked, _) = self.table.node(&target).await?;
-        let node = self.to_change(&dir).await?;
         {
             let _changing = (self.changing(&target), self.changing_name(&dir, name));
-            self.changed(&dir, node.link(&linked, name).await)?;
+            change!(self, EIO, [&dir, &target], |nodes| nodes[0].link(&nodes[1], name).await)?;
         }
         // Asked for anew: the number of links has changed, and the node should be the one at this place.
         let reached = ask!(self, &dir, |node| node.walk(&[name], Want::ATTR).await.and_then(Walk::reached))?;
@@ -168,11 +175,10 @@ impl Bridge {
     /// Removes `name` from `parent`: an empty directory, if `directory`.
     pub(super) async fn remove(&self, parent: INodeNo, name: &[u8], directory: bool) -> Result<(), Errno> {
         let (dir, name) = (self.inode(parent)?, Name::new(name)?);
-        let node = self.to_change(&dir).await?;
         let target = self.table.child(&dir, name);
         open_fetched(target.as_ref()).await;
         let _changing = (self.changing_name(&dir, name), target.as_ref().map(|inode| self.changing(inode)));
-        self.changed(&dir, node.remove(name, directory).await)?;
+        change!(self, EIO, [&dir], |nodes| nodes[0].remove(name, directory).await)?;
         self.table.removed(&dir, name);
         Ok(())
     }
@@ -181,14 +187,12 @@ impl Bridge {
     pub(super) async fn rename(&self, from: (INodeNo, &[u8]), to: (INodeNo, &[u8]), flags: u32) -> Result<(), Errno> {
         let (dir, name) = (self.inode(from.0)?, Name::new(from.1)?);
         let (new_dir, new_name) = (self.inode(to.0)?, Name::new(to.1)?);
-        let (target, _) = self.table.node(&new_dir).await?;
-        let node = self.to_change(&dir).await?;
         let (moved, met) = (self.table.child(&dir, name), self.table.child(&new_dir, new_name));
         open_fetched(moved.as_ref()).await;
         open_fetched(met.as_ref()).await;
         let _names = (self.changing_name(&dir, name), self.changing_name(&new_dir, new_name));
         let _files = [&moved, &met].map(|inode| inode.as_ref().map(|inode| self.changing(inode)));
-        self.changed(&dir, node.rename(name, &target, new_name, flags).await)?;
+        change!(self, EIO, [&dir, &new_dir], |nodes| nodes[0].rename(name, &nodes[1], new_name, flags).await)?;
         self.table.renamed((&dir, name), (&new_dir, new_name), flags & libc::RENAME_EXCHANGE != 0);
         Ok(())
     }

@@ -5,13 +5,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails may panic, in its helpers too")]
 
+mod asleep;
+mod copies;
 mod disk;
 mod everyone;
 mod hold;
 mod kept;
 mod listings;
 mod locks;
+mod mapped;
 mod names;
+mod promptly;
 mod reads;
 mod scattered;
 mod synthetic;

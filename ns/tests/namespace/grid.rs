@@ -114,7 +114,7 @@ impl Names for Roaming {
 
 #[tokio::test]
 async fn a_connection_that_turns_out_to_be_dead_is_made_again_before_anyone_is_told() {
-    let lost = [Errno::EHOSTUNREACH, Errno::ESTALE];
+    let lost = [Errno::EHOSTUNREACH, Errno::ESTALE, Errno::ECONNRESET];
     for (path, errno) in ["a/x", "a"].into_iter().flat_map(|path| lost.map(|errno| (path, errno))) {
         let grid = Grid::new(Arc::new(Roaming(AtomicUsize::new(0), errno)));
         match path {

@@ -83,7 +83,7 @@ impl Wire {
     }
 
     /// Waits for a reply; a caller that is asked to end calls `stop` and waits a while longer. Errors: `EINTR` if there
-    /// will be none; `EHOSTUNREACH` if the link ended before, `ESTALE` if a session did that the server forgot.
+    /// will be none; `EHOSTUNREACH` if the link ended before, `ECONNRESET` if a session did.
     async fn reply(&self, receiver: &mut oneshot::Receiver<Frame>, stop: impl FnOnce()) -> Result<Answer, Errno> {
         let _hold = cancel::hold();
         let frame = tokio::select! {
@@ -96,7 +96,7 @@ impl Wire {
         };
         match frame {
             Some(frame) => Ok(Answer(frame)),
-            None if self.is_closed() => Err(self.verdict()),
+            None if self.is_closed() => Err(self.unproven()),
             None => Err(Errno::EINTR),
         }
     }

@@ -83,6 +83,8 @@ pub(super) struct Wire {
     pub(super) lost: Mutex<Option<std::time::Instant>>,
     /// What a call meets once the link has ended: an errno's number.
     verdict: AtomicU64,
+    /// The same of what had been sent by then, which may have been done.
+    unproven: AtomicU64,
     /// The stream does not take what is to be written as fast as it comes.
     writing: AtomicBool,
     pub(super) calls: Arc<Semaphore>,
@@ -205,6 +207,7 @@ impl Wire {
             away: AtomicBool::new(false),
             lost: Mutex::default(),
             verdict: AtomicU64::new(Errno::EHOSTUNREACH.code() as u64),
+            unproven: AtomicU64::new(Errno::EHOSTUNREACH.code() as u64),
             writing: AtomicBool::new(false),
             calls: Arc::new(Semaphore::new(CALLS)),
             round_trips: AtomicU64::new(0),
@@ -312,6 +315,11 @@ impl Wire {
     /// What a call meets once the link has ended.
     pub(super) fn verdict(&self) -> Errno {
         Errno::from_code(self.verdict.load(Ordering::SeqCst) as i32)
+    }
+
+    /// What is known of a call that was sent before the link ended.
+    pub(super) fn unproven(&self) -> Errno {
+        Errno::from_code(self.unproven.load(Ordering::SeqCst) as i32)
     }
 
     /// Writes what there is to write, until that fails.
@@ -452,14 +460,21 @@ impl Wire {
         }
     }
 
-    /// Ends the link: whoever calls or waits meets `verdict`.
+    /// Ends the link: whoever calls, or waits for what was never sent, meets `verdict`. In a session of which others may make
+    /// another what was sent meets `ECONNRESET`: it may have been done.
     pub(super) fn close(&self, verdict: Errno) {
-        let gone = {
+        let unproven = if self.ledger.lock().is_some() { Errno::ECONNRESET } else { verdict };
+        let (gone, unsent) = {
             let mut waits = self.waits.lock();
             self.verdict.store(verdict.code() as u64, Ordering::SeqCst);
+            self.unproven.store(unproven.code() as u64, Ordering::SeqCst);
             self.closed.store(true, Ordering::SeqCst);
-            std::mem::take(&mut *waits)
+            let unsent = waits.take_unsent();
+            (std::mem::take(&mut *waits), unsent)
         };
+        for (tag, sender) in unsent {
+            let _ = sender.send(Frame::refusal(tag, verdict));
+        }
         // Dropped outside the lock: those who wait are woken.
         drop(gone);
         self.leases.end();

@@ -169,7 +169,7 @@ impl Stream for RemoteFile {
     fn read(&self, offset: u64, count: u32) -> Reply<'_, Bytes> {
         Reply::later(async move {
             match self.read_now(offset, count).await {
-                Err(Errno::EHOSTUNREACH | Errno::ESTALE) if self.fid.link.has_lost_bulk() => {
+                Err(Errno::EHOSTUNREACH | Errno::ESTALE | Errno::ECONNRESET) if self.fid.link.has_lost_bulk() => {
                     self.read_now(offset, count).await
                 }
                 read => read,

@@ -217,6 +217,17 @@ impl Waits {
         self.bulk.pop_front_if(|message| may(message)).into_iter().for_each(each);
     }
 
+    /// Who waits for the answer to what has not gone out.
+    pub(super) fn take_unsent(&mut self) -> Vec<(u16, Sender)> {
+        let unsent: Vec<u16> =
+            self.outbox.drain(..).chain(self.bulk.drain(..)).map(|message| tag_of(&message)).collect();
+        let sender = |tag: u16| match self.tags.get_mut(&tag)? {
+            Waiting::Call { sender, .. } | Waiting::Clunk(_, sender) => Some((tag, sender.take()?)),
+            Waiting::Flush(_) => None,
+        };
+        unsent.into_iter().filter_map(sender).collect()
+    }
+
     pub(super) fn has_to_send(&self) -> bool {
         !self.outbox.is_empty() || !self.bulk.is_empty()
     }
