@@ -187,6 +187,10 @@ pub struct Mount {
     /// How long programs wait for a node that was lost, before they are told that it cannot be reached
     #[arg(long, value_name = "SECONDS", default_value_t = crate::dial::MOUNT_TIMEOUT.as_secs(), value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub timeout: u64,
+    /// For every user of this machine, each with the rights that owner, group and mode give: as root, or where
+    /// /etc/fuse.conf says user_allow_other
+    #[arg(long)]
+    pub all_users: bool,
     /// Stay, and end when it is unmounted
     #[arg(long)]
     pub foreground: bool,

@@ -193,7 +193,7 @@ impl Machine {
     }
 
     /// A command as root in the machine's mount namespace.
-    fn as_root(&self, command: &[&str]) -> Command {
+    pub fn as_root(&self, command: &[&str]) -> Command {
         let holder = self.namespace.as_ref().expect("the machine has a mount namespace of its own");
         let mut nsenter = Command::new("nsenter");
         nsenter.args(["--target", &holder.id().to_string(), "--mount"]).args(command);

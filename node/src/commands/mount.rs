@@ -27,6 +27,9 @@ const GRID: &str = "mount '#grid' /\n";
 pub fn run(context: &Context, typed: &Mount) -> Result<ExitCode> {
     let home = context.open_home()?;
     let at = place(context, &home, typed.dir.as_deref())?;
+    if typed.all_users {
+        may_be_for_all(&at)?;
+    }
     if !typed.foreground {
         home.run()?;
         let mut all: Vec<OsString> = vec!["--home".into(), context.home.clone().into(), "mount".into()];
@@ -34,6 +37,7 @@ pub fn run(context: &Context, typed: &Mount) -> Result<ExitCode> {
             let file = std::path::absolute(file).at("mount", file.display())?;
             all.extend(["--ns".into(), file.into()]);
         }
+        all.extend(typed.all_users.then(|| "--all-users".into()));
         let timeout = typed.timeout.to_string();
         all.extend(["--foreground".into(), "--timeout".into(), timeout.into(), "--".into(), at.clone().into()]);
         daemon::start(home.path(), "mount", &all)?;
@@ -49,16 +53,19 @@ pub fn run(context: &Context, typed: &Mount) -> Result<ExitCode> {
     let file = typed.ns.as_deref().unwrap_or(Path::new("the default")).display();
     let lines = ns::text::parse(&text, &variable).at("read the namespace", file)?;
     let runtime = runtime()?;
-    let served = runtime.block_on(serve(&home, &at, &lines, dialer, Duration::from_secs(typed.timeout)));
+    let timeout = Duration::from_secs(typed.timeout);
+    let options = mount::Options { timeout, all_users: typed.all_users, ..mount::Options::default() };
+    let served = runtime.block_on(serve(&home, &at, &lines, dialer, options));
     runtime.shutdown_timeout(Duration::from_secs(1));
     served.map(|()| ExitCode::SUCCESS)
 }
 
-async fn serve(home: &Home, at: &Path, lines: &[ns::text::Line], dialer: Dialer, timeout: Duration) -> Result<()> {
-    let servers = Servers(Nodes::new(dialer, timeout));
+async fn serve(
+    home: &Home, at: &Path, lines: &[ns::text::Line], dialer: Dialer, options: mount::Options,
+) -> Result<()> {
+    let servers = Servers(Nodes::new(dialer, options.timeout));
     let namespace = Build::build(lines, &servers).await.at("mount", at.display())?;
     let root = namespace.attach(&Who::owner(), b"").await.at("mount", at.display())?;
-    let options = mount::Options { fs_name: "slashn".into(), timeout, ..mount::Options::default() };
     let handle = tokio::runtime::Handle::current();
     let place = at.to_path_buf();
     // Mounting waits for the kernel, and fusermount3 for a while.
@@ -75,6 +82,18 @@ async fn serve(home: &Home, at: &Path, lines: &[ns::text::Line], dialer: Dialer,
     gone.await.at("unmount", at.display())?.at("unmount", at.display())?;
     drop(control);
     Ok(())
+}
+
+/// Whether whoever runs this may let others use what is mounted at `at`: fuse(8).
+fn may_be_for_all(at: &Path) -> Result<()> {
+    const FILE: &str = "/etc/fuse.conf";
+    const LINE: &str = "user_allow_other";
+    let says = || std::fs::read_to_string(FILE).unwrap_or_default().lines().any(|line| line.trim() == LINE);
+    if rustix::process::geteuid().is_root() || says() {
+        return Ok(());
+    }
+    let error = Error::new("mount for every user", at.display(), format!("{FILE} does not say {LINE}"));
+    Err(error.remedy(format!("echo {LINE} | sudo tee -a {FILE}")))
 }
 
 /// The folder that is meant: made if it is missing, freed of what a killed mount left, and not in use.
