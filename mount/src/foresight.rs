@@ -308,9 +308,9 @@ impl Foresight {
                 Some(length) if length <= FIRST_BYTES && length <= room => length,
                 _ => continue,
             };
-            if opened && listed.has_fetched(entry)
-                || state.foreseen.get(&entry).is_some_and(|there| there.opened || !opened)
-            {
+            // Nor what is kept already.
+            let kept = || listed.has_fetched(entry) || seen.id.is_some_and(|id| self.kept.get(id).is_some());
+            if opened && kept() || state.foreseen.get(&entry).is_some_and(|there| there.opened || !opened) {
                 continue;
             }
             // Where there is no room it is opened when it is asked for.

@@ -12,6 +12,8 @@ as_both! {
     git_clones_commits_collects_and_works_in_a_second_tree
     sqlite_keeps_a_database_in_every_journal_mode
     programs_are_compiled_and_run
+    names_may_have_any_bytes_and_paths_any_depth
+    a_file_may_be_larger_than_memory_and_disk
     an_archive_comes_out_as_it_went_in
     rsync_has_nothing_left_to_do_the_second_time
     open_files_go_on_whatever_happens_to_their_names
@@ -73,6 +75,42 @@ fn programs_are_compiled_and_run(mut machine: Machine) {
         gcc -shared -fPIC -o libshared.so src/f1.c -Iinclude
         gcc -pipe -flto -O2 -Iinclude -o whole src/*.c; ./whole"#;
     assert_eq!(script(&machine, text).arg(&files).succeeds().text(), "21\n21\n21\n");
+}
+
+#[test]
+fn cargo_builds_a_crate_and_builds_what_was_changed_again() {
+    let mut machine = Machine::root();
+    let files = once(&mut machine);
+    // The tools themselves: what stands for them finds them in the home of whoever runs the tests.
+    let tools = Path::new(env!("CARGO")).parent().unwrap();
+    let text = r#"cd "$1"; mkdir -p made/src made/tests; cd made
+        printf '[package]\nname = "made"\nversion = "0.1.0"\nedition = "2024"\n[workspace]\n' >Cargo.toml
+        printf 'fn main() { println!("cargo::rustc-env=BUILT=built"); }\n' >build.rs
+        printf 'pub fn twice(n: u32) -> u32 { 2 * n }\n' >src/lib.rs
+        printf 'fn main() { println!("{} {}", env!("BUILT"), made::twice(21)); }\n' >src/main.rs
+        printf '#[test] fn it_is_twice() { assert_eq!(made::twice(2), 4) }\n' >tests/it.rs
+        cargo build -q --offline; target/debug/made
+        cargo build --offline 2>&1 | grep -c Compiling || true
+        printf 'pub fn twice(n: u32) -> u32 { 3 * n }\n' >src/lib.rs
+        cargo build -q --offline; target/debug/made
+        cargo test -q --offline >said 2>&1 && exit 1; grep -o 'test result: FAILED' said
+        cargo clean -q; ls -A | tr '\n' ' '"#;
+    let mut command = script(&machine, text);
+    let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap());
+    command.env("PATH", path).env("CARGO_HOME", machine.at("work/cargo"));
+    let said = command.arg(&files).succeeds().text();
+    let expected = "built 42\n0\nbuilt 63\ntest result: FAILED\nCargo.lock Cargo.toml build.rs said src tests ";
+    assert_eq!(said, expected);
+}
+
+fn names_may_have_any_bytes_and_paths_any_depth(mut machine: Machine) {
+    let files = once(&mut machine);
+    python(&machine, "names").arg(&files).succeeds();
+}
+
+fn a_file_may_be_larger_than_memory_and_disk(mut machine: Machine) {
+    let files = once(&mut machine);
+    python(&machine, "sparse").arg(files.join("f")).arg((1_u64 << 40).to_string()).succeeds();
 }
 
 /// A tree with everything that an archive keeps: made below `$1/tree`.

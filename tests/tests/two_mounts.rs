@@ -1,6 +1,7 @@
 //! Programs in two mounts of one export: two clients of a node, who work on the same files.
 
 #![allow(clippy::unwrap_used, reason = "it is a test: a failure here is the test's")]
+#![allow(clippy::print_stdout, reason = "what was measured is to be seen")]
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Stdio};
 
 use tests::machine::{Done, Machine, Text};
-use tests::mounted::{guest, python, twice};
+use tests::mounted::{guest, once, python, twice};
 
 #[test]
 fn what_a_program_does_in_one_mount_another_finds_in_the_other() {
@@ -69,6 +70,48 @@ fn hands_over(seeds: std::ops::RangeInclusive<u64>, count: u32) {
     let mounts = twice(&mut machine);
     for seed in seeds {
         python(&machine, "handover").args(&mounts).args([seed.to_string(), count.to_string()]).succeeds();
+    }
+}
+
+#[test]
+fn mounts_of_two_clients_with_keys_of_their_own_exclude_each_other_by_locks() {
+    let mut machine = Machine::root();
+    let one = once(&mut machine);
+    let home = machine.somebody("other");
+    let key = std::fs::read_to_string(machine.at("other/id_ed25519.pub")).unwrap();
+    let beta = machine.at("beta").display().to_string();
+    machine.slashn(&["--home", &beta, "allow", key.trim()]).succeeds();
+    let at = machine.at("m");
+    machine.run("mkdir", &[&at]);
+    machine.slashn(&["--home", &home, "mount", &at.display().to_string()]).succeeds();
+    python(&machine, "locks").arg(&one).arg(at.join("beta/fs/files")).succeeds();
+    machine.slashn(&["--home", &home, "unmount", &at.display().to_string()]).succeeds();
+}
+
+#[test]
+fn names_that_many_processes_move_at_once_are_all_there() {
+    move_at_once(3, 8);
+}
+
+#[test]
+#[ignore = "it takes minutes: run by ./check --full"]
+fn names_that_very_many_processes_move_for_a_minute_are_all_there() {
+    move_at_once(60, 64);
+}
+
+/// In one mount, and then in two.
+fn move_at_once(seconds: u32, processes: u32) {
+    let mut machine = Machine::root();
+    let mounts = twice(&mut machine);
+    for (name, mounts) in [("one", &mounts[..1]), ("two", &mounts[..])] {
+        machine.run("mkdir", &[machine.at("files-beta").join(name)]);
+        let mut command = python(&machine, "renames");
+        command.args([seconds, processes].map(|n| n.to_string())).args(mounts.iter().map(|mount| mount.join(name)));
+        // Without a bound on the time, of which it is told how much to take.
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{}", output.errors());
+        let calls: Vec<u64> = output.text().lines().map(|line| line.parse().unwrap()).collect();
+        println!("{name} of 2 mounts: {} calls by {} processes", calls.iter().sum::<u64>(), calls.len());
     }
 }
 
