@@ -17,8 +17,9 @@ use tokio::task::JoinHandle;
 
 /// Frames after which they are acknowledged.
 const ACKNOWLEDGED: u64 = 16;
-/// How long the server is asked to keep a session without a connection, in milliseconds.
-const LINGER: u32 = 8_000;
+/// How long the server is asked to keep a session without a connection, in milliseconds: longer than anybody waits for
+/// one to end, so that one that nobody wants is seen.
+const LINGER: u32 = 600_000;
 /// What is "received" by a side that ends the session.
 const FAREWELL: u64 = !0;
 

@@ -261,10 +261,10 @@ async fn run(case: &Case) -> Result<(), String> {
         for (rest, done) in rest.iter_mut().zip(done) {
             *rest = rest.get(done?.max(1)..).unwrap_or_default();
         }
+        served.ended().await?;
         if case.hang_up {
             served.sessions.end(|_| true);
         }
-        served.ended().await?;
         becomes("sessions", || match (served.sessions.count(), served.sessions.kept()) {
             ((0, 0), 0) => Ok(()),
             left => Err(format!("{left:?} are left")),

@@ -4,10 +4,11 @@
 //! Tsession is handed to the task of that session, new or waiting, and [`Sessions::serve`] returns when it has ended
 //! there. What the peer has (fids, open files, requests under way) belongs to the session's task, and ends with it: when
 //! the peer says so, when no connection has come for as long as the session may linger, when its key is denied, and when
-//! the last clone of [`Sessions`] is dropped. Invariant: a session belongs to one key.
+//! the last clone of [`Sessions`] is dropped. Invariants: a session belongs to one key; one that its peer has ended never
+//! begins again.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -30,6 +31,9 @@ use crate::{Errno, TreeRef, Who};
 
 /// Lanes of one session: the first, and more for bulk data.
 const LANES: usize = 4;
+
+/// Sessions that their peers have ended, of which the server knows that: a connection may still come for one.
+const ENDED: usize = 1024;
 
 /// What the sessions of a server may cost.
 #[derive(Clone, Debug)]
@@ -86,6 +90,8 @@ pub(super) struct Shared {
     pub(super) limits: SessionLimits,
     pub(super) budget: Arc<Budget>,
     live: Mutex<HashMap<[u8; 16], Live>>,
+    /// Those that ended last by what their peers said, the oldest first. Locked with the others held, or alone.
+    ended: Mutex<VecDeque<[u8; 16]>>,
     handed: AtomicU64,
 }
 
@@ -149,6 +155,7 @@ impl Sessions {
             limits,
             budget,
             live: Mutex::default(),
+            ended: Mutex::default(),
             handed: AtomicU64::new(0),
         })))))
     }
@@ -190,7 +197,8 @@ impl Sessions {
     }
 
     /// The session that a connection of `who` asks for, begun if there is none. Errors: `EPERM` for another's, `EINVAL`
-    /// for what cannot be meant, `ENOENT` for a further lane of no session, `EMFILE` for one session too many.
+    /// for what cannot be meant, `ENOENT` for a further lane of no session and for one that its peer has ended, `EMFILE` for
+    /// one session too many.
     pub(super) fn find(&self, hello: &Hello, tree: &TreeRef, who: &Arc<Who>, limits: &Limits) -> Result<Found, Errno> {
         let registry = &self.0.0;
         let handed = || registry.handed.fetch_add(1, Ordering::Relaxed);
@@ -208,7 +216,8 @@ impl Sessions {
             handed();
             return Ok(Found { arrivals: live.arrivals.clone(), links: live.links.clone() });
         }
-        if hello.lane != 0 {
+        // A connection that was made while the session was ended on another is wanted by nobody.
+        if hello.lane != 0 || registry.ended.lock().contains(&hello.id) {
             return Err(Errno::ENOENT);
         }
         let gone = make_place(&mut live, &registry.limits, who)?;
@@ -276,6 +285,19 @@ fn take_oldest(live: &mut HashMap<[u8; 16], Live>, meant: impl Fn(&Live) -> bool
 }
 
 impl Registry {
+    /// Takes a session off the list; one that its peer has `ended` is never begun again.
+    fn remove(&self, id: &[u8; 16], ended: bool) -> Option<Live> {
+        let mut live = self.live.lock();
+        if ended {
+            let mut known = self.ended.lock();
+            if known.len() == ENDED {
+                known.pop_front();
+            }
+            known.push_back(*id);
+        }
+        live.remove(id)
+    }
+
     /// Ends a session without a connection, if all of them keep too much.
     pub(super) fn make_room(&self) {
         if self.budget.is_spent() {
@@ -300,7 +322,7 @@ struct Session {
 impl Session {
     async fn run(mut self, mut arrivals: mpsc::Receiver<(u8, Arrival)>) {
         let mut lanes: [Option<ToLane>; LANES] = Default::default();
-        let mut tasks = JoinSet::new();
+        let (mut tasks, mut ended) = (JoinSet::new(), false);
         loop {
             let until = self.links.lingers.lock().map(|since| since + self.linger);
             let lingered = async {
@@ -316,7 +338,10 @@ impl Session {
                 },
                 () = self.links.changed.notified() => {}
                 // One that ends by itself ends the session.
-                _ = tasks.join_next(), if !tasks.is_empty() => break,
+                _ = tasks.join_next(), if !tasks.is_empty() => {
+                    ended = true;
+                    break;
+                }
                 () = lingered => {
                     tracing::debug!("the session ended: no connection for {:?}", self.linger);
                     break;
@@ -325,7 +350,7 @@ impl Session {
         }
         tasks.shutdown().await;
         self.context.fids.clear();
-        let gone = self.registry.live.lock().remove(&self.id);
+        let gone = self.registry.remove(&self.id, ended);
         drop(gone);
     }
 

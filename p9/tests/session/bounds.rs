@@ -307,6 +307,30 @@ async fn a_connection_that_was_given_up_and_comes_late_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_session_that_its_client_has_ended_is_not_begun_again() {
+    // By its farewell, and by what it may not say.
+    for last in [u64::MAX, 9] {
+        let net = Net::new(tree().0);
+        let (mut peer, _) = Peer::greets(&net, me(), 0, 0).await;
+        peer.attaches(0).await;
+        peer.says(NO_TAG, T::Ack { received: last }).await;
+        while peer.hears().await.is_some() {}
+        // Sent before, on a connection that was dialled when the other seemed to be lost.
+        for received in [0, 1] {
+            let (mut late, said) = Peer::greets(&net, me(), 0, received).await;
+            assert_eq!(said.errno(), Some(Errno::ENOENT));
+            late.attaches(0).await;
+        }
+        assert_eq!(net.sessions().count(), (0, 0), "none lingers");
+        let mut other = Peer::of(&net, me());
+        other.says(NO_TAG, T::Version { msize: 1 << 20, version: Str(VERSION_SLASHN) }).await;
+        other.says(NO_TAG, T::Session { id: [7; 16], lane: 0, linger: 60_000, received: 0 }).await;
+        assert!(other.hears().await.unwrap().is("Version"));
+        assert_eq!(other.hears().await.unwrap().state(), (0, 0), "others begin");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_key_keeps_so_many_sessions_without_a_connection_and_the_oldest_goes() {
     let limits = SessionLimits { lingering: 2, ..SessionLimits::default() };
     let net = Net::with(tree().0, limits, |_| [u64::MAX; 2]);
