@@ -32,7 +32,7 @@ mod sys;
 mod xattr;
 
 use inode::{Inode, Key, Seen};
-use locks::Locker;
+use locks::{FileLocks, Locker};
 use node::DiskNode;
 
 use crate::Leases;
@@ -101,6 +101,8 @@ struct Shared {
     /// `O_PATH` descriptors of files that were walked to.
     places: Cache<Key, Arc<OwnedFd>>,
     inodes: DashMap<Key, Weak<Inode>>,
+    /// The locks of files, by their qid paths.
+    locks: DashMap<u64, Weak<FileLocks>>,
     /// Held while it changes where an inode was last seen.
     moves: Mutex<()>,
     /// Those who attached, by the number of their session.
@@ -122,6 +124,7 @@ impl Disk {
             places: Cache::new(options.descriptors),
             options,
             inodes: DashMap::new(),
+            locks: DashMap::new(),
             moves: Mutex::default(),
             lockers: Mutex::default(),
             lock_descriptors: AtomicUsize::new(0),

@@ -33,7 +33,7 @@ pub(super) struct Inode {
     pub(super) disk: Arc<Shared>,
     spot: Mutex<Spot>,
     open: Mutex<Open>,
-    locks: OnceLock<Box<FileLocks>>,
+    locks: OnceLock<Arc<FileLocks>>,
 }
 
 /// Where an inode was last seen.
@@ -291,8 +291,8 @@ impl Inode {
     }
 
     /// The locks on it.
-    pub(super) fn locks(&self) -> &FileLocks {
-        self.locks.get_or_init(Box::default)
+    pub(super) fn locks(&self) -> &Arc<FileLocks> {
+        self.locks.get_or_init(|| self.disk.locks_of(self.key.path))
     }
 
     /// A file open for writing, if there is one.

@@ -1,7 +1,7 @@
 //! Locks on files of the disk, and the clients that hold them.
 //!
-//! Asked by a node in any task. What the tree's own clients hold is in a table of each file, which decides between them
-//! and knows who they are; each owner's locks are also the kernel's, on a descriptor of their own (open file description
+//! Asked by a node in any task. What the tree's own clients hold is in a table of each file, through whichever mount that
+//! is reached, which decides between them and knows who they are; each owner's locks are also the kernel's, on a descriptor of their own (open file description
 //! locks, fcntl(2)), which exclude this machine's own processes. A lock that is waited for is a future and no thread: it
 //! is tried again when another client gives something back, and ever more rarely while it is a local process that holds
 //! it. Invariant: the kernel knows each lock before the table does, and forgets it before those who wait are told.
@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use rustix::fs::OFlags;
 use tokio::sync::Notify;
 
-use super::inode::{Inode, Key};
+use super::inode::Inode;
 use super::node::DiskNode;
 use super::{Shared, sys};
 
@@ -38,15 +38,17 @@ pub(super) struct Locker {
     pub(super) client: u64,
     /// Its number in this process.
     number: u64,
-    locked: Mutex<HashMap<Key, Arc<Inode>>>,
+    /// The files in which it holds any, by their qid paths.
+    locked: Mutex<HashMap<u64, Arc<FileLocks>>>,
 }
 
 /// Whose a lock is: the client, and its own name for the owner.
 type Owner = (u64, u64);
 
-/// The locks of one file.
-#[derive(Default)]
+/// The locks of one file, shared by all inodes that are that file by different mounts.
 pub(super) struct FileLocks {
+    path: u64,
+    disk: Arc<Shared>,
     held: Mutex<Held>,
     freed: Notify,
 }
@@ -87,6 +89,24 @@ impl Shared {
         let locker = lockers.get(&client).and_then(Weak::upgrade).unwrap_or(new);
         lockers.insert(client, Arc::downgrade(&locker));
         locker
+    }
+
+    /// The locks of the file whose qid path is `path`.
+    pub(super) fn locks_of(self: &Arc<Self>, path: u64) -> Arc<FileLocks> {
+        let mut entry = self.locks.entry(path).or_default();
+        if let Some(locks) = entry.upgrade() {
+            return locks;
+        }
+        let (held, freed) = (Mutex::default(), Notify::new());
+        let locks = Arc::new(FileLocks { path, disk: self.clone(), held, freed });
+        *entry = Arc::downgrade(&locks);
+        locks
+    }
+}
+
+impl Drop for FileLocks {
+    fn drop(&mut self) {
+        self.disk.locks.remove_if(&self.path, |_, locks| locks.strong_count() == 0);
     }
 }
 
@@ -131,9 +151,9 @@ impl DiskNode {
         held.forget_idle(owner);
         let mut locked = self.locker.locked.lock();
         if held.ranges.holds(|(client, _)| *client == owner.0) {
-            locked.insert(inode.key, inode.clone());
+            locked.insert(inode.key.path, locks.clone());
         } else {
-            locked.remove(&inode.key);
+            locked.remove(&inode.key.path);
         }
         drop((locked, held));
         if freed {
@@ -222,8 +242,7 @@ impl Drop for Descriptor {
 
 impl Drop for Locker {
     fn drop(&mut self) {
-        for inode in std::mem::take(self.locked.get_mut()).into_values() {
-            let locks = inode.locks();
+        for locks in std::mem::take(self.locked.get_mut()).into_values() {
             {
                 let mut held = locks.held.lock();
                 held.ranges.drop_all(|(client, _)| *client == self.number);

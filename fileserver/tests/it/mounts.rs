@@ -4,10 +4,14 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fileserver::{Access, Disk, DiskOptions, Error, Ruled, Rules};
-use p9::{Errno, How, NodeRef, Tree, Want, Who};
+use p9::client::{Client, Options};
+use p9::server::{self, Limits};
+use p9::tree::{Lock, LockKind};
+use p9::{Errno, How, NodeRef, Tree, TreeRef, Want, Who, synth};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 use rustix::thread::UnshareFlags;
@@ -204,5 +208,53 @@ fn an_ordinary_user_makes_a_file_that_nobody_may_write() {
         assert_eq!(ls(&d).await.into_keys().collect::<Vec<_>>(), ["hidden"]);
         assert_eq!(walk(&d, "hidden").await.err(), Some(Errno::EACCES));
         std::fs::set_permissions(dir.join("d"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    });
+}
+
+/// A client of `tree`, which is served to it, and the root as it sees it.
+async fn client(tree: TreeRef) -> (Client, NodeRef) {
+    let (near, far) = tokio::io::duplex(1 << 16);
+    tokio::spawn(server::serve(far, tree, Arc::new(Who::owner()), Limits::default()));
+    let client = Client::connect(near, Options::default()).await.unwrap();
+    let root = client.attach(&Who::owner(), b"").await.unwrap();
+    (client, root)
+}
+
+#[test]
+fn locks_are_of_the_file_by_whichever_mount_it_is_reached() {
+    in_private(async |dir| {
+        for file in ["f", "g"] {
+            std::fs::write(dir.join(file), "").unwrap();
+        }
+        rustix::mount::mount_bind(dir.join("f"), dir.join("g")).unwrap();
+        let lock = |kind, start| Lock { kind, start, length: 10, owner: 1, pid: 1 };
+        let (take, all) = (|start| lock(LockKind::Write, start), Lock { length: 0, ..lock(LockKind::Unlock, 0) });
+        // One who attaches once for all its clients, as a namespace does.
+        let root = open(dir);
+        let tree = synth::tree(root.clone());
+        let (held, one) = client(tree.clone()).await;
+        let (f, g) = (walk(&one, "f").await.unwrap(), walk(&one, "g").await.unwrap());
+        assert_eq!(f.qid().path, g.qid().path);
+        f.lock(take(0), false).await.unwrap();
+        g.lock(take(5), false).await.expect("an owner is never in its own way");
+        g.lock(take(20), false).await.unwrap();
+        let (_kept, other) = client(tree).await;
+        let (at_f, at_g) = (walk(&other, "f").await.unwrap(), walk(&other, "g").await.unwrap());
+        for node in [&at_f, &at_g] {
+            for start in [0, 12, 25] {
+                assert_eq!(node.lock(take(start), false).await.err(), Some(Errno::EAGAIN), "{start}");
+            }
+        }
+        f.lock(all.clone(), false).await.unwrap();
+        at_g.lock(take(20), false).await.expect("what is given back is free by either");
+        at_f.lock(all, false).await.unwrap();
+        // The client goes that has taken some by both.
+        f.lock(take(0), false).await.unwrap();
+        g.lock(take(20), false).await.unwrap();
+        drop((f, g, one, held));
+        at_f.lock(take(0), true).await.unwrap();
+        at_f.lock(take(20), true).await.unwrap();
+        drop((at_f, at_g, other, root));
+        unmount(dir.join("g"), UnmountFlags::DETACH).unwrap();
     });
 }
