@@ -3,7 +3,8 @@
 //! It begins with the line `serve N NONCE`, which no 9P frame begins with; then the roles turn and this node is the
 //! client. The node calls [`Cpu::serve_back`] from the task of that connection, once it has proven its key; a session
 //! takes a tree only from its own owner, and only with its nonce, once. When the connection is lost the caller brings
-//! another with the same words, on which the same 9P session goes on.
+//! another with the same words, on which the same 9P session goes on. Once there was bulk on it, the caller brings one more
+//! beside it, with `bulk` after these words: that carries the session's lane for bulk, so that what is small never waits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use tokio::sync::Notify;
 
 use crate::Cpu;
 use crate::owner::Owner;
-use crate::session::Session;
+use crate::session::{Brought, Session};
 
 /// The most that the first line may have, its newline included, in bytes.
 pub const LINE_MAX: usize = 256;
@@ -24,7 +25,7 @@ pub const LINE_MAX: usize = 256;
 /// Why a connection could not bring a tree. It is the peer's fault but for `Protocol`.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeBackError {
-    /// The line is not `serve N NONCE`.
+    /// The line is not `serve N NONCE`, nor `serve N NONCE bulk`.
     #[error("the connection does not begin with `serve SESSION NONCE`")]
     Line,
     /// There is no such session of this peer, it has a tree, or the nonce is wrong: which, is not told.
@@ -47,17 +48,21 @@ impl Cpu {
     /// Takes the tree that the peer `who` serves on `io`, which began with `line`, for the session that the line names.
     /// Returns when the connection or the session ends; dropping the future closes the connection.
     pub async fn serve_back(self: &Arc<Self>, line: &str, io: Io, who: &Who) -> Result<(), ServeBackError> {
-        let (id, nonce) = parse(line).ok_or(ServeBackError::Line)?;
+        let Line { id, nonce, bulk } = Line::parse(line).ok_or(ServeBackError::Line)?;
         let session = self.session(id, &Owner::from(who)).filter(|_| who.rights.may_run());
         let session = session.ok_or(ServeBackError::Refused(id))?;
         if let Some(again) = session.again(nonce) {
-            // It carries on where the one before stopped, in that one's task.
-            return again.try_send(io).map_err(|_| ServeBackError::Refused(id));
+            // It is used by the task of the first.
+            let brought = if bulk { Brought::Bulk(io) } else { Brought::First(io) };
+            return again.try_send(brought).map_err(|_| ServeBackError::Refused(id));
         }
-        let mut coming = session.redeem(nonce).ok_or(ServeBackError::Refused(id))?;
-        let another = Arc::new(Another::default());
+        let coming = if bulk { None } else { session.redeem(nonce) };
+        let mut coming = coming.ok_or(ServeBackError::Refused(id))?;
+        let (another, for_bulk) = (Arc::new(Another::default()), Arc::new(Another::default()));
+        let (dial, bulk) = (another.dial(), Some(for_bulk.dial()));
+        let resume = Resume { dial, linger: LINGER, patience: LINGER, bulk };
         let protocol = |err| ServeBackError::Protocol(id, err);
-        let client = Client::resuming(io, client::Options::default(), another.resume()).await.map_err(protocol)?;
+        let client = Client::resuming(io, client::Options::default(), resume).await.map_err(protocol)?;
         let root = client.attach(&Who::owner(), b"/").await.map_err(|errno| ServeBackError::Attach(id, errno))?;
         session.set_caller(root);
         let lasts = Lasts(session.clone());
@@ -65,11 +70,17 @@ impl Cpu {
             tokio::select! {
                 _ = client.closed() => break,
                 () = session.over() => break,
-                Some(io) = coming.recv() => {
-                    another.came(io);
-                    // The one before may seem to be well still.
-                    client.redial();
-                }
+                // The one before may seem to be well still.
+                Some(brought) = coming.recv() => match brought {
+                    Brought::First(io) => {
+                        another.came(io);
+                        client.redial();
+                    }
+                    Brought::Bulk(io) => {
+                        for_bulk.came(io);
+                        client.redial_bulk();
+                    }
+                },
             }
         }
         drop(lasts);
@@ -102,13 +113,12 @@ impl Another {
         }
     }
 
-    fn resume(self: &Arc<Self>) -> Resume {
+    fn dial(self: &Arc<Self>) -> Dial {
         let another = self.clone();
-        let dial: Dial = Arc::new(move || {
+        Arc::new(move || {
             let another = another.clone();
             Box::pin(async move { Ok(another.comes().await) })
-        });
-        Resume { dial, linger: LINGER, patience: LINGER, bulk: None }
+        })
     }
 }
 
@@ -121,11 +131,27 @@ impl Drop for Lasts {
     }
 }
 
-/// The session's number and the nonce.
-fn parse(line: &str) -> Option<(u64, &str)> {
-    let rest = line.trim_end_matches('\n').strip_prefix("serve ")?;
-    let (id, nonce) = rest.split_once(' ')?;
-    (line.len() <= LINE_MAX && !nonce.is_empty() && !nonce.contains(' ')).then_some((id.parse().ok()?, nonce))
+/// The first line of a connection.
+#[derive(Debug, Eq, PartialEq)]
+struct Line<'a> {
+    /// The session's number.
+    id: u64,
+    nonce: &'a str,
+    /// Whether it is for bulk, beside the one that brought the tree.
+    bulk: bool,
+}
+
+impl<'a> Line<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let rest = line.trim_end_matches('\n').strip_prefix("serve ")?;
+        let (id, words) = rest.split_once(' ')?;
+        let (nonce, bulk) = match words.strip_suffix(" bulk") {
+            Some(nonce) => (nonce, true),
+            None => (words, false),
+        };
+        let is_one = line.len() <= LINE_MAX && !nonce.is_empty() && !nonce.contains(' ');
+        is_one.then_some(Self { id: id.parse().ok()?, nonce, bulk })
+    }
 }
 
 /// The line that a connection begins with to bring the tree of session `id`.
@@ -133,17 +159,10 @@ pub fn line(id: u64, nonce: &str) -> String {
     format!("serve {id} {nonce}\n")
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_line_names_a_session_and_its_nonce() {
-        assert_eq!(parse(&line(17, "ab")), Some((17, "ab")));
-        assert!(Cpu::is_serve_back(line(17, "ab").as_bytes()));
-        for wrong in ["serve 17\n", "serve x ab\n", "serve 1 a b\n", "serve 1 \n", "served 1 a\n", ""] {
-            assert_eq!(parse(wrong), None, "{wrong}");
-        }
-        assert_eq!(parse(&line(1, &"a".repeat(LINE_MAX))), None);
-    }
+/// The line that one more connection begins with, for the bulk of that tree: taken once the tree was brought.
+pub fn bulk_line(id: u64, nonce: &str) -> String {
+    format!("serve {id} {nonce} bulk\n")
 }
+
+#[cfg(test)]
+mod tests;

@@ -51,9 +51,17 @@ struct Asked {
     spec: Spec,
     /// What a connection must say to bring the caller's tree; `None` once one did.
     nonce: Option<String>,
-    /// The same once one did, for a connection that takes the place of one that was lost; and where that goes.
-    again: Option<(String, mpsc::Sender<Io>)>,
+    /// The same once one did, for further connections; and where those go.
+    again: Option<(String, mpsc::Sender<Brought>)>,
     terminal: Option<Terminal>,
+}
+
+/// A further connection of a caller who has brought its tree.
+pub(crate) enum Brought {
+    /// One that takes the place of that by which the tree came.
+    First(Io),
+    /// One for bulk alone.
+    Bulk(Io),
 }
 
 /// How far the command is.
@@ -271,17 +279,17 @@ impl Session {
         self.asked.lock().nonce.clone().unwrap_or_default()
     }
 
-    /// Whether `said` is the nonce; it is right once. Gives the connections that will take the place of that one.
-    pub(crate) fn redeem(&self, said: &str) -> Option<mpsc::Receiver<Io>> {
+    /// Whether `said` is the nonce; it is right once. Gives the further connections.
+    pub(crate) fn redeem(&self, said: &str) -> Option<mpsc::Receiver<Brought>> {
         let mut asked = self.asked.lock();
         asked.nonce.as_deref().filter(|nonce| equal(nonce.as_bytes(), said.as_bytes()))?;
-        let (again, coming) = mpsc::channel(1);
+        let (again, coming) = mpsc::channel(2);
         asked.again = asked.nonce.take().map(|nonce| (nonce, again));
         Some(coming)
     }
 
-    /// Where a connection goes that says the nonce of one that may have been lost.
-    pub(crate) fn again(&self, said: &str) -> Option<mpsc::Sender<Io>> {
+    /// Where a connection goes that says the nonce again.
+    pub(crate) fn again(&self, said: &str) -> Option<mpsc::Sender<Brought>> {
         let asked = self.asked.lock();
         let (nonce, again) = asked.again.as_ref()?;
         equal(nonce.as_bytes(), said.as_bytes()).then(|| again.clone())

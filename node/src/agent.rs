@@ -2,7 +2,7 @@
 //!
 //! `rcpu` starts it when none answers on `run/agent`, and writes one line to its file `serve` for each command. The
 //! agent dials the node, says `serve SESSION NONCE`, and from then on answers 9P on that connection: the caller dials
-//! every connection, and the agent outlives the `rcpu` that asked. What the node may reach was settled before it is
+//! every connection, also the second for a command that reads or writes much, and the agent outlives the `rcpu` that asked. What the node may reach was settled before it is
 //! served: rules by path, from the trust that the caller has in that node. The agent ends by itself after ten minutes
 //! without work.
 
@@ -162,14 +162,16 @@ impl Agent {
                 Errno::EHOSTUNREACH
             })?;
             let words = serve_back::line(request.session, &request.nonce);
+            let bulk_words = serve_back::bulk_line(request.session, &request.nonce);
             say(&mut io, &words).await?;
             let (agent, level, name) = (self.clone(), node.trust, node.name.clone());
             let rules = p9::cancel::blocking(move || Ok(request.rules(level, agent.context.homes()))).await?;
             let tree: TreeRef = Ruled::new(self.disk.clone(), rules);
-            let serving = Serving { who: self.dialer.who(&node), dialer: self.dialer.clone(), name, words, tree };
+            let (who, dialer) = (self.dialer.who(&node), self.dialer.clone());
+            let serving = Serving { tree, who, dialer, name, words, bulk_words };
             let busy = Busy::new(self);
             tokio::spawn(async move {
-                serving.run(io).await;
+                Box::pin(serving.run(io)).await;
                 drop(busy);
             });
             Ok(())
@@ -181,6 +183,10 @@ impl Agent {
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Connections in a row that lead to nothing, after which the node has no use for them.
 const FRUITLESS: usize = 3;
+/// Bytes of bulk after which there is a connection for that alone: more than it takes to start a small program.
+const BULK: u64 = 8 << 20;
+/// How long that may be at hand without being used.
+const AT_HAND: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// What one node's session is served.
 struct Serving {
@@ -188,14 +194,23 @@ struct Serving {
     who: Arc<Who>,
     dialer: Dialer,
     name: NodeName,
-    /// What a connection begins with.
+    /// What a connection begins with, and one for bulk.
     words: String,
+    bulk_words: String,
 }
 
 impl Serving {
     /// Serves on `io`, and on connections like it when that is lost, for as long as the node's session lasts.
     async fn run(self, io: TlsStream<TcpStream>) {
         let sessions = Sessions::new(crate::serve::session_limits());
+        tokio::select! {
+            () = self.first(&sessions, io) => {}
+            () = self.bulk(&sessions) => {}
+        }
+    }
+
+    /// Serves what brings the tree, which may be all that there is.
+    async fn first(&self, sessions: &Sessions, io: TlsStream<TcpStream>) {
         let (mut next, mut pause, mut fruitless) = (Some(io), PAUSES.0, 0);
         loop {
             if let Some(io) = next.take() {
@@ -210,7 +225,7 @@ impl Serving {
                 return;
             }
             tokio::time::sleep(pause).await;
-            match self.again().await {
+            match self.again(&self.words).await {
                 Ok(io) => (next, pause) = (Some(io), PAUSES.0),
                 Err(err) if matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => return,
                 Err(err) => {
@@ -221,9 +236,39 @@ impl Serving {
         }
     }
 
-    async fn again(&self) -> io::Result<TlsStream<TcpStream>> {
+    /// Once there was bulk, has one more connection at hand for that, always: what is asked on it waits for the next when
+    /// it is lost. It never returns.
+    async fn bulk(&self, sessions: &Sessions) {
+        sessions.carry_bulk(BULK).await;
+        let (mut pause, mut fruitless, mut wanted) = (PAUSES.0, 0, false);
+        // An older node wants none.
+        while wanted || fruitless < FRUITLESS {
+            match self.again(&self.bulk_words).await {
+                Ok(io) => {
+                    let before = sessions.connections();
+                    let limits = Limits { version_time: AT_HAND, ..Limits::default() };
+                    if let Err(err) = sessions.serve(io, self.tree.clone(), self.who.clone(), limits).await {
+                        tracing::info!("serving bulk to {} ended: {err}", self.name);
+                    }
+                    let used = sessions.connections() > before;
+                    wanted |= used;
+                    (pause, fruitless) = if used { (PAUSES.0, 0) } else { ((pause * 2).min(PAUSES.1), fruitless + 1) };
+                }
+                Err(err) if matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => break,
+                Err(err) => {
+                    tracing::info!("{} is not reached for bulk: {err}", self.name);
+                    pause = (pause * 2).min(PAUSES.1);
+                }
+            }
+            tokio::time::sleep(pause).await;
+        }
+        std::future::pending().await
+    }
+
+    /// One more connection to the node, which begins with `words`.
+    async fn again(&self, words: &str) -> io::Result<TlsStream<TcpStream>> {
         let mut io = self.dialer.connect_again(self.name.as_str()).await?;
-        say(&mut io, &self.words).await?;
+        say(&mut io, words).await?;
         Ok(io)
     }
 }

@@ -182,6 +182,11 @@ impl Client {
         self.0.redial();
     }
 
+    /// The same of the connection for bulk alone.
+    pub fn redial_bulk(&self) {
+        self.0.redial_bulk();
+    }
+
     /// What it has been used for.
     pub fn counts(&self) -> Counts {
         self.0.counts()

@@ -27,6 +27,8 @@ pub(crate) const WINDOW: usize = 16 << 20;
 const SMALL: usize = 1 << 20;
 /// What a frame counts for besides its bytes, so that many small ones are bounded, too.
 const OVERHEAD: usize = 64;
+/// Messages of more bytes than this are bulk, which has a lane of its own.
+pub(crate) const BULK: usize = 64 << 10;
 /// What is "received" by a side that ends the session.
 pub(crate) const FAREWELL: u64 = !0;
 

@@ -24,6 +24,7 @@ as_both! {
     a_session_is_driven_by_cat_and_echo
     a_script_reads_what_happens_in_a_folder
     what_the_caller_owns_looks_owned_by_the_job
+    a_command_that_reads_much_has_a_connection_for_that_alone
 }
 
 fn files_of_two_nodes_are_read_and_written_through_the_mount(machine: Machine) {
@@ -131,4 +132,52 @@ fn what_the_caller_owns_looks_owned_by_the_job(machine: Machine) {
     machine.rcpu(&["beta", "git", "-C", "r", "status", "--porcelain"]).succeeds();
     machine.rcpu(&["beta", "tar", "cf", "t.tar", "mine"]).succeeds();
     machine.rcpu(&["beta", "tar", "xf", "t.tar"]).succeeds();
+}
+
+/// How many TCP connections the process `pid` has.
+fn connections(pid: &str) -> usize {
+    let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let links = fds.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+    let sockets: Vec<String> = links.map(|link| link.display().to_string()).collect();
+    let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap();
+    let inodes = table.lines().skip(1).filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        (*fields.get(3)? == "01").then(|| format!("socket:[{}]", fields[9]))
+    });
+    inodes.filter(|inode| sockets.contains(inode)).count()
+}
+
+fn a_command_that_reads_much_has_a_connection_for_that_alone(machine: Machine) {
+    let machine = grid(machine);
+    fs::write(machine.at("work/large"), vec![b'x'; 64 << 20]).unwrap();
+    fs::write(machine.at("work/small"), "small\n").unwrap();
+    let script = "read line; cat small; read line; cat large | wc -c; read line; stat -c %s large small";
+    let mut child = machine.rcpu(&["beta", "sh", "-c", script]);
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(stdout));
+    let mut says = |lines_expected: &[&str]| {
+        stdin.write_all(b"go on\n").unwrap();
+        for line in lines_expected {
+            assert_eq!(lines.next().unwrap().unwrap(), *line);
+        }
+    };
+    let agent = || {
+        let agent = machine.processes().into_iter().find(|line| line.contains(" agent")).expect("the agent runs");
+        agent.split(' ').next().unwrap().to_string()
+    };
+    says(&["small"]);
+    assert_eq!(connections(&agent()), 1, "what is small needs none");
+    says(&["67108864"]);
+    let start = Instant::now();
+    while connections(&agent()) != 2 {
+        assert!(start.elapsed() < PATIENCE, "{} connections", connections(&agent()));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    says(&["67108864", "6"]);
+    assert!(child.wait().unwrap().success());
+    while connections(&agent()) != 0 {
+        assert!(start.elapsed() < PATIENCE, "{} connections after the command", connections(&agent()));
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }

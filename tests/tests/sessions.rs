@@ -70,3 +70,31 @@ fn a_command_goes_on_when_its_connections_are_cut() {
     let expected: String = (0..10).map(|line| format!("{line}\n")).collect();
     assert_eq!(fs::read_to_string(machine.at("work/log")).unwrap(), expected);
 }
+
+#[test]
+fn a_command_copies_much_through_connections_that_are_cut() {
+    let (machine, proxy, _runtime) = behind_a_link();
+    let bytes: Vec<u8> = (0..32_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    fs::write(machine.at("work/large"), &bytes).unwrap();
+    let script = "echo ready; for i in 1 2 3; do cp large copy$i; stat -c %s copy$i; done";
+    let mut child = machine.rcpu(&["beta", "sh", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut heard = String::new();
+    std::io::BufRead::read_line(&mut stdout, &mut heard).unwrap();
+    let cutting = std::thread::spawn(move || {
+        let mut cuts = 0;
+        while child.try_wait().unwrap().is_none() {
+            proxy.cut();
+            cuts += 1;
+            std::thread::sleep(std::time::Duration::from_millis(300));
+        }
+        (cuts, child.wait().unwrap())
+    });
+    stdout.read_to_string(&mut heard).unwrap();
+    let (cuts, status) = cutting.join().unwrap();
+    assert!(status.success() && cuts > 1, "{status} after {cuts} cuts");
+    assert_eq!(heard, "ready\n33554432\n33554432\n33554432\n");
+    for copy in ["copy1", "copy2", "copy3"] {
+        assert!(fs::read(machine.at("work").join(copy)).unwrap() == bytes, "{copy}");
+    }
+}

@@ -19,10 +19,9 @@ use super::fid::Fid;
 use super::link::{Link, Wire};
 use super::resume::{Lost, PAUSES, Reader, Session, is_final, jittered};
 use crate::Errno;
+use crate::session::BULK;
 use crate::wire::T;
 
-/// Reads and writes of more bytes than this are bulk.
-pub(super) const BULK: usize = 64 << 10;
 /// Bytes of bulk that go with all else before the lane is opened.
 const BEFORE: u64 = 1 << 20;
 /// How long the lane keeps its connection when nothing is asked on it.

@@ -161,6 +161,11 @@ impl Link {
     /// Gives up the connections that there are, as if they were lost.
     pub(super) fn redial(&self) {
         self.wire.redial.notify_waiters();
+        self.redial_bulk();
+    }
+
+    /// The same of that for bulk.
+    pub(super) fn redial_bulk(&self) {
         if let Some(bulk) = &self.bulk {
             bulk.wire.redial.notify_waiters();
         }

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
 
-use super::bulk::BULK;
 use super::call::Answer;
 use super::fid::Fid;
 use super::node::take_data;
+use crate::session::BULK;
 use crate::wire::{Data, FSYNC_FLUSH, IO_HEADER, R, SEEK_DATA, SEEK_HOLE, T};
 use crate::{Errno, Handle, How, Reply, Stream, Written};
 

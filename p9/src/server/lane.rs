@@ -59,6 +59,8 @@ pub(super) struct Lane {
     pub(super) limits: Limits,
     pub(super) registry: Registry,
     pub(super) linger: Duration,
+    /// Whether it is the session's first.
+    pub(super) first: bool,
 }
 
 /// How a connection ended.
@@ -80,6 +82,8 @@ struct Shared {
     /// The writer has to look at the ledger.
     changed: Notify,
     share: Share,
+    /// Who counts what goes by the first lane.
+    counts: Option<Registry>,
 }
 
 /// Frames that were read and not taken up.
@@ -92,13 +96,14 @@ struct Backlog {
 impl Lane {
     /// Goes on until the peer ends the session or breaks the protocol, or `arrivals` ends.
     pub(super) async fn run(self, mut arrivals: Receiver<Arrival>) {
-        let Self { requests, context, limits, registry, linger } = self;
+        let Self { requests, context, limits, registry, linger, first } = self;
         let shared = Shared {
             ledger: Mutex::new(Ledger::new(registry.budget.clone())),
             backlog: Mutex::default(),
             filled: Notify::new(),
             changed: Notify::new(),
             share: context.share.clone(),
+            counts: first.then(|| registry.clone()),
         };
         let mut connection = Connection::of_lane(context.clone(), requests.clone(), limits);
         let mut tasks = JoinSet::new();
@@ -207,6 +212,7 @@ impl Shared {
                 Err(err @ (Error::Io(_) | Error::TooSlow(..))) => return Ended::Lost(Err(err)),
                 Err(err) => return Ended::Broken(err, NO_TAG),
             };
+            self.count(frame.size());
             let (tag, is_ack) = (frame.tag, frame.code == T::Ack { received: 0 }.code());
             let read = match if is_ack { T::decode(frame.code, &frame.body) } else { Ok(None) } {
                 Ok(Some(T::Ack { received: FAREWELL })) => return Ended::Farewell,
@@ -222,6 +228,12 @@ impl Shared {
             }
             self.filled.notify_one();
             consume_budget().await;
+        }
+    }
+
+    fn count(&self, bytes: usize) {
+        if let Some(registry) = &self.counts {
+            registry.carries(bytes);
         }
     }
 
@@ -304,6 +316,7 @@ impl Shared {
         let ledger = RefCell::new(ledger);
         let room = |bulk| ledger.borrow().has_room(bulk);
         requests.take(room, |reply| {
+            self.count(reply.size());
             pieces.add(ledger.borrow_mut().sends(reply));
         });
     }

@@ -25,7 +25,7 @@ use super::connection::{Context, Hello};
 use super::lane::{Arrival, Lane, Reader, ToLane, Writer};
 use super::requests::Requests;
 use super::{Error, Limits};
-use crate::session::{Budget, LEASE};
+use crate::session::{BULK, Budget, LEASE};
 use crate::wire::Dialect;
 use crate::{Errno, TreeRef, Who};
 
@@ -93,6 +93,9 @@ pub(super) struct Shared {
     /// Those that ended last by what their peers said, the oldest first. Locked with the others held, or alone.
     ended: Mutex<VecDeque<[u8; 16]>>,
     handed: AtomicU64,
+    /// Bytes of bulk that went by first lanes so far, where all else has to wait for each message of it.
+    pub(super) bulk: AtomicU64,
+    pub(super) more_bulk: Notify,
 }
 
 /// A session as the registry knows it. Dropping it ends it.
@@ -157,6 +160,8 @@ impl Sessions {
             live: Mutex::default(),
             ended: Mutex::default(),
             handed: AtomicU64::new(0),
+            bulk: AtomicU64::new(0),
+            more_bulk: Notify::new(),
         })))))
     }
 
@@ -189,6 +194,20 @@ impl Sessions {
     /// Connections that began a session or resumed one, so far.
     pub fn connections(&self) -> u64 {
         self.0.0.handed.load(Ordering::Relaxed)
+    }
+
+    /// Returns once `bytes` of bulk have gone by the first lanes of sessions: for who dials all connections, that of a
+    /// lane for bulk, too.
+    pub async fn carry_bulk(&self, bytes: u64) {
+        let (shared, first) = (&self.0.0, self.0.0.bulk.load(Ordering::Relaxed));
+        loop {
+            let mut more = std::pin::pin!(shared.more_bulk.notified());
+            more.as_mut().enable();
+            if shared.bulk.load(Ordering::Relaxed) - first >= bytes {
+                return;
+            }
+            more.await;
+        }
     }
 
     /// What all of them keep of replies that were not acknowledged, in bytes.
@@ -285,6 +304,14 @@ fn take_oldest(live: &mut HashMap<[u8; 16], Live>, meant: impl Fn(&Live) -> bool
 }
 
 impl Registry {
+    /// Counts a message of `bytes` bytes that goes by a first lane, if it is bulk.
+    pub(super) fn carries(&self, bytes: usize) {
+        if bytes > BULK {
+            self.bulk.fetch_add(bytes as u64, Ordering::Relaxed);
+            self.more_bulk.notify_waiters();
+        }
+    }
+
     /// Takes a session off the list; one that its peer has `ended` is never begun again.
     fn remove(&self, id: &[u8; 16], ended: bool) -> Option<Live> {
         let mut live = self.live.lock();
@@ -358,15 +385,17 @@ impl Session {
         &mut self, lanes: &mut [Option<ToLane>; LANES], lane: u8, arrival: Arrival, tasks: &mut JoinSet<()>,
     ) {
         let Some(place) = lanes.get_mut(usize::from(lane)) else { return };
+        let first = lane == 0;
         let lane = place.get_or_insert_with(|| {
             let (sender, receiver) = mpsc::channel(1);
             let lane = Lane {
-                requests: if lane == 0 { self.first.take() } else { None }
+                requests: if first { self.first.take() } else { None }
                     .unwrap_or_else(|| Requests::new(&self.limits, self.context.share.clone())),
                 context: self.context.clone(),
                 limits: self.limits.clone(),
                 registry: self.registry.clone(),
                 linger: self.linger,
+                first,
             };
             tasks.spawn(lane.run(receiver).in_current_span());
             sender
