@@ -59,6 +59,13 @@ async fn read_open(handle: &Handle, count: u32) -> Result<Vec<u8>, Errno> {
 
 /// The names in `dir`, taken `step` entries at a time, each with its qid.
 pub async fn list(dir: &NodeRef, step: usize) -> Result<BTreeMap<NameBuf, Qid>, Errno> {
+    Ok(list_with_attributes(dir, step).await?.into_iter().map(|(name, (qid, _))| (name, qid)).collect())
+}
+
+/// The same, and the attributes of those that come with them.
+pub async fn list_with_attributes(
+    dir: &NodeRef, step: usize,
+) -> Result<BTreeMap<NameBuf, (Qid, Option<p9::Attr>)>, Errno> {
     let Handle::Dir(open) = dir.open(How { directory: true, ..How::READ }).await? else {
         panic!("an open directory is a directory");
     };
@@ -70,15 +77,15 @@ pub async fn list(dir: &NodeRef, step: usize) -> Result<BTreeMap<NameBuf, Qid>, 
                 return ControlFlow::Break(());
             }
             assert_ne!(entry.cookie, 0, "no cookie is 0");
-            page.push((NameBuf::from(entry.name), entry.qid, entry.cookie));
+            page.push((NameBuf::from(entry.name), (entry.qid, entry.attr.copied()), entry.cookie));
             ControlFlow::Continue(())
         };
         open.list(cookie, &mut take).await?;
         let Some(&(_, _, last)) = page.last() else { return Ok(all) };
         cookie = last;
-        for (name, qid, _) in page {
+        for (name, is, _) in page {
             // The tree's own unions may repeat a name, which then is the same entry to whoever walks it.
-            all.entry(name).or_insert(qid);
+            all.entry(name).or_insert(is);
         }
     }
 }
@@ -97,11 +104,12 @@ pub async fn reading(root: NodeRef, skip: &[&str]) {
             seen += 1;
             let node = one_file(&dir, &entry, listed, &at).await;
             match node.qid().kind {
-                FileKind::Dir => dirs.push((at, node)),
+                FileKind::Dir => dirs.push((at.clone(), node.clone())),
                 FileKind::Link => assert!(!node.read_link().await.unwrap().is_empty(), "{at} leads somewhere"),
-                FileKind::File if skip.contains(&text.as_str()) => {}
+                FileKind::File if skip.contains(&text.as_str()) => continue,
                 FileKind::File => files += contents(&node, &at).await,
             }
+            fetched(&dir, &entry, &node, &at).await;
         }
     }
     assert!(files > 0 && seen > files, "the tree has files and directories to look at");
@@ -188,6 +196,30 @@ async fn contents(node: &NodeRef, at: &str) -> usize {
     }
     opened.handle.close().await.unwrap();
     1
+}
+
+/// Checks that what is fetched by its name is what is there: the bytes of a regular file alone.
+async fn fetched(dir: &NodeRef, entry: &NameBuf, node: &NodeRef, at: &str) {
+    let fetch = async |count| dir.fetch(entry.as_name(), count).await;
+    let open = match node.qid().kind {
+        FileKind::File => node.open(How::READ).await,
+        _ => return assert_eq!(fetch(9).await.err(), Some(Errno::EINVAL), "{at}: only files are fetched"),
+    };
+    match open {
+        Ok(open) if open.seekable() => {
+            let whole = read_open(&open, 1 << 20).await.unwrap();
+            for count in [0, 7, 1 << 16] {
+                let (qid, bytes) = fetch(count).await.unwrap();
+                assert_eq!(qid.path, node.qid().path, "{at}: what is fetched says which file it is");
+                assert!(whole.starts_with(&bytes) && bytes.len() == whole.len().min(count as usize), "{at}: {count}");
+            }
+            open.close().await.unwrap();
+        }
+        // Whether it has a place to begin is known to its server.
+        Ok(_) => assert!(matches!(fetch(9).await.err(), None | Some(Errno::EINVAL)), "{at}: it is fetched, or is none"),
+        Err(errno) => assert_eq!(fetch(9).await.err(), Some(errno), "{at}: what cannot be opened cannot be fetched"),
+    }
+    assert_eq!(dir.fetch(name("no such name"), 9).await.err(), Some(Errno::ENOENT));
 }
 
 /// Checks that a tree that is not to be written refuses each change.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use fileserver::{Disk, DiskOptions};
+use fileserver::{Access, Disk, DiskOptions, Export, Exports, Ruled, Rules};
 use ns::{Flags, Namespace};
 use p9::layer::{self, FileLayer, Layer, LayeredFile};
 use p9::wire::Dialect;
@@ -96,6 +96,47 @@ async fn a_synthetic_tree_keeps_the_contract() {
     }
 }
 
+/// A disk of which all may be changed but what is hidden.
+fn ruled(path: &Path) -> TreeRef {
+    Ruled::new(disk(path, false), Rules::new(Access::ReadWrite).rule("/hidden", Access::Absent))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_under_rules_keeps_the_contract() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("hidden"), "").unwrap();
+    for root in both(&ruled(dir.path())).await {
+        contract::writing(root).await;
+    }
+    contract::writing_over_9p2000(over_9p2000(&ruled(dir.path())).await).await;
+    sample(dir.path());
+    for root in both(&ruled(dir.path())).await {
+        contract::reading(root, &[]).await;
+    }
+    let read_only: TreeRef = Ruled::new(disk(dir.path(), false), Rules::new(Access::ReadOnly));
+    for root in both(&read_only).await {
+        contract::read_only(&root, "f").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_node_exports_keeps_the_contract() {
+    let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let export = |name: &str, dir: &Path, read_only| Export { name: name.into(), path: dir.into(), read_only };
+    let exports = vec![export("rw", one.path(), false), export("ro", other.path(), true)];
+    let tree = Exports::open(exports, [7; 32]).unwrap().tree();
+    for root in both(&tree).await {
+        contract::writing(contract::walk(&root, "rw").await.unwrap()).await;
+    }
+    for dir in [&one, &other] {
+        sample(dir.path());
+    }
+    for root in both(&tree).await {
+        contract::reading(root.clone(), &[]).await;
+        contract::read_only(&contract::walk(&root, "ro").await.unwrap(), "f").await;
+    }
+}
+
 async fn over_9p2000(tree: &TreeRef) -> NodeRef {
     Grid::new().serve("a", tree.clone()).dialect(Dialect::Legacy).root("a").await.unwrap()
 }
@@ -116,21 +157,23 @@ async fn every_tree_keeps_over_9p2000_what_that_can_say() {
 #[tokio::test(start_paused = true)]
 async fn over_links_that_reorder_stall_and_are_cut_trees_keep_the_contract() {
     let (dir, over) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    // Some of what is said is short enough for the first link to carry all of it.
-    let mut cut = 0;
-    for seed in 1..20 {
-        let rough = Rough::new(disk(dir.path(), false), seed);
-        contract::writing(rough.root().await.unwrap()).await;
-        cut += usize::from(rough.links() > 1);
-        if seed >= 3 && cut > 0 {
-            break;
+    std::fs::create_dir(dir.path().join("d")).unwrap();
+    let made = [disk(dir.path(), false), ruled(dir.path()), namespace(dir.path(), over.path()).await];
+    for (number, tree) in made.iter().enumerate() {
+        // Some of what is said is short enough for the first link to carry all of it.
+        let mut cut = 0;
+        for seed in 1..20 {
+            let rough = Rough::new(tree.clone(), seed + 100 * number as u64);
+            contract::writing(contract::walk(&rough.root().await.unwrap(), "d").await.unwrap()).await;
+            cut += usize::from(rough.links() > 1);
+            if cut > 0 {
+                break;
+            }
         }
+        assert!(cut > 0, "links were cut");
     }
-    assert!(cut > 0, "links were cut");
     sample(dir.path());
-    for (seed, tree) in
-        [disk(dir.path(), false), synthetic(), namespace(dir.path(), over.path()).await].iter().enumerate()
-    {
+    for (seed, tree) in made.iter().chain([&synthetic()]).enumerate() {
         contract::reading(Rough::new(tree.clone(), 10 + seed as u64).root().await.unwrap(), &[]).await;
     }
 }

@@ -11,6 +11,11 @@ pub const SLOTS: usize = 3;
 /// The most bytes that are written at once.
 pub const LARGE: usize = 150_000;
 
+/// Modes of fallocate(2): the file is as long as the room, stays as long as it is, or has a hole there.
+const ROOM: u32 = 0;
+const KEEP_SIZE: u32 = 1;
+const PUNCH: u32 = 3;
+
 /// One operation. Slots are open files; an operation on one that is empty does nothing.
 #[derive(Clone, Debug)]
 #[allow(missing_docs, reason = "the fields are those of the system calls")]
@@ -33,6 +38,9 @@ pub enum Op {
     Rename { from: Path, to: Path, flags: u32 },
     List { path: Path, step: usize },
     Stat { path: Path },
+    Fetch { path: Path, count: u32 },
+    Allocate { slot: usize, mode: u32, offset: u64, length: u64 },
+    Copy { from: usize, to: usize, offset: u64, to_offset: u64, length: u64 },
 }
 
 /// What an operation answers.
@@ -96,7 +104,7 @@ fn op() -> impl Strategy<Value = Op> {
         5 => (path(), slot.clone(), flag(), flag(), flag()).prop_map(|(path, slot, writes, truncate, append)| {
             Op::Open { path, slot, writes, truncate: truncate && writes, append: append && writes }
         }),
-        2 => slot.prop_map(|slot| Op::Close { slot }),
+        2 => slot.clone().prop_map(|slot| Op::Close { slot }),
         14 => on_open(),
         3 => (path(), size()).prop_map(|(path, size)| Op::Truncate { path, size }),
         2 => (path(), mode()).prop_map(|(path, mode)| Op::Chmod { path, mode }),
@@ -112,6 +120,12 @@ fn op() -> impl Strategy<Value = Op> {
             |(from, to, flags)| Op::Rename { from, to, flags }),
         2 => (path(), 1_usize..4).prop_map(|(path, step)| Op::List { path, step }),
         2 => path().prop_map(|path| Op::Stat { path }),
+        3 => (path(), size()).prop_map(|(path, count)| Op::Fetch { path, count: count as u32 }),
+        2 => (slot.clone(), prop::sample::select(vec![ROOM, KEEP_SIZE, PUNCH]), size(), 1..30_000_u64).prop_map(
+            |(slot, mode, offset, length)| Op::Allocate { slot, mode, offset, length }),
+        3 => (slot.clone(), slot, size(), size(), size()).prop_map(|(from, to, offset, to_offset, length)| {
+            Op::Copy { from, to, offset, to_offset, length }
+        }),
     ]
 }
 
@@ -192,6 +206,15 @@ impl Model {
                 return Ok(Outcome::Names(names));
             }
             Op::Stat { path } => return Ok(Outcome::File(self.walk(path)?)),
+            Op::Fetch { path, count } => match &self.files[&self.walk(path)?].kind {
+                Kind::File(bytes) => return Ok(Outcome::Bytes(bytes[..bytes.len().min(*count as usize)].to_vec())),
+                _ => return Err(Errno::EINVAL),
+            },
+            Op::Allocate { slot, mode, offset, length } => self.allocate(*slot, *mode, *offset, *length)?,
+            Op::Copy { from, to, offset, to_offset, length } => {
+                let (Some(from), Some(to)) = (self.open[*from], self.open[*to]) else { return Ok(Outcome::Done) };
+                self.copy((from, *offset), (to, *to_offset), *length)?;
+            }
             _ => return self.on_open(op),
         }
         Ok(Outcome::Done)
@@ -231,6 +254,44 @@ impl Model {
             _ => {}
         }
         Ok(Outcome::Done)
+    }
+
+    /// fallocate(2).
+    fn allocate(&mut self, slot: usize, mode: u32, offset: u64, length: u64) -> Result<(), Errno> {
+        let Some(open) = self.open[slot] else { return Ok(()) };
+        if !open.writes {
+            return Err(Errno::EBADF);
+        }
+        let (bytes, start, end) = (self.bytes(open.file)?, offset as usize, (offset + length) as usize);
+        match mode {
+            ROOM => bytes.resize(bytes.len().max(end), 0),
+            PUNCH => {
+                let end = end.min(bytes.len());
+                bytes[start.min(end)..end].fill(0);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// All that copy_file_range(2) copies.
+    fn copy(&mut self, (from, offset): (Open, u64), (to, to_offset): (Open, u64), length: u64) -> Result<(), Errno> {
+        if !to.writes || to.appends {
+            return Err(Errno::EBADF);
+        }
+        let Kind::File(bytes) = &self.files[&from.file].kind else { panic!("it is a file") };
+        let start = bytes.len().min(offset as usize);
+        let copied = bytes[start..bytes.len().min(start + length as usize)].to_vec();
+        let (count, start) = (copied.len() as u64, to_offset as usize);
+        if from.file == to.file && to_offset + count > offset && to_offset < offset + count {
+            return Err(Errno::EINVAL);
+        }
+        if count > 0 {
+            let bytes = self.bytes(to.file)?;
+            bytes.resize(bytes.len().max(start + copied.len()), 0);
+            bytes[start..start + copied.len()].copy_from_slice(&copied);
+        }
+        Ok(())
     }
 
     fn opened(&mut self, file: u64, writes: bool, truncate: bool) -> Result<u64, Errno> {
