@@ -123,7 +123,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (path(), size()).prop_map(|(path, count)| Op::Fetch { path, count: count as u32 }),
         2 => (slot.clone(), prop::sample::select(vec![ROOM, KEEP_SIZE, PUNCH]), size(), 1..30_000_u64).prop_map(
             |(slot, mode, offset, length)| Op::Allocate { slot, mode, offset, length }),
-        3 => (slot.clone(), slot, size(), size(), size()).prop_map(|(from, to, offset, to_offset, length)| {
+        6 => (slot.clone(), slot, size(), size(), size()).prop_map(|(from, to, offset, to_offset, length)| {
             Op::Copy { from, to, offset, to_offset, length }
         }),
     ]
