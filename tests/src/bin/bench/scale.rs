@@ -1,14 +1,16 @@
-//! Group `scale`: what a node costs that does nothing, what idle connections and open fids add to it, and how long a
-//! stat takes while another client reads at full speed.
+//! Group `scale`: what a node costs that does nothing, what idle connections and open fids add to it, how long a stat
+//! takes while another client reads at full speed, and until a client is told of what a local process changes.
 
 use std::fs;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use p9::client::{Client, Options};
+use p9::tree::LeaseKind;
 use p9::{Handle, How, Name, Want};
-use tests::machine::Machine;
+use tests::machine::{Machine, PATIENCE};
 
 use crate::Row;
 use crate::p9::{At, Diod, Ours, attach, open, walk};
@@ -16,6 +18,7 @@ use crate::p9::{At, Diod, Ours, attach, open, walk};
 const CONNECTIONS: usize = 1_000;
 const FIDS: usize = 10_000;
 const STATS: usize = 4_000;
+const CHANGES: usize = 1_000;
 const BIG_BYTES: u64 = 256 << 20;
 const PIECE: u32 = 1 << 20;
 
@@ -44,6 +47,7 @@ pub(crate) fn run() -> Vec<Row> {
         row("each of 10,000 open files adds", of_an_open_file(), "B"),
     ];
     rows.extend(beside_a_reader());
+    rows.extend(until_told());
     rows
 }
 
@@ -134,6 +138,42 @@ async fn p99_of_stats(at: &At) -> Duration {
     }
     times.sort();
     times[STATS * 99 / 100]
+}
+
+/// The time from a change by a local process until a client is told that keeps the directory under a lease.
+fn until_told() -> Vec<Row> {
+    let machine = Machine::bare();
+    let dir = machine.at("served");
+    fs::create_dir_all(dir.join("kept")).expect("a folder");
+    let (ours, runtime) = (Ours::start(&machine, &dir), crate::p9::runtime());
+    let mut times = runtime.block_on(async {
+        let at = attach(&ours.tcp, b"fs/served").await;
+        let kept = walk(&at.root, b"kept").await;
+        let mut times = Vec::with_capacity(CHANGES);
+        for number in 0..CHANGES {
+            let (sender, mut told) = tokio::sync::mpsc::unbounded_channel();
+            let on_break = Arc::new(move |_| sender.send(Instant::now()).unwrap_or(()));
+            let _lease = kept.lease(LeaseKind::Attr, on_break).await.expect("an answer").expect("a lease");
+            let start = Instant::now();
+            fs::write(dir.join("kept").join(number.to_string()), b"").expect("a file");
+            let told = tokio::time::timeout(PATIENCE, told.recv()).await.ok().flatten().expect("the client is told");
+            times.push(told - start);
+        }
+        times
+    });
+    times.sort();
+    let most = |case, at: usize| Row {
+        group: "scale",
+        case,
+        ours: times[at].as_secs_f64() * 1e3,
+        peer: Some(("promised", 100.0)),
+        unit: "ms",
+        more_is_better: false,
+    };
+    vec![
+        most("tcp: a local change, until a client is told, p99".into(), CHANGES * 99 / 100),
+        most("the slowest of 1,000".into(), CHANGES - 1),
+    ]
 }
 
 /// The resident memory of the node and its launcher.
