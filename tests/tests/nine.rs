@@ -5,7 +5,11 @@
 use std::fs;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 
+use bytes::Bytes;
+use p9::{Errno, Reply, Stream, Written, synth};
+use tests::listen::Listening;
 use tests::machine::{Done, Machine, Text, binaries};
 
 fn nine(machine: &Machine, args: &[&str]) -> Command {
@@ -89,4 +93,48 @@ fn the_messages_are_shown_on_request() {
     {
         assert!(errors.contains(line), "{line} is missing in {errors}");
     }
+}
+
+/// Says again what it is told, in capitals; after `bye` nothing more comes.
+struct Parrot {
+    told: tokio::sync::mpsc::UnboundedSender<Bytes>,
+    says: tokio::sync::Mutex<tokio::sync::mpsc::UnboundedReceiver<Bytes>>,
+}
+
+impl Stream for Parrot {
+    fn read(&self, _offset: u64, _count: u32) -> Reply<'_, Bytes> {
+        Reply::later(async { self.says.lock().await.recv().await.ok_or(Errno::EIO) })
+    }
+
+    fn write(&self, _offset: u64, data: Bytes) -> Reply<'_, Written> {
+        let said = if &data[..] == b"bye\n" { Bytes::new() } else { data.to_ascii_uppercase().into() };
+        self.told.send(said).unwrap();
+        Reply::ok(Written::count(data.len()))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_answers_is_talked_to() {
+    let machine = Machine::ordinary();
+    let parrot = synth::stream(0o666, |_| {
+        let (told, says) = tokio::sync::mpsc::unbounded_channel();
+        Reply::ok(Arc::new(Parrot { told, says: says.into() }) as Arc<dyn Stream>)
+    });
+    let listening = Listening::start(synth::tree(synth::dir([("parrot", parrot)]))).await;
+    let address = format!("tcp!127.0.0.1!{}", listening.address().port());
+    let mut command = nine(&machine, &["-a", &address, "con", "parrot"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let talk = tokio::task::spawn_blocking(move || {
+        let (mut stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let mut lines = std::io::BufRead::lines(std::io::BufReader::new(stdout));
+        for line in ["hello", "is anybody there"] {
+            // The next is said once this was answered.
+            writeln!(stdin, "{line}").unwrap();
+            assert_eq!(lines.next().unwrap().unwrap(), line.to_ascii_uppercase());
+        }
+        writeln!(stdin, "bye").unwrap();
+        assert!(lines.next().is_none(), "it ends with what it talks to");
+        assert!(child.wait().unwrap().success());
+    });
+    tokio::time::timeout(tests::machine::PATIENCE, talk).await.unwrap().unwrap();
 }

@@ -331,6 +331,18 @@ async fn a_session_that_its_client_has_ended_is_not_begun_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn each_run_of_a_server_has_a_number_of_its_own() {
+    let boot = async |net: &Net, lane| match Peer::greets(net, me(), lane, 0).await.1.message() {
+        R::Session { boot, .. } => boot,
+        other => panic!("{other:?}"),
+    };
+    let (one, other) = (Net::new(tree().0), Net::new(tree().0));
+    let before = boot(&one, 0).await;
+    assert_eq!(before, boot(&one, 1).await);
+    assert_ne!(before, boot(&other, 0).await);
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_key_keeps_so_many_sessions_without_a_connection_and_the_oldest_goes() {
     let limits = SessionLimits { lingering: 2, ..SessionLimits::default() };
     let net = Net::with(tree().0, limits, |_| [u64::MAX; 2]);
