@@ -61,7 +61,7 @@ fn a_command_whose_files_are_lost_is_lost_and_not_exited() {
     let ended = child.wait_with_output().unwrap();
     assert_eq!(ended.status.code(), Some(255), "{}", ended.errors());
     let said = ended.errors();
-    assert!(said.contains("the caller's tree: its connection was lost"), "{said}");
+    assert!(said.contains("the caller's tree: its connection was lost"), "{agent}: {said}");
 }
 
 #[test]
