@@ -21,6 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 
 use crate::kept::File;
+use crate::pages::Gift;
 use crate::scattered::Scattered;
 use crate::table::Inode;
 use crate::tell::Teller;
@@ -153,7 +154,7 @@ impl Ahead {
         let (start, end) = (wanted.start, wanted.end.min(around.end));
         if bytes.len() as u64 == around.end - around.start {
             let pages = vec![(around.start, part(around.start, start)), (end, part(end, around.end))];
-            budget.teller.give(inode, file, writes, pages);
+            budget.teller.give(vec![Gift::of(inode, file, writes, pages)]);
         }
         Ok(part(start, end))
     }

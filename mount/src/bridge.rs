@@ -133,7 +133,8 @@ impl Bridge {
         let held = Held::new(runtime.clone());
         let (read_ahead, ended) = (Budget::new(runtime.clone(), teller.clone()), AtomicBool::new(false));
         let changes = Arc::<Changes>::default();
-        let foresight = Foresight::new(options.ttl, runtime.clone(), changes.clone(), kept.clone(), teller.clone());
+        let (told, known) = (teller.clone(), table.clone());
+        let foresight = Foresight::new(options.ttl, runtime.clone(), changes.clone(), kept.clone(), told, known);
         let foresight = Arc::new(foresight);
         Arc::new(Self {
             table,

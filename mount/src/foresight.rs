@@ -26,7 +26,8 @@ use crate::changes::Changes;
 use crate::kept::{File, Kept};
 use crate::leash::Leash;
 use crate::listing::{Gathered, Known, Listed, Seen};
-use crate::table::Inode;
+use crate::pages::Gift;
+use crate::table::{Inode, Table};
 use crate::tell::Teller;
 
 mod dirs;
@@ -72,6 +73,7 @@ pub(crate) struct Foresight {
     runtime: Runtime,
     kept: Arc<Kept>,
     teller: Teller,
+    table: Arc<Table>,
     rooms: Rooms,
 }
 
@@ -126,10 +128,12 @@ pub(crate) enum Found {
 
 impl Foresight {
     /// Answers without a lease are given for `ttl` after they were asked for.
-    pub(crate) fn new(ttl: Duration, runtime: Runtime, changes: Arc<Changes>, kept: Arc<Kept>, teller: Teller) -> Self {
+    pub(crate) fn new(
+        ttl: Duration, runtime: Runtime, changes: Arc<Changes>, kept: Arc<Kept>, teller: Teller, table: Arc<Table>,
+    ) -> Self {
         let dirs = Cache::with_weighter((ENTRIES / EACH) as usize, ENTRIES, Weight);
         let (to_list, rooms) = (Cache::new(COUNTED), Rooms::new(ALL_BYTES));
-        Self { dirs, to_list, changes, ttl, runtime, kept, teller, rooms }
+        Self { dirs, to_list, changes, ttl, runtime, kept, teller, table, rooms }
     }
 
     /// The directory `dir`, which is `node`, was listed, whole or in part.
@@ -325,13 +329,19 @@ impl Foresight {
             let answer = self.clone().ask((listed.clone(), entry), dir.clone(), seen.name.clone(), way, count);
             let (answer, _room) = (answer.boxed().shared(), Some(Arc::new(taken)).filter(|_| length > 0));
             let foreseen = Foreseen { begun, count, opened, answer, _room };
-            asked.push((entry, foreseen.answer.clone()));
+            asked.push((entry, (seen.id, foreseen.answer.clone())));
             state.foreseen.insert(entry, foreseen);
         }
-        let listed = Arc::downgrade(listed);
+        let (listed, table, teller) = (Arc::downgrade(listed), self.table.clone(), self.teller.clone());
         self.runtime.spawn(async move {
             let (entries, answers): (Vec<_>, Vec<_>) = asked.into_iter().unzip();
-            join_all(answers).await;
+            let (ids, answers): (Vec<_>, Vec<_>) = answers.into_iter().unzip();
+            let answers = join_all(answers).await;
+            let gift = |(id, answer): (Option<u64>, Option<Answer>)| match answer? {
+                Answer::Opened(file) => Gift::whole(&table.get(id?).ok()?, &file),
+                Answer::Looked(..) => None,
+            };
+            teller.give(ids.into_iter().zip(answers).filter_map(gift).collect());
             tokio::time::sleep(UNUSED).await;
             let Some(listed) = listed.upgrade() else { return };
             let mut state = listed.ways.lock();

@@ -83,18 +83,43 @@ impl Drop for Giving<'_> {
     }
 }
 
-/// Gives the kernel these pages of `inode`, each with its offset, unless they may be old: they were read of `file` when
-/// [`Inode::writes`] was `writes`. What does not end the file is of whole pages. It blocks.
-pub(crate) fn give(kernel: &Kernel, inode: &Arc<Inode>, file: &File, writes: u64, pages: &[(u64, Bytes)]) {
-    // In this order: whoever makes them old from here on has what was given dropped.
-    let Some(_giving) = inode.pages.give() else { return };
-    if !file.is_filled_as(inode) || inode.writes() != writes {
-        return;
+/// Pages of one file for the kernel.
+pub(crate) struct Gift {
+    inode: Arc<Inode>,
+    /// Of which they were read.
+    file: Arc<File>,
+    /// [`Inode::writes`] by then.
+    writes: u64,
+    /// Each with its offset. What does not end the file is of whole pages.
+    pages: Vec<(u64, Bytes)>,
+}
+
+impl Gift {
+    /// These `pages` of `inode`, each with its offset, which were read of `file` when [`Inode::writes`] was `writes`. What
+    /// does not end the file is of whole pages.
+    pub(crate) fn of(inode: &Arc<Inode>, file: &Arc<File>, writes: u64, pages: Vec<(u64, Bytes)>) -> Self {
+        Self { inode: inode.clone(), file: file.clone(), writes, pages }
     }
-    for (offset, bytes) in pages.iter().filter(|(_, bytes)| !bytes.is_empty()) {
-        if let Err(err) = kernel.store(INodeNo(inode.id), *offset, bytes) {
-            tracing::debug!(%err, "the kernel was not given pages");
+
+    /// All of `file`, which was fetched and is `inode`; `None` if somebody has opened it meanwhile.
+    pub(crate) fn whole(inode: &Arc<Inode>, file: &Arc<File>) -> Option<Self> {
+        let bytes = file.as_fetched().and(file.first.clone()).filter(|_| !file.was_opened())?;
+        Some(Self::of(inode, file, inode.writes(), vec![(0, bytes)]))
+    }
+
+    /// Gives it, unless it may be old. It blocks.
+    pub(crate) fn give(&self, kernel: &Kernel) {
+        let Self { inode, file, writes, pages } = self;
+        // In this order: whoever makes them old from here on has what was given dropped.
+        let Some(_giving) = inode.pages.give() else { return };
+        if !file.is_filled_as(inode) || inode.writes() != *writes {
             return;
+        }
+        for (offset, bytes) in pages.iter().filter(|(_, bytes)| !bytes.is_empty()) {
+            if let Err(err) = kernel.store(INodeNo(inode.id), *offset, bytes) {
+                tracing::debug!(%err, "the kernel was not given pages");
+                return;
+            }
         }
     }
 }

@@ -13,7 +13,6 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use bytes::Bytes;
 use fuser::{INodeNo, Notifier};
 use p9::NameBuf;
 use p9::tree::{Lease, LeaseKind};
@@ -22,7 +21,7 @@ use tokio::sync::Semaphore;
 
 use crate::kept::{File, Kept};
 use crate::leash::{Leash, Old};
-use crate::pages;
+use crate::pages::Gift;
 use crate::table::Inode;
 
 /// Files and directories about which the kernel is told at a time what it may have to wait for.
@@ -108,11 +107,11 @@ impl Teller {
         _ = tokio::task::spawn_blocking(move || tell(&kernel, id, 0)).await;
     }
 
-    /// Gives the kernel `pages` of `inode`, each with its offset, which were read of `file` when [`Inode::writes`] was
-    /// `writes`.
-    pub(crate) fn give(&self, inode: &Arc<Inode>, file: &Arc<File>, writes: u64, pages: Vec<(u64, Bytes)>) {
-        let (Some(kernel), inode, file) = (self.kernel.get().cloned(), inode.clone(), file.clone()) else { return };
-        self.late.runtime.spawn_blocking(move || pages::give(&kernel, &inode, &file, writes, &pages));
+    /// The kernel is given `gifts`.
+    pub(crate) fn give(&self, gifts: Vec<Gift>) {
+        if let Some(kernel) = self.kernel.get().cloned().filter(|_| !gifts.is_empty()) {
+            self.late.runtime.spawn_blocking(move || gifts.iter().for_each(|gift| gift.give(&kernel)));
+        }
     }
 
     /// The lease of `file` was broken.
