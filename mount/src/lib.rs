@@ -43,7 +43,8 @@ pub use serve::{Mount, mount, serve};
 pub struct Options {
     /// How long the kernel may keep names, missing names and attributes without asking again.
     pub ttl: Duration,
-    /// Threads that take requests from the kernel.
+    /// Threads that take requests from the kernel. It wakes them in turn, so one that is awake already is of no use to it
+    /// where there are more: by default half as many as there are processors, and no more than four.
     pub threads: usize,
     /// Whether it is for every user of this machine, not for the one alone who mounts. The kernel then checks the
     /// rights of each by owner, group and mode before it asks, and what a user makes is given to that user: so it is
@@ -62,9 +63,10 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
+        let processors = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
         Self {
             ttl: Duration::from_secs(1),
-            threads: 2,
+            threads: processors / 2,
             all_users: false,
             read_only: false,
             max_inodes_held: 16 << 10,
