@@ -1,14 +1,16 @@
 //! Reading ahead of a program that reads a file in order, where each request has far to go.
 //!
 //! Used by the read of an open file, in the request's task; what is fetched ahead runs in tasks of its own, which end
-//! when the file is closed or read elsewhere, as [`crate::scattered`] says. The kernel asks for 128 KiB at a time; this keeps up to four chunks of 1 MiB
-//! under way. Invariant: nothing fetched before a write through this mount has returned is given out after it.
+//! when the file is closed or read elsewhere, as [`crate::scattered`] says. The kernel asks for 128 KiB at a time; this
+//! keeps chunks of 1 MiB under way, more of them the longer one takes. Invariant: nothing fetched before a write through
+//! this mount has returned is given out after it.
 
 use std::collections::VecDeque;
 use std::future::ready;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
@@ -28,8 +30,11 @@ use crate::tell::Teller;
 
 /// What is fetched at a time.
 const CHUNK: u64 = 1 << 20;
-/// The most chunks ahead of one reader.
-const DEPTH: usize = 4;
+/// The most chunks ahead of one reader: where they come at once, and over a long way, which holds many.
+const DEPTH: (usize, usize) = (4, 16);
+/// A chunk more is under way for each so many milliseconds that one takes: a gigabit link carries it in twice that, and
+/// the way back is as long.
+const DEEPER_MS: u64 = 4;
 /// The most chunks of one mount.
 const CHUNKS: usize = 64;
 /// Reads that come this near to the last one came out of order; others go elsewhere.
@@ -73,6 +78,8 @@ struct State {
     high: u64,
     /// Reads in order so far.
     run: u32,
+    /// How many milliseconds the last chunk took.
+    took_ms: Arc<AtomicU64>,
     scattered: Scattered,
 }
 
@@ -199,12 +206,15 @@ impl State {
         if self.run < 2 {
             return in_order;
         }
-        let depth = DEPTH.min(self.run as usize - 1);
+        let far = (self.took_ms.load(Ordering::Relaxed) / DEEPER_MS) as usize;
+        let depth = far.clamp(DEPTH.0, DEPTH.1).min(self.run as usize - 1);
         let mut next = self.chunks.back().map_or(offset, |last| last.end().max(offset));
         while self.chunks.iter().filter(|chunk| chunk.end() > high).count() < depth && next < inode.size() {
             let Ok(permit) = budget.chunks.clone().try_acquire_owned() else { break };
             let length = CHUNK.min(inode.size() - next);
-            let fetch = fill(stream.clone(), next, length).boxed().shared();
+            let (filled, took_ms, begun) = (fill(stream.clone(), next, length), self.took_ms.clone(), Instant::now());
+            let fetch = filled.inspect(move |_| took_ms.store(begun.elapsed().as_millis() as u64, Ordering::Relaxed));
+            let fetch = fetch.boxed().shared();
             let task = Some(budget.runtime.spawn(fetch.clone()).abort_handle());
             self.chunks.push_back(Chunk { offset: next, length, writes, fetch, task, _budget: Some(permit) });
             next += length;

@@ -45,14 +45,14 @@ const CASES: [Case; 6] = [
     Case { name: "ls -lR of 64 folders, cold: round trips", work: "ls -lR dirs >/dev/null", told: Told::Trips },
     Case { name: "ls -lR of 64 folders, cold", work: "ls -lR dirs >/dev/null", told: Told::Beside },
     Case {
-        name: "tar of 200 files in 20 folders, cold",
+        name: "tar of 1000 files in 50 folders, cold",
         work: "tar cf - repo/src | cat >/dev/null",
         told: Told::Beside,
     },
-    Case { name: "git status of 200 files, cold", work: "git -C repo status >/dev/null", told: Told::Beside },
+    Case { name: "git status of 1000 files, cold", work: "git -C repo status >/dev/null", told: Told::Beside },
     Case {
-        name: "a program that looks for 1000 missing files, cold",
-        work: "python3 -c 'import os; [os.path.exists(f\"repo/src/{d}/{i}.so\") for d in range(5) for i in range(200)]'",
+        name: "a program that looks for 2000 missing files, cold",
+        work: "python3 -c 'import os; [os.path.exists(f\"repo/src/{d}/{i}.so\") for d in range(10) for i in range(200)]'",
         told: Told::Beside,
     },
 ];
@@ -92,7 +92,7 @@ fn make_files(machine: &Machine, files: &Path) {
     };
     fill(files.join("many"), 1000, 1 << 10);
     (0..DIRS).for_each(|i| fill(files.join(format!("dirs/{i}")), 8, 100));
-    (0..20).for_each(|i| fill(files.join(format!("repo/src/{i}")), 10, 2 << 10));
+    (0..50).for_each(|i| fill(files.join(format!("repo/src/{i}")), 20, 2 << 10));
     let commit = "git init -q . && git add . && git -c user.name=me -c user.email=me@here commit -qm all";
     machine.run("sh", &["-c", &format!("cd {} && {commit}", files.join("repo").display())]);
     machine.run("sh", &["-c", &format!("head -c {} /dev/zero >{}", BIG_MIB * MIB, files.join("big").display())]);
