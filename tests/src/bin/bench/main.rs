@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tests::machine::Machine;
 
 mod mount;
+mod null;
 mod p9;
 mod peers;
 mod rcpu;

@@ -1,5 +1,6 @@
 //! Group `mount`: files through our mount and through sshfs, from one server folder on loopback. Each pass is on a
-//! fresh mount, so that no client cache is warm; the server's page cache is warm for both.
+//! fresh mount, so that no client cache is warm; the server's page cache is warm for both. Beside them is what a FUSE file
+//! system that does nothing takes, the most that can be reached; and what is done a second time is beside the disk itself.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::process::Command;
 use tests::machine::{Done, Machine};
 
 use crate::peers::Sshd;
-use crate::{Row, machine, median_ms};
+use crate::{Row, machine, median_ms, null};
 
 const SMALL_FILES: usize = 5000;
 const MIB: u64 = 1 << 20;
@@ -28,7 +29,7 @@ enum Count {
     MibPerSecond,
 }
 
-const CASES: [Case; 8] = [
+const CASES: [Case; 9] = [
     Case { name: "cat 5000 files of 4 KiB, cold", work: "cat small/* >/dev/null", count: Count::Milliseconds },
     Case { name: "ls -lR of them, cold", work: "ls -lR small >/dev/null", count: Count::Milliseconds },
     Case { name: "find, looking at each, cold", work: "find small -size +1M", count: Count::Milliseconds },
@@ -43,9 +44,15 @@ const CASES: [Case; 8] = [
         count: Count::MibPerSecond,
     },
     Case {
-        name: "10000 random reads of 4 KiB",
+        name: "10000 random reads of 4 KiB of 1 GiB",
         work: "python3 -c 'import os,random; random.seed(1); f=os.open(\"big\",0); \
                [os.pread(f,4096,random.randrange(262144)*4096) for _ in range(10000)]'",
+        count: Count::Milliseconds,
+    },
+    Case {
+        name: "10000 random reads of 4 KiB of 256 MiB",
+        work: "python3 -c 'import os,random; random.seed(1); f=os.open(\"middle\",0); \
+               [os.pread(f,4096,random.randrange(65536)*4096) for _ in range(10000)]'",
         count: Count::Milliseconds,
     },
     Case {
@@ -57,6 +64,16 @@ const CASES: [Case; 8] = [
     Case { name: "remove them", work: "rm -r memory/made", count: Count::Milliseconds },
 ];
 
+/// What is done a second time through one mount.
+const AGAIN: [Case; 3] = [
+    Case { name: "ls -lR of the 5000 files again", work: "ls -lR small >/dev/null", count: Count::Milliseconds },
+    Case { name: "find, looking at each, again", work: "find small -size +1M", count: Count::Milliseconds },
+    Case { name: "cat of them again", work: "cat small/* >/dev/null", count: Count::Milliseconds },
+];
+
+/// Times each of something is measured.
+const TIMES: usize = 3;
+
 pub(crate) fn run() -> Vec<Row> {
     let mut machine = machine(&["alpha"]);
     let files = machine.at("files-alpha");
@@ -65,28 +82,56 @@ pub(crate) fn run() -> Vec<Row> {
     for i in 0..SMALL_FILES {
         fs::write(small.join(format!("{i:05}")), [b'x'; 4096]).expect("a small file");
     }
-    machine.run("sh", &["-c", &format!("head -c {GIB} /dev/zero >{}", files.join("big").display())]);
+    for (name, size) in [("big", GIB), ("middle", GIB / 4)] {
+        machine.run("sh", &["-c", &format!("head -c {size} /dev/zero >{}", files.join(name).display())]);
+    }
     let _memory = Memory::mount(&files.join("memory"));
     let sshd = Sshd::start(&machine.at("sshd"));
-    let (mut ours, mut peer) = ([const { Vec::new() }; CASES.len()], [const { Vec::new() }; CASES.len()]);
-    for _ in 0..3 {
-        for (i, case) in CASES.iter().enumerate() {
-            ours[i].push(through_us(&mut machine, case.work));
+    let null = machine.at("null");
+    let (mut ours, mut peer, mut nothing) = (per(&CASES), per(&CASES), per(&CASES));
+    let (mut again, mut local) = (per(&AGAIN), per(&AGAIN));
+    for _ in 0..TIMES {
+        for (case, all) in CASES.iter().zip(&mut ours) {
+            all.push(through_us(&mut machine, &[], case.work));
         }
-        for (i, case) in CASES.iter().enumerate() {
-            peer[i].push(through_sshfs(&machine, &sshd, &files, case.work));
+        for (case, all) in CASES.iter().zip(&mut peer) {
+            all.push(through_sshfs(&machine, &sshd, &files, case.work));
+        }
+        for (case, all) in CASES.iter().zip(&mut nothing) {
+            all.push(through_nothing(&machine, &null, case.work));
+        }
+        for ((case, ours), local) in AGAIN.iter().zip(&mut again).zip(&mut local) {
+            ours.push(through_us(&mut machine, &[case.work], case.work));
+            local.push(timed(&machine, &files, case.work));
         }
     }
-    let rows = CASES.iter().zip(ours.into_iter().map(median)).zip(peer.into_iter().map(median));
-    rows.map(|((case, ours), peer)| {
-        let (figure, unit, more_is_better): (fn(f64) -> f64, _, _) = match case.count {
+    let mut rows = Vec::new();
+    for (((case, ours), peer), nothing) in CASES.iter().zip(ours).zip(peer).zip(nothing) {
+        let ours = median(ours);
+        rows.push(case.row(ours, ("sshfs", median(peer))));
+        rows.push(case.row(ours, ("null", median(nothing))));
+    }
+    rows.extend(
+        AGAIN.iter().zip(again).zip(local).map(|((case, ours), disk)| case.row(median(ours), ("disk", median(disk)))),
+    );
+    rows
+}
+
+/// Room for what is measured of each case.
+fn per(cases: &[Case]) -> Vec<Vec<f64>> {
+    cases.iter().map(|_| Vec::new()).collect()
+}
+
+impl Case {
+    /// What was measured, both in milliseconds.
+    fn row(&self, ours: f64, (name, peer): (&'static str, f64)) -> Row {
+        let (figure, unit, more_is_better): (fn(f64) -> f64, _, _) = match self.count {
             Count::Milliseconds => (|ms| ms, "ms", false),
             Count::MibPerSecond => (|ms| GIB as f64 / MIB as f64 / (ms / 1e3), "MiB/s", true),
         };
-        let peer = Some(("sshfs", figure(peer)));
-        Row { group: "mount", case: case.name.into(), ours: figure(ours), peer, unit, more_is_better }
-    })
-    .collect()
+        let peer = Some((name, figure(peer)));
+        Row { group: "mount", case: self.name.into(), ours: figure(ours), peer, unit, more_is_better }
+    }
 }
 
 /// A file system in memory, gone when dropped: ext4 looks long for the number of a new file where many were removed in the
@@ -119,9 +164,12 @@ fn timed(machine: &Machine, at: &Path, work: &str) -> f64 {
     })
 }
 
-fn through_us(machine: &mut Machine, work: &str) -> f64 {
+/// Through a fresh mount of ours, where `before` was done.
+fn through_us(machine: &mut Machine, before: &[&str], work: &str) -> f64 {
     let n = machine.mount();
-    let ms = timed(machine, &n.join("alpha/fs/files"), work);
+    let at = n.join("alpha/fs/files");
+    before.iter().for_each(|before| _ = timed(machine, &at, before));
+    let ms = timed(machine, &at, work);
     machine.slashn(&["unmount", &n.display().to_string()]).succeeds();
     ms
 }
@@ -130,4 +178,9 @@ fn through_sshfs(machine: &Machine, sshd: &Sshd, files: &Path, work: &str) -> f6
     let at = machine.at("sshfs");
     let _mounted = sshd.mount(files, &at);
     timed(machine, &at, work)
+}
+
+fn through_nothing(machine: &Machine, at: &Path, work: &str) -> f64 {
+    let _mounted = null::mount(at, SMALL_FILES, GIB);
+    timed(machine, at, work)
 }

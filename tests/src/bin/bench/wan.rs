@@ -78,7 +78,9 @@ pub(crate) fn run() -> Vec<Row> {
     let mut rows = vec![ends.waits_of_a_command()];
     for ms in LINKS_MS {
         rows.extend(CASES.iter().map(|case| ends.case(case, ms)));
-        rows.push(ends.sequence(ms));
+        rows.push(ends.sequence(ms, "read", "dd if=big of=/dev/null bs=1M status=none"));
+        let write = format!("dd if=/dev/zero of=written bs=1M count={BIG_MIB} conv=fsync status=none; rm written");
+        rows.push(ends.sequence(ms, "write", &write));
     }
     rows
 }
@@ -147,14 +149,14 @@ impl Ends {
         }
     }
 
-    /// Reading in sequence over a link of a gigabit, beside what that carries.
-    fn sequence(&mut self, ms: u64) -> Row {
+    /// Reading or writing in sequence over a link of a gigabit, beside what that carries.
+    fn sequence(&mut self, ms: u64, name: &str, work: &str) -> Row {
         let far = self.slow(self.address, Link { delay: Duration::from_millis(ms / 2), rate: Some(GIGABIT) });
         self.knows(&far);
-        let took = self.through_us("far", "dd if=big of=/dev/null bs=1M status=none");
+        let took = self.through_us("far", work);
         Row {
             group: "wan",
-            case: format!("{ms} ms: read {BIG_MIB} MiB in sequence, of a gigabit"),
+            case: format!("{ms} ms: {name} {BIG_MIB} MiB in sequence, of a gigabit"),
             ours: (BIG_MIB * MIB) as f64 / 1e6 / (took / 1e3),
             peer: Some(("link", GIGABIT as f64 / 1e6)),
             unit: "MB/s",
