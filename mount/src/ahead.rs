@@ -35,8 +35,6 @@ const DEPTH: (usize, usize) = (4, 16);
 /// A chunk more is under way for each so many milliseconds that one takes: a gigabit link carries it in twice that, and
 /// the way back is as long.
 const DEEPER_MS: u64 = 4;
-/// The most chunks of one mount.
-const CHUNKS: usize = 64;
 /// Reads that come this near to the last one came out of order; others go elsewhere.
 const NEAR: u64 = 1 << 20;
 /// And if they are no longer than this they were asked for by a program, not by the kernel ahead of one.
@@ -52,8 +50,9 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    pub(crate) fn new(runtime: Runtime, teller: Teller) -> Self {
-        Self { chunks: Arc::new(Semaphore::new(CHUNKS)), runtime, teller }
+    /// For what is read ahead there is room for so many bytes.
+    pub(crate) fn new(bytes: u64, runtime: Runtime, teller: Teller) -> Self {
+        Self { chunks: Arc::new(Semaphore::new((bytes / CHUNK) as usize)), runtime, teller }
     }
 }
 
@@ -161,7 +160,8 @@ impl Ahead {
         let (start, end) = (wanted.start, wanted.end.min(around.end));
         if bytes.len() as u64 == around.end - around.start {
             let pages = vec![(around.start, part(around.start, start)), (end, part(end, around.end))];
-            budget.teller.give(vec![Gift::of(inode, file, writes, pages)]);
+            // Before the answer, so that no page is given that is older than one read since.
+            budget.teller.give(vec![Gift::of(inode, file, writes, pages)]).await;
         }
         Ok(part(start, end))
     }

@@ -65,6 +65,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use p9::cancel::Cancel;
 use p9::{Errno, Name, NodeRef};
 use parking_lot::Mutex;
@@ -80,7 +81,7 @@ use crate::attr::errno;
 use crate::begun::begin;
 use crate::changes::Changes;
 use crate::foresight::Foresight;
-use crate::hold::Held;
+use crate::hold::{Held, Hold};
 use crate::kept::Kept;
 use crate::locks::Locks;
 use crate::open::{Open, Opens};
@@ -92,6 +93,8 @@ use crate::watch::Watch;
 /// wrong. There has to be a limit: the kernel holds locks meanwhile, and the processes that wait for those cannot be seen
 /// from here.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long what is held is written out when the mount ends.
+const LAST_WRITES: Duration = Duration::from_secs(8);
 /// How much longer for what was cancelled to end.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
@@ -130,11 +133,19 @@ impl Bridge {
         root: NodeRef, options: Options, runtime: Runtime, watch: Watch, kept: Arc<Kept>, teller: Teller,
     ) -> Arc<Self> {
         let table = Arc::new(Table::new(root, options.max_inodes_held));
-        let held = Held::new(runtime.clone());
-        let (read_ahead, ended) = (Budget::new(runtime.clone(), teller.clone()), AtomicBool::new(false));
+        let held = Held::new(options.cache / 8, runtime.clone());
+        let (read_ahead, ended) =
+            (Budget::new(options.cache / 4, runtime.clone(), teller.clone()), AtomicBool::new(false));
         let changes = Arc::<Changes>::default();
         let (told, known) = (teller.clone(), table.clone());
-        let foresight = Foresight::new(options.ttl, runtime.clone(), changes.clone(), kept.clone(), told, known);
+        let foresight = Foresight::new(
+            (options.ttl, options.cache / 8),
+            runtime.clone(),
+            changes.clone(),
+            kept.clone(),
+            told,
+            known,
+        );
         let foresight = Arc::new(foresight);
         Arc::new(Self {
             table,
@@ -197,16 +208,33 @@ impl Bridge {
         self.watch.end();
     }
 
+    /// Writes out what is held of files that are open, which was acknowledged. It blocks, but for no longer than
+    /// [`LAST_WRITES`].
+    pub(crate) fn write_out(&self) {
+        let holds = self.opens.holds();
+        if holds.is_empty() {
+            return;
+        }
+        let (done, all) = std::sync::mpsc::channel();
+        self.runtime.spawn(async move {
+            join_all(holds.iter().map(Hold::end)).await;
+            _ = done.send(());
+        });
+        // The runtime may be ending, too.
+        if all.recv_timeout(LAST_WRITES).is_err() {
+            tracing::error!("what was written to files that were open was not all written out, and is lost");
+        }
+    }
+
     /// Lets go of every open file. The kernel has ended the session.
     pub(crate) fn clear(&self) {
         self.end();
+        self.write_out();
         // Where programs had no time to close their files; the tree may outlive the mount.
         for holder in self.locks.end_all() {
             self.runtime.spawn(async move { holder.node.lock(holder.unlock(), false).await });
         }
-        for hold in self.opens.clear().into_iter().filter_map(|open| open.hold.clone()) {
-            self.runtime.spawn(async move { hold.end().await });
-        }
+        self.opens.clear();
         self.closing.lock().clear();
         self.kept.end();
         self.foresight.end();

@@ -54,8 +54,6 @@ const OPENED: (usize, usize) = (16, 64);
 const FETCHED: usize = 256;
 /// What the first bytes of one batch take at most.
 const BYTES: u64 = 4 << 20;
-/// And those of all batches that nobody has opened yet.
-const ALL_BYTES: u64 = 32 << 20;
 /// Lookups in order before anything is foreseen.
 const LOOKUPS: u32 = 3;
 /// The same of opens, which say more.
@@ -127,12 +125,14 @@ pub(crate) enum Found {
 }
 
 impl Foresight {
-    /// Answers without a lease are given for `ttl` after they were asked for.
+    /// Answers without a lease are given for `ttl` after they were asked for; first bytes that nobody has opened yet are so
+    /// `many`.
     pub(crate) fn new(
-        ttl: Duration, runtime: Runtime, changes: Arc<Changes>, kept: Arc<Kept>, teller: Teller, table: Arc<Table>,
+        (ttl, many): (Duration, u64), runtime: Runtime, changes: Arc<Changes>, kept: Arc<Kept>, teller: Teller,
+        table: Arc<Table>,
     ) -> Self {
         let dirs = Cache::with_weighter((ENTRIES / EACH) as usize, ENTRIES, Weight);
-        let (to_list, rooms) = (Cache::new(COUNTED), Rooms::new(ALL_BYTES));
+        let (to_list, rooms) = (Cache::new(COUNTED), Rooms::new(many));
         Self { dirs, to_list, changes, ttl, runtime, kept, teller, table, rooms }
     }
 
@@ -155,12 +155,18 @@ impl Foresight {
         self.dirs.insert(id, listed.clone());
         self.to_list.insert(id, Arc::new(AtomicU32::new(next)));
         // The one before it was gone through file by file.
-        let deep = self.above(&listed.dir).and_then(|above| above.ways.lock().deep.take());
-        if let (Some(order), Some(node)) = (deep, node) {
+        if let (Some(order), Some(node)) = (self.deep(&listed), node) {
             let state = &mut *listed.ways.lock();
-            let first = state.opens.first(order, listed.len());
+            let first = state.opens.first(order, 0, listed.len(), OPENED.0);
             self.foresee(&listed, node, state, (order, first), true);
         }
+    }
+
+    /// In which order files of another directory beside `listed` were opened last.
+    fn deep(&self, listed: &Listed) -> Option<usize> {
+        let above = self.above(&listed.dir)?;
+        let (last, order) = above.ways.lock().deep?;
+        (last != listed.dir.id).then_some(order)
     }
 
     /// The directory that `dir` is in, if it was listed.
@@ -186,6 +192,12 @@ impl Foresight {
         }
         let listed = listed?;
         let known = listed.known(name, self.ttl);
+        if known.is_none()
+            && let Some((node, attr, asked)) = self.look_ahead(&listed, name).await
+            && let Some(left) = self.still_for(&listed, name, &attr, asked)
+        {
+            return Some(Found::Looked(node, attr, left));
+        }
         let foreseen = listed.find(name).and_then(|places| {
             let mut state = listed.ways.lock();
             // What is about to be opened is looked up by that, and what is known is not asked about.
@@ -217,6 +229,21 @@ impl Foresight {
             Known::There(attr, ttl) => Some((listed, *attr, ttl)),
             Known::Missing => None,
         }
+    }
+
+    /// The attributes of the directory that the kernel calls `id`, if they are known by what was listed of it, and it is
+    /// still what is called `name` in the directory `above`. The kernel is told both.
+    pub(crate) fn own_at(&self, above: u64, name: Name<'_>, id: u64) -> Option<Attr> {
+        let find = || {
+            let (listed, attr) = self.own(id)?;
+            let above = self.dirs.peek(&above)?;
+            above.still_leads(name, attr.qid).then_some((above, listed, attr))
+        };
+        let (above, listed, _) = find()?;
+        above.tells(name, id);
+        listed.tells_own();
+        // Asked again, now that whoever changes one of them knows that the kernel was told.
+        find().map(|(.., attr)| attr)
     }
 
     /// What was listed of the directory `id`, if its own attributes are known by it.
@@ -269,21 +296,26 @@ impl Foresight {
     pub(crate) async fn open(self: &Arc<Self>, id: u64, dir: &NodeRef, name: Name<'_>) -> Option<Arc<File>> {
         let listed = self.dirs.get(&id)?;
         let places = listed.find(name)?;
-        let foreseen = {
+        let deep = self.deep(&listed);
+        let (foreseen, order) = {
             let mut state = listed.ways.lock();
-            let foreseen = state.foreseen.remove(&places[0]);
+            let most = if listed.holds(LeaseKind::Read) { FETCHED } else { OPENED.1 };
+            let begins = state.opens.is_new();
             let order = state.opens.step(places, OPENS).filter(|_| !state.is_unleased());
-            if let Some(order) = order {
-                let most = if listed.holds(LeaseKind::Read) { FETCHED } else { OPENED.1 };
-                let next = state.opens.next(order, places[order], listed.len(), most);
-                state.pass(&listed, order, places, &next);
-                self.foresee(&listed, dir, &mut state, (order, next), true);
+            // What was done with the directory before this one is about to be done with this one.
+            let next = match (order, deep.filter(|_| begins && !state.is_unleased())) {
+                (Some(order), _) => Some((order, state.opens.next(order, places[order], listed.len(), most))),
+                (None, Some(order)) => Some((order, state.opens.first(order, places[order], listed.len(), most))),
+                (None, None) => None,
+            };
+            if let Some((order, next)) = &next {
+                state.pass(&listed, *order, places, next);
+                self.foresee(&listed, dir, &mut state, (*order, next.clone()), true);
             }
-            (foreseen, order)
+            (state.foreseen.remove(&places[0]), next.map(|(order, _)| order))
         };
-        let (foreseen, order) = foreseen;
         if let (Some(order), Some(above)) = (order, self.above(&listed.dir)) {
-            above.ways.lock().deep = Some(order);
+            above.ways.lock().deep = Some((id, order));
         }
         match foreseen?.answer.await? {
             Answer::Opened(file) if file.is_good() => Some(file),
@@ -341,7 +373,7 @@ impl Foresight {
                 Answer::Opened(file) => Gift::whole(&table.get(id?).ok()?, &file),
                 Answer::Looked(..) => None,
             };
-            teller.give(ids.into_iter().zip(answers).filter_map(gift).collect());
+            teller.give(ids.into_iter().zip(answers).filter_map(gift).collect()).await;
             tokio::time::sleep(UNUSED).await;
             let Some(listed) = listed.upgrade() else { return };
             let mut state = listed.ways.lock();
@@ -384,12 +416,20 @@ impl Foresight {
         match foreseen.answer.await? {
             Answer::Opened(file) => file.is_still(listed.dir.qid_path, name).then_some(Found::Opened(file)),
             Answer::Looked(node, attr) => {
-                let left = self.ttl.checked_sub(foreseen.begun.elapsed())?;
-                let old = self.changes.is_old(foreseen.count, attr.qid.path)
-                    || self.changes.is_old_name(foreseen.count, listed.dir.qid_path, name);
-                (!old).then_some(Found::Looked(node, attr, left))
+                let left = self.still_for(listed, name, &attr, (foreseen.begun, foreseen.count))?;
+                Some(Found::Looked(node, attr, left))
             }
         }
+    }
+
+    /// How long the kernel may keep that `name` in `listed` has the attributes `attr`, which were asked for at a time when
+    /// there had been `count` changes.
+    fn still_for(
+        &self, listed: &Listed, name: Name<'_>, attr: &Attr, (begun, count): (Instant, u64),
+    ) -> Option<Duration> {
+        let old =
+            self.changes.is_old(count, attr.qid.path) || self.changes.is_old_name(count, listed.dir.qid_path, name);
+        self.ttl.checked_sub(begun.elapsed()).filter(|_| !old)
     }
 }
 

@@ -24,8 +24,6 @@ use crate::listing::Listed;
 use crate::table::Inode;
 use crate::tell::Teller;
 
-/// What the bytes of files that are kept may take.
-const BYTES: u64 = 64 << 20;
 /// What a file counts beside its bytes: it costs the server a descriptor.
 const EACH: u64 = 64 << 10;
 /// The same of one that was fetched, which costs the server nothing.
@@ -214,7 +212,14 @@ impl Weighter<u64, Arc<File>> for Weight {
 
 impl Default for Kept {
     fn default() -> Self {
-        let files = Cache::with_weighter((BYTES / EACH) as usize, BYTES, Weight);
+        Self::new(64 << 20)
+    }
+}
+
+impl Kept {
+    /// One whose files' bytes may be so many.
+    pub(crate) fn new(bytes: u64) -> Self {
+        let files = Cache::with_weighter((bytes / EACH) as usize, bytes, Weight);
         Self { files, made_room: Mutex::default(), ended: AtomicBool::new(false) }
     }
 }

@@ -55,6 +55,10 @@ pub struct Options {
     pub read_only: bool,
     /// The most files that are kept at hand (as a fid of a server, say) without being open.
     pub max_inodes_held: usize,
+    /// What may be kept in this process of what was read, is read ahead or is held back, in bytes: a quarter of it for
+    /// files that were read, a quarter for what is read ahead of programs, an eighth for small files that are fetched ahead,
+    /// an eighth for what was written and is on its way. The kernel's own pages are not counted.
+    pub cache: u64,
     /// How long names and attributes are waited for, before `EIO`; a tree that is away should have said so by then.
     pub timeout: Duration,
     /// What `mount` shows as the source.
@@ -70,6 +74,7 @@ impl Default for Options {
             all_users: false,
             read_only: false,
             max_inodes_held: 16 << 10,
+            cache: 256 << 20,
             timeout: Duration::from_secs(60),
             fs_name: "slashn".into(),
         }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use p9::tree::LeaseKind;
-use p9::{Attr, Entry, FileKind, Name, NameBuf};
+use p9::{Attr, Entry, FileKind, Name, NameBuf, Qid};
 use parking_lot::Mutex;
 
 use crate::changes::Changes;
@@ -209,6 +209,14 @@ impl Listed {
         }
         let left = (ttl / 2).checked_sub(self.begun.elapsed())?;
         Some(Known::There(Box::new(attr), left))
+    }
+
+    /// Whether `name` is still that of the directory `qid`.
+    pub(crate) fn still_leads(&self, name: Name<'_>, qid: Qid) -> bool {
+        let there = || self.find(name).and_then(|[entry, _]| self.entries[entry].attr);
+        self.holds(LeaseKind::Attr)
+            && !self.changes.is_old_name(self.asked, self.dir.qid_path, name)
+            && there().is_some_and(|attr| (attr.qid.kind, attr.qid.path) == (qid.kind, qid.path))
     }
 
     /// The directory's own attributes, while they are what they were.

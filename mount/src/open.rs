@@ -142,10 +142,13 @@ impl Opens {
         Some(open)
     }
 
+    /// What is held back of them.
+    pub(crate) fn holds(&self) -> Vec<Arc<Hold>> {
+        self.files.iter().filter_map(|open| open.hold.clone()).filter(|hold| hold.is_full()).collect()
+    }
+
     /// Takes all of them out, when the mount has ended.
-    pub(crate) fn clear(&self) -> Vec<Arc<Open>> {
-        let all = self.files.iter().map(|open| open.clone()).collect();
+    pub(crate) fn clear(&self) {
         self.files.clear();
-        all
     }
 }

@@ -3,8 +3,9 @@
 //! What is given takes the place of what the kernel has there. So nothing is given while somebody may change the file
 //! through this mount, whose changes the kernel may not have sent yet, and whoever begins to waits until what is being
 //! given has arrived; so does whoever has the kernel drop its pages, once what they hold is old. Asked in the requests'
-//! tasks, and by the threads that tell the kernel. Invariant: to give may wait for reads of the same pages, which are
-//! answered by others; nobody who answers reads waits for it.
+//! tasks, and by the threads that tell the kernel. To give may wait for reads of the same pages. Invariant: whoever waits
+//! for pages to be given is the only one who gives any of that file: those whose reads are waited for never wait so
+//! themselves.
 
 use std::sync::Arc;
 
@@ -27,7 +28,7 @@ pub(crate) struct Pages {
 #[derive(Default)]
 struct State {
     away: usize,
-    giving: usize,
+    giving: bool,
 }
 
 /// While this lives, the kernel is given no pages of the file.
@@ -39,8 +40,8 @@ struct Giving<'a>(&'a Pages);
 impl Pages {
     fn give(&self) -> Option<Giving<'_>> {
         let mut state = self.state.lock();
-        (state.away == 0).then(|| {
-            state.giving += 1;
+        (state.away == 0 && !state.giving).then(|| {
+            state.giving = true;
             Giving(self)
         })
     }
@@ -49,7 +50,7 @@ impl Pages {
     pub(crate) async fn settled(&self) {
         loop {
             let settled = self.settled.notified();
-            if self.state.lock().giving == 0 {
+            if !self.state.lock().giving {
                 return;
             }
             settled.await;
@@ -75,11 +76,8 @@ impl Drop for Away {
 
 impl Drop for Giving<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.state.lock();
-        state.giving -= 1;
-        if state.giving == 0 {
-            self.0.settled.notify_waiters();
-        }
+        self.0.state.lock().giving = false;
+        self.0.settled.notify_waiters();
     }
 }
 
@@ -107,7 +105,7 @@ impl Gift {
         Some(Self::of(inode, file, inode.writes(), vec![(0, bytes)]))
     }
 
-    /// Gives it, unless it may be old. It blocks.
+    /// Gives it, unless it may be old, or somebody else is giving pages of the file. It blocks.
     pub(crate) fn give(&self, kernel: &Kernel) {
         let Self { inode, file, writes, pages } = self;
         // In this order: whoever makes them old from here on has what was given dropped.
@@ -136,7 +134,7 @@ mod tests {
         let inode = Inode::root_for_tests();
         let cx = &mut Context::from_waker(Waker::noop());
         let giving = inode.pages.give();
-        assert!(giving.is_some());
+        assert!(giving.is_some() && inode.pages.give().is_none(), "one at a time");
         let mut begins = pin!(Away::from(&inode));
         assert!(begins.as_mut().poll(cx).is_pending(), "something is being given");
         assert!(inode.pages.give().is_none(), "somebody is about to change the file");

@@ -76,7 +76,7 @@ fn begin(
     config.acl = acl;
     config.n_threads = Some(options.threads.max(1));
     let watch = Watch::start().map_err(Error::Session)?;
-    let kept = Arc::<Kept>::default();
+    let kept = Arc::new(Kept::new(options.cache / 4));
     let teller = Teller::start(&kept, options.ttl, runtime.clone()).map_err(Error::Session)?;
     let bridge = Bridge::new(root, options, runtime, watch, kept, teller.clone());
     let fs = Fs(bridge.clone());
@@ -118,6 +118,7 @@ impl Mount {
         let detached = place.detach();
         // Whoever is still in it is let go. The kernel's own last writes came before.
         self.bridge.end();
+        self.bridge.write_out();
         if !self.has_ended_within(LAST_WAIT) {
             place.abort();
             self.has_ended_within(LAST_WAIT);

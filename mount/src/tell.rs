@@ -44,6 +44,7 @@ pub(crate) type Kernel = Notifier;
 struct Late {
     runtime: Runtime,
     turns: Arc<Semaphore>,
+    gifts: Arc<Semaphore>,
 }
 
 /// A lease that was broken.
@@ -69,7 +70,8 @@ impl Teller {
     pub(crate) fn start(kept: &Arc<Kept>, ttl: Duration, runtime: Runtime) -> io::Result<Self> {
         let (broken, breaks) = channel();
         let kernel: Arc<OnceLock<Kernel>> = Arc::default();
-        let late = Late { runtime, turns: Arc::new(Semaphore::new(AT_A_TIME)) };
+        let late =
+            Late { runtime, turns: Arc::new(Semaphore::new(AT_A_TIME)), gifts: Arc::new(Semaphore::new(AT_A_TIME)) };
         let thread = Thread { kept: Arc::downgrade(kept), kernel: kernel.clone(), ttl, late: late.clone() };
         std::thread::Builder::new().name("mount-tell".into()).spawn(move || thread.run(&breaks))?;
         Ok(Self { broken, kernel, ttl, late })
@@ -107,10 +109,15 @@ impl Teller {
         _ = tokio::task::spawn_blocking(move || tell(&kernel, id, 0)).await;
     }
 
-    /// The kernel is given `gifts`.
-    pub(crate) fn give(&self, gifts: Vec<Gift>) {
+    /// The kernel is given `gifts`, unless many are being given already. Returns when it has them.
+    pub(crate) async fn give(&self, gifts: Vec<Gift>) {
+        let Ok(turn) = self.late.gifts.clone().try_acquire_owned() else { return };
         if let Some(kernel) = self.kernel.get().cloned().filter(|_| !gifts.is_empty()) {
-            self.late.runtime.spawn_blocking(move || gifts.iter().for_each(|gift| gift.give(&kernel)));
+            let giving = move || {
+                gifts.iter().for_each(|gift| gift.give(&kernel));
+                drop(turn);
+            };
+            _ = self.late.runtime.spawn_blocking(giving).await;
         }
     }
 

@@ -191,6 +191,9 @@ pub struct Mount {
     /// /etc/fuse.conf says user_allow_other
     #[arg(long)]
     pub all_users: bool,
+    /// What is kept in memory at most of what was read, is read ahead, or is on its way
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(16..=65_536))]
+    pub cache: u64,
     /// Stay, and end when it is unmounted
     #[arg(long)]
     pub foreground: bool,

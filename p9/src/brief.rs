@@ -18,7 +18,7 @@ use crate::cancel::blocking;
 const LONG: Duration = Duration::from_millis(4);
 
 /// How long the pool is used after something was not brief.
-const AFTER_LONG: Duration = Duration::from_secs(1);
+const AFTER_LONG: Duration = Duration::from_secs(10);
 
 static TURN: Turns = Turns { taken: AtomicBool::new(false), pool_until: AtomicU64::new(0) };
 

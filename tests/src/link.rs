@@ -12,12 +12,15 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 /// Pieces under way on one direction of a link; past it the writer waits.
 const UNDER_WAY: usize = 4096;
+
+/// More bytes than are under way at a time: nobody waits for room.
+const NOBODY_WAITS: usize = 64 << 20;
 
 /// What a link does to what it carries, each way.
 #[derive(Clone, Copy, Debug)]
@@ -33,17 +36,54 @@ const QUEUE: Duration = Duration::from_millis(20);
 
 /// Two ends of a link on which each byte takes `delay` each way.
 pub fn slow(delay: Duration) -> (DuplexStream, DuplexStream) {
-    let (near, near_far) = tokio::io::duplex(1 << 20);
-    let (far_near, far) = tokio::io::duplex(1 << 20);
+    slow_with(delay, 1 << 20)
+}
+
+/// The same with `room` for bytes under way.
+fn slow_with(delay: Duration, room: usize) -> (DuplexStream, DuplexStream) {
+    let (near, near_far) = tokio::io::duplex(room);
+    let (far_near, far) = tokio::io::duplex(room);
     tokio::spawn(relay(near_far, far_near, Link { delay, rate: None }));
     (near, far)
 }
 
-/// The same, and how often the near end said something after it had heard something: how often it may have waited, if
+/// A link whose near end hears nothing while the gate is shut, and how many bytes it has said.
+pub fn gated() -> (DuplexStream, DuplexStream, watch::Sender<bool>, Arc<AtomicU64>) {
+    let (near, near_far) = tokio::io::duplex(NOBODY_WAITS);
+    let (far_near, far) = tokio::io::duplex(NOBODY_WAITS);
+    let ((shut, mut is_shut), said) = (watch::channel(false), Arc::new(AtomicU64::new(0)));
+    let counted = said.clone();
+    let (mut near_read, mut near_write) = tokio::io::split(near_far);
+    let (mut far_read, mut far_write) = tokio::io::split(far_near);
+    tokio::spawn(async move {
+        let mut buf = vec![0; 1 << 16];
+        while let Ok(got @ 1..) = near_read.read(&mut buf).await {
+            counted.fetch_add(got as u64, Ordering::SeqCst);
+            if far_write.write_all(&buf[..got]).await.is_err() {
+                break;
+            }
+        }
+        let _ = far_write.shutdown().await;
+    });
+    tokio::spawn(async move {
+        let mut buf = vec![0; 1 << 16];
+        while let Ok(got @ 1..) = far_read.read(&mut buf).await {
+            // Without whoever could shut it, it is open.
+            _ = is_shut.wait_for(|shut| !shut).await;
+            if near_write.write_all(&buf[..got]).await.is_err() {
+                break;
+            }
+        }
+        let _ = near_write.shutdown().await;
+    });
+    (near, far, shut, said)
+}
+
+/// Two ends of a slow link, and how often the near end said something after it had heard something: how often it may have waited, if
 /// `delay` is longer than what goes on at either end.
 pub fn turns(delay: Duration) -> (DuplexStream, DuplexStream, Arc<AtomicU64>) {
-    let (near, mut near_far) = tokio::io::duplex(1 << 20);
-    let (far_near, far) = slow(delay);
+    let (near, mut near_far) = tokio::io::duplex(NOBODY_WAITS);
+    let (far_near, far) = slow_with(delay, NOBODY_WAITS);
     let turns = Arc::new(AtomicU64::new(0));
     let counted = turns.clone();
     tokio::spawn(async move {

@@ -144,6 +144,8 @@ impl Bridge {
         &self, id: INodeNo, name: &[u8], value: Option<Bytes>, flags: u32,
     ) -> Result<(), Errno> {
         let inode = self.inode(id)?;
+        // A write takes some of them away.
+        self.settle(&inode).await;
         // To set it whatever there is may be done twice.
         let unproven = (value.is_none() || flags != 0).then_some(Errno::EIO);
         let _changing = self.changing(&inode);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fuser::{FileHandle, FopenFlags, INodeNo};
 use futures_util::future::join_all;
-use p9::tree::LeaseKind;
+use p9::tree::{Lease, LeaseKind};
 use p9::{Attr, Errno, Handle, How, NodeRef, SetAttr, Time, Want};
 use parking_lot::Mutex;
 
@@ -19,6 +19,7 @@ use super::Bridge;
 use super::dirs::FIRST_BATCH;
 use super::names::attr_of;
 use crate::ahead::{Ahead, Source};
+use crate::hold::{Hold, Taken};
 use crate::kept::File;
 use crate::lasting::Lasting;
 use crate::open::{Open, Position};
@@ -118,7 +119,12 @@ impl Bridge {
         }
         // Nothing of what has no length: it may be a stream, whose opening must not wait for something to read.
         let data = if how.changes() { 0 } else { inode.size().min(FIRST_BYTES) as u32 };
-        let lease = if how == How::READ { LeaseKind::Attr } else { LeaseKind::None };
+        let lease = match how {
+            How::READ => LeaseKind::Attr,
+            // What was held by whoever had it open before was written out for this; two cannot hold some of one file.
+            _ if Hold::holds(how) => LeaseKind::Write,
+            _ => LeaseKind::None,
+        };
         let want = Want { attr: true, data, lease };
         let away = self.keeps_away(&inode, how.changes()).await;
         let _changing = how.truncate.then(|| self.changing(&inode));
@@ -135,7 +141,8 @@ impl Bridge {
             self.teller.attributes_changed(&inode);
         }
         inode.learn(&attr);
-        if let Some(file) = File::of(&node, &opened, (asked.1, &self.changes), &self.teller)
+        if how == How::READ
+            && let Some(file) = File::of(&node, &opened, (asked.1, &self.changes), &self.teller)
             && let Some(shared) = self.share(&inode, &file)
         {
             return Ok(shared);
@@ -144,7 +151,8 @@ impl Bridge {
             // What was listed a moment ago is older than what was opened.
             self.changes.file(inode.qid_path);
         }
-        if lease > opened.lease.as_ref().map_or(LeaseKind::None, |lease| lease.kind) {
+        let granted = opened.lease;
+        if how == How::READ && lease > granted.as_ref().map_or(LeaseKind::None, |lease| lease.kind) {
             self.kept.refused();
         }
         if how.truncate {
@@ -152,9 +160,17 @@ impl Bridge {
         }
         let first = opened.first.map(|bytes| First { bytes, writes: asked.0 });
         let handle = self.lasting(&inode, Some(&node), opened.handle, how);
+        let about = (inode.clone(), attr, handle.clone());
         let (mut open, flags) = Open::new(inode.clone(), Some(node), handle, how, &attr, first, None);
-        open.away = away;
+        (open.away, open.hold) = (away, self.hold(about, granted.filter(|_| !open.direct)));
         Ok((self.opens.add(open), flags))
+    }
+
+    /// Holds back what is written to an open file, if a `lease` allows it.
+    pub(super) fn hold(&self, about: (Arc<Inode>, Attr, Handle), lease: Option<Lease>) -> Option<Arc<Hold>> {
+        let lease = lease.filter(|lease| lease.kind == LeaseKind::Write)?;
+        let of_mount = (self.table.clone(), self.changes.clone(), self.held.clone());
+        Some(Hold::new(about, &lease, of_mount))
     }
 
     /// If somebody `changes` the contents of `inode`, keeps what was fetched before away from the kernel meanwhile.
@@ -241,12 +257,11 @@ impl Bridge {
         }
         let _changing = self.changing(&open.inode);
         match &open.hold {
-            Some(hold) if hold.add(offset, &data) => {
-                open.inode.wrote(offset + data.len() as u64);
-                return Ok(data.len() as u32);
-            }
             Some(hold) => {
-                hold.end().await;
+                if hold.take(offset, &data).await? == Taken::Held {
+                    open.inode.wrote(offset + data.len() as u64);
+                    return Ok(data.len() as u32);
+                }
                 hold.settled().await?;
             }
             None => self.settle(&open.inode).await,
@@ -318,7 +333,12 @@ impl Bridge {
         let open = self.opens.get(fh.0)?;
         match &open.hold {
             Some(hold) => hold.settled().await?,
-            None => self.settle(&open.inode).await,
+            None => {
+                self.settle(&open.inode).await;
+                if let Some(errno) = open.inode.hold().and_then(|hold| hold.failed()) {
+                    return Err(errno);
+                }
+            }
         }
         open.handle.sync(data_only).await
     }

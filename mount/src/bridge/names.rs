@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::{FileAttr, INodeNo};
-use p9::tree::LeaseKind;
 use p9::{Attr, Created, Errno, How, Name, New, NodeRef, Walk, Want, What};
 
 use super::Bridge;
@@ -30,6 +29,13 @@ impl Bridge {
         dir.look_in();
         if let Some(inode) = self.table.child(&dir, name) {
             self.settle(&inode).await;
+        }
+        if let Some(inode) = self.table.child(&dir, name)
+            && let Some(attr) = self.foresight.own_at(dir.id, name, inode.id)
+        {
+            let inode = self.table.enter(&dir, name, attr.qid, None);
+            inode.learn(&attr);
+            return Ok((to_fuse(&attr, inode.id), self.options.ttl));
         }
         if let Some(place) = dir.place()
             && let Some(above) = self.table.at_hand(&place.dir)
@@ -126,7 +132,7 @@ impl Bridge {
         // It is certain to be new, then.
         let how = How { excl: true, ..asked };
         let new = |how| New { what: What::File(how), mode: mode & 0o7777, owner };
-        let leased = how.write && !how.append && !how.sync;
+        let leased = Hold::holds(how);
         // What may have been made by a server that has gone is there, as if another had made it.
         let unproven = if asked.excl { EIO } else { Some(Errno::EEXIST) };
         let (created, made) = match self.create_in(&dir, name, new(how), leased, unproven).await {
@@ -151,10 +157,7 @@ impl Bridge {
         let away = self.keeps_away(&inode, how.changes()).await;
         let (mut open, flags) = Open::new(inode, Some(node), handle, how, &attr, None, None);
         open.away = away;
-        if let Some(lease) = lease.filter(|lease| lease.kind == LeaseKind::Write && !open.direct) {
-            let of_mount = (self.table.clone(), self.changes.clone(), self.held.clone());
-            open.hold = Some(Hold::new(about, &lease, of_mount));
-        }
+        open.hold = self.hold(about, lease.filter(|_| !open.direct));
         Ok((shown, self.opens.add(open), flags))
     }
 

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use p9::tree::LeaseKind;
-use p9::{FileKind, How, Name, NodeRef, Opened, Want};
+use p9::{Attr, FileKind, How, Name, NodeRef, Opened, Want};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::order::State;
@@ -32,10 +33,16 @@ pub(crate) struct Ahead {
     pub(crate) asked: u64,
 }
 
+/// What a directory that was opened ahead is, its attributes, and the lease that says so.
+type Looked = (NodeRef, Attr, Option<Arc<Leash>>);
+
 /// One that is on its way.
 pub(super) struct Coming {
     begun: Instant,
+    asked: u64,
     opening: JoinHandle<Option<Ahead>>,
+    /// What it is, and its attributes, once that is known.
+    looked: watch::Receiver<Option<Looked>>,
 }
 
 impl Foresight {
@@ -52,6 +59,20 @@ impl Foresight {
                 self.listed(inode.clone(), Some(&node), gathered);
             }
         }
+    }
+
+    /// The directory `name` of `listed`, if it was opened ahead: what it is, its attributes, and when they were asked for
+    /// and after how many changes.
+    pub(super) async fn look_ahead(&self, listed: &Listed, name: Name<'_>) -> Option<(NodeRef, Attr, (Instant, u64))> {
+        let entry = listed.find(name)?[0];
+        let (mut looked, asked) = {
+            let state = listed.ways.lock();
+            let coming = state.dirs_coming.get(&entry)?;
+            (coming.looked.clone(), (coming.begun, coming.asked))
+        };
+        let (node, attr, lease) = looked.wait_for(Option::is_some).await.ok()?.clone()?;
+        let is_old = lease.is_some_and(|lease| lease.is_broken());
+        (!is_old).then_some((node, attr, asked))
     }
 
     /// Whether `ahead` is `inode`, and nobody has changed that since.
@@ -93,15 +114,17 @@ impl Foresight {
                 continue;
             }
             let (dir, name, asked) = (dir.clone(), seen.name.clone(), self.changes.count());
-            let teller = self.teller.clone();
+            let (teller, (tell, looked)) = (self.teller.clone(), watch::channel(None));
             let opening = self.runtime.spawn(async move {
                 let how = How { directory: true, ..How::READ };
                 let want = Want { attr: true, data: FIRST_ENTRIES, lease: LeaseKind::Read };
                 let mut opened = dir.open_at(&[name.as_name()], how, want).await.ok()?;
                 let lease = opened.lease.take().map(|lease| Leash::new(lease, &teller));
-                Some(Ahead { node: opened.node.clone()?, opened, lease, begun, asked })
+                let node = opened.node.clone()?;
+                _ = tell.send(opened.attr.map(|attr| (node.clone(), attr, lease.clone())));
+                Some(Ahead { node, opened, lease, begun, asked })
             });
-            state.dirs_coming.insert(entry, Coming { begun, opening });
+            state.dirs_coming.insert(entry, Coming { begun, asked, opening, looked });
         }
         let listed = Arc::downgrade(listed);
         self.runtime.spawn(async move {

@@ -22,8 +22,8 @@ pub(crate) struct State {
     pub(super) foreseen: HashMap<usize, Foreseen>,
     pub(super) dirs: Followed,
     pub(super) dirs_coming: HashMap<usize, Coming>,
-    /// The order in which the files of the last of its directories were opened, until the next is listed.
-    pub(super) deep: Option<usize>,
+    /// The last of its directories of which files were opened, and in which order.
+    pub(super) deep: Option<(u64, usize)>,
     /// How many files in a row were opened without a lease.
     refused: u32,
 }
@@ -114,15 +114,21 @@ impl Followed {
         Some(order)
     }
 
+    /// Whether nothing was asked for yet.
+    pub(super) fn is_new(&self) -> bool {
+        self.last.is_none() && self.asked == [0; 2]
+    }
+
     /// Whether the last request was for a name just before `places`, or for that.
     pub(super) fn is_near(&self, places: Places) -> bool {
         self.last.is_some_and(|last| (0..2).any(|order| (last[order]..=last[order] + STEP).contains(&places[order])))
     }
 
-    /// Which places of `order` to ask about before anything was asked for.
-    pub(super) fn first(&mut self, order: usize, entries: usize) -> Range<usize> {
-        (self.order, self.asked[order]) = (order, self.window.min(entries));
-        0..self.asked[order]
+    /// Which places of `order` to ask about before anything was asked for: up to `most`, from that of `place` on.
+    pub(super) fn first(&mut self, order: usize, place: usize, entries: usize, most: usize) -> Range<usize> {
+        (self.order, self.asked[order]) = (order, entries.min(place + most));
+        (self.runs[order], self.window) = (1, most);
+        place..self.asked[order]
     }
 
     /// Which places of `order` to ask about when that of `place` was asked for: none while enough were. Each time it is

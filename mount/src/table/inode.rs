@@ -202,7 +202,12 @@ impl Inode {
 
     /// What holds some of what was written to it, if anything does.
     pub(crate) fn held(&self) -> Option<Arc<Hold>> {
-        self.state.lock().held.upgrade().filter(|hold| hold.is_full())
+        self.hold().filter(|hold| hold.is_full())
+    }
+
+    /// What may hold what is written to it.
+    pub(crate) fn hold(&self) -> Option<Arc<Hold>> {
+        self.state.lock().held.upgrade()
     }
 
     /// A name is looked up in it.

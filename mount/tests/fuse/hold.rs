@@ -40,11 +40,23 @@ fn a_small_file_is_made_written_and_closed_in_two_round_trips() {
 
 #[test]
 fn what_is_held_back_is_seen_by_whoever_looks() {
+    held_back_is_seen(|path| File::create_new(path));
+}
+
+#[test]
+fn what_is_held_back_of_a_file_that_was_there_is_seen_too() {
+    held_back_is_seen(|path| {
+        fs::write(path, "before, and longer than what follows")?;
+        File::create(path)
+    });
+}
+
+fn held_back_is_seen(open: impl Fn(&Path) -> std::io::Result<File>) {
     let (folder, tree, _client, shown) = shown();
     let other = Shown::far(tree);
     for n in 0..30 {
         let name = format!("f{n}");
-        let mut file = File::create_new(shown.path(&name)).unwrap();
+        let mut file = open(&shown.path(&name)).unwrap();
         file.write_all(b"first").unwrap();
         match n % 6 {
             0 => assert_eq!(fs::read(other.path(&name)).unwrap(), b"first"),
@@ -113,4 +125,91 @@ fn a_new_file_is_what_was_done_to_it_in_any_order() {
     drop(file);
     let text = fs::read(folder.path().join("g")).unwrap();
     assert_eq!((text.len(), text[5], text[10], text[200_009]), (200_010, b'f', b'e', b'e'));
+}
+
+#[test]
+fn many_parts_of_a_file_are_under_way_and_each_is_where_it_belongs() {
+    const PART: usize = 300_000;
+    let (folder, tree, client, shown) = shown();
+    let other = Shown::far(tree);
+    let part = |n: usize| [n as u8; PART];
+    let place = |n: usize| (n * PART) as u64;
+    let path = shown.path("f");
+    fs::write(&path, "old").unwrap();
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    let before = client.counts().requests;
+    for n in 0..40 {
+        file.write_all_at(&part(n), place(n)).unwrap();
+        // Here and there something is asked about it, or written elsewhere in it, by who sees what was written so far.
+        match n {
+            10 => assert_eq!(file.metadata().unwrap().len(), place(11)),
+            20 => file.write_all_at(&part(100), place(3)).unwrap(),
+            25 => {
+                let mut read = vec![0; PART];
+                file.read_exact_at(&mut read, place(24)).unwrap();
+                assert_eq!(read, part(24));
+            }
+            30 => assert_eq!(fs::read(other.path("f")).unwrap().len() as u64, place(31)),
+            _ => {}
+        }
+    }
+    assert!(client.counts().requests > before);
+    drop(file);
+    let text = fs::read(folder.path().join("f")).unwrap();
+    assert_eq!(text.len() as u64, place(40));
+    for (n, bytes) in text.chunks(PART).enumerate() {
+        assert!(bytes == part(if n == 3 { 100 } else { n }), "part {n}");
+    }
+}
+
+#[test]
+fn two_who_write_to_different_places_of_a_file_both_get_on() {
+    const PART: usize = 64 << 10;
+    let (folder, _tree, _client, shown) = shown();
+    let path = shown.path("f");
+    let file = File::create_new(&path).unwrap();
+    std::thread::scope(|threads| {
+        for who in 0..2_usize {
+            let file = &file;
+            threads.spawn(move || {
+                for n in 0..100 {
+                    file.write_all_at(&[1 + who as u8; PART], ((who * 100 + n) * PART) as u64).unwrap();
+                }
+            });
+        }
+    });
+    drop(file);
+    let text = fs::read(folder.path().join("f")).unwrap();
+    assert_eq!(text.len(), 200 * PART);
+    assert!(text.chunks(100 * PART).zip(1..).all(|(bytes, who)| bytes.iter().all(|byte| *byte == who)));
+}
+
+#[test]
+fn what_is_written_again_and_again_is_there_soon_after_the_last_time() {
+    let (folder, _tree, _client, shown) = shown();
+    let mut log = File::create_new(shown.path("log")).unwrap();
+    for _ in 0..100 {
+        log.write_all(b"a line\n").unwrap();
+        // As a program writes that has something to do in between.
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    until("the server has it all", || folder.path().join("log").metadata().unwrap().len() == 700);
+}
+
+#[test]
+fn what_was_written_outlives_the_mount() {
+    let (folder, _tree, _client, mut shown) = shown();
+    let (mut small, large) =
+        (File::create_new(shown.path("small")).unwrap(), File::create_new(shown.path("large")).unwrap());
+    small.write_all(b"text").unwrap();
+    for n in 0..6 {
+        large.write_all_at(&[n; 1 << 20], u64::from(n) << 20).unwrap();
+    }
+    shown.mount.take().unwrap().unmount().unwrap();
+    // Looked at only, since to open it would ask for what is held.
+    let length = |name: &str| folder.path().join(name).metadata().unwrap().len();
+    assert_eq!((length("small"), length("large")), (4, 6 << 20));
+    assert_eq!(fs::read(folder.path().join("small")).unwrap(), b"text");
+    let text = fs::read(folder.path().join("large")).unwrap();
+    assert!(text.len() == 6 << 20 && text.chunks(1 << 20).zip(0..).all(|(part, n)| part.iter().all(|byte| *byte == n)));
 }

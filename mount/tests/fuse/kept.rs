@@ -206,3 +206,21 @@ fn a_file_that_was_fetched_ahead_is_removed_while_it_is_open() {
         }
     }
 }
+
+#[test]
+fn what_is_kept_in_memory_is_no_more_than_was_allowed() {
+    const COUNT: usize = 500;
+    let (_folder, tree) = files(COUNT);
+    let again = |cache| {
+        let (client, shown) = Shown::counted_with(tree.clone(), Options { cache, ..Options::default() });
+        let read_all = || (0..COUNT).for_each(|n| assert_eq!(fs::read(shown.path(&name(n))).unwrap(), contents(n)));
+        assert_eq!(fs::read_dir(&*shown).unwrap().count(), COUNT);
+        read_all();
+        let before = client.counts().requests;
+        read_all();
+        client.counts().requests - before
+    };
+    let (little, much) = (again(1 << 20), again(256 << 20));
+    assert!(little > COUNT as u64 / 4, "{little} messages where little is kept");
+    assert!(much < COUNT as u64 / 10, "{much} messages where all is kept");
+}

@@ -126,3 +126,26 @@ fn what_was_fetched_around_a_read_does_not_undo_what_is_written_meanwhile() {
     fs::write(shown.path("f"), b"short").unwrap();
     assert_eq!(fs::read(folder.path().join("f")).unwrap(), b"short");
 }
+
+#[test]
+fn many_who_read_one_file_here_and_there_at_once_all_get_on() {
+    const PAGES: usize = 4096;
+    let (_folder, tree) = file(PAGES);
+    for _ in 0..5 {
+        let shown = Shown::far(tree.clone());
+        let path = shown.path("f");
+        let (ended, ends) = channel();
+        for who in 0..8 {
+            let (path, ended) = (path.clone(), ended.clone());
+            std::thread::spawn(move || {
+                let open = File::open(path).unwrap();
+                scattered(PAGES).skip(who * 7).take(400).for_each(|n| assert_eq!(read(&open, n), n));
+                ended.send(()).unwrap();
+            });
+        }
+        drop(ended);
+        (0..8).for_each(|_| ends.recv_timeout(PATIENCE).expect("each gets what it reads"));
+        // And whoever would change it does.
+        File::options().write(true).open(&path).unwrap();
+    }
+}

@@ -38,8 +38,9 @@ pub fn run(context: &Context, typed: &Mount) -> Result<ExitCode> {
             all.extend(["--ns".into(), file.into()]);
         }
         all.extend(typed.all_users.then(|| "--all-users".into()));
-        let timeout = typed.timeout.to_string();
-        all.extend(["--foreground".into(), "--timeout".into(), timeout.into(), "--".into(), at.clone().into()]);
+        let (timeout, cache) = (typed.timeout.to_string(), typed.cache.to_string());
+        all.extend(["--foreground".into(), "--timeout".into(), timeout.into(), "--cache".into(), cache.into()]);
+        all.extend(["--".into(), at.clone().into()]);
         daemon::start(home.path(), "mount", &all)?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -53,8 +54,8 @@ pub fn run(context: &Context, typed: &Mount) -> Result<ExitCode> {
     let file = typed.ns.as_deref().unwrap_or(Path::new("the default")).display();
     let lines = ns::text::parse(&text, &variable).at("read the namespace", file)?;
     let runtime = runtime()?;
-    let timeout = Duration::from_secs(typed.timeout);
-    let options = mount::Options { timeout, all_users: typed.all_users, ..mount::Options::default() };
+    let (timeout, cache) = (Duration::from_secs(typed.timeout), typed.cache << 20);
+    let options = mount::Options { timeout, cache, all_users: typed.all_users, ..mount::Options::default() };
     let served = runtime.block_on(serve(&home, &at, &lines, dialer, options));
     runtime.shutdown_timeout(Duration::from_secs(1));
     served.map(|()| ExitCode::SUCCESS)

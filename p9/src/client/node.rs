@@ -50,14 +50,19 @@ impl Remote {
     async fn open_ordered(&self, names: &[Name<'_>], how: How, want: Want) -> Result<Opened, Errno> {
         let to = self.fid.link.fid()?;
         let (fid, brings, changes) = (to.number(), want.data > 0 && how.read, self.fid.link.changes());
-        let mut more = Vec::with_capacity(4);
-        let asked = (want.lease > LeaseKind::None).then(|| Asked::new(&to, want.lease));
-        // First, so that what comes along may be kept under it.
-        let asked = asked.map(|(asked, lease)| {
-            more.push(lease);
-            asked
-        });
-        more.push(plain(T::Lopen { fid, flags: how.to_wire(false) }));
+        let (mut more, open) = (Vec::with_capacity(4), plain(T::Lopen { fid, flags: how.to_wire(false) }));
+        // First, so that what comes along may be kept under it; but only who has it open may hold changes back.
+        let later = want.lease == LeaseKind::Write;
+        let asked = match (want.lease > LeaseKind::None).then(|| Asked::new(&to, want.lease)) {
+            Some((asked, lease)) => {
+                more.extend(if later { [open, lease] } else { [lease, open] });
+                Some(asked)
+            }
+            None => {
+                more.push(open);
+                None
+            }
+        };
         if want.attr {
             more.push(plain(T::Getattr { fid, mask: STATS_ALL }));
         }
@@ -70,6 +75,7 @@ impl Remote {
         }
         let Walked { qids, calls, .. } = self.walk_and(names, &to, &more).await?;
         let mut calls = calls.ok_or(Errno::EPROTO)?;
+        let opened_first = if later { Some(calls.next().await?) } else { None };
         let lease = match asked {
             Some(asked) => match asked.watched(calls.next().await) {
                 Err(Errno::EINTR) => return Err(Errno::EINTR),
@@ -79,7 +85,10 @@ impl Remote {
             None => None,
         };
         let (lease, watch) = lease.map_or((None, None), |(lease, watch)| (Some(lease), watch));
-        let opened = calls.next().await?;
+        let opened = match opened_first {
+            Some(opened) => opened,
+            None => calls.next().await?,
+        };
         let qid = match opened.message() {
             Ok(message) => message.qid().ok_or(Errno::EPROTO)?,
             Err(errno) => {
