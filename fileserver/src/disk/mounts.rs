@@ -25,6 +25,8 @@ pub(super) struct Mount {
     pub(super) remote: bool,
     /// Several spellings are one name: what is not listed may be there all the same.
     pub(super) folds: bool,
+    /// Whether to change a file may copy the whole of it.
+    pub(super) copies: bool,
     /// The file system's own id (statfs(2)), which outlives device numbers.
     pub(super) fsid: u64,
 }
@@ -73,7 +75,8 @@ impl Mounts {
         // Outside the lock: a remote file system may take its time.
         let fsid = if hidden { 0 } else { rustix::fs::fstatvfs(fd)?.f_fsid };
         let folds = kind.as_deref().is_some_and(folds);
-        let mount = Arc::new(Mount { id, hidden, remote, folds, fsid });
+        let copies = kind.as_deref() == Some("overlay");
+        let mount = Arc::new(Mount { id, hidden, remote, folds, copies, fsid });
         let mut table = self.0.lock();
         if table.reads == reads {
             table.known.insert(id, mount.clone());

@@ -74,7 +74,8 @@ impl DiskNode {
     pub(super) async fn at<T: Send + 'static>(
         self, pace: Pace, work: impl FnOnce(Self) -> Result<T, Errno> + Send + 'static,
     ) -> Result<T, Errno> {
-        let is_brief = pace == Pace::Brief && !self.inode.mount.remote;
+        let mount = &self.inode.mount;
+        let is_brief = pace == Pace::Brief && !mount.remote && !mount.copies;
         let work = move || work(self);
         if is_brief { brief(work).await } else { blocking(work).await }
     }
