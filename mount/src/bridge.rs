@@ -59,11 +59,12 @@ mod fs;
 mod locks;
 mod names;
 
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use p9::cancel::Cancel;
@@ -103,6 +104,8 @@ pub(crate) struct Bridge {
     table: Arc<Table>,
     opens: Opens,
     locks: Arc<Locks>,
+    /// Threads whose open was told to look the name up anew, and when.
+    look_again: Mutex<HashMap<u32, Instant>>,
     /// Files that were read, to be closed together.
     closing: Mutex<Vec<Arc<Open>>>,
     options: Options,
@@ -151,6 +154,7 @@ impl Bridge {
             table,
             opens: Opens::default(),
             locks: Arc::default(),
+            look_again: Mutex::default(),
             closing: Mutex::default(),
             options,
             runtime,

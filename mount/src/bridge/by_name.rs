@@ -3,9 +3,11 @@
 //! Called when a file is opened, in the request's task. The kernel opens by the names that it knows, which may be a second
 //! old where there is no lease: by now another file may have taken the name, or none has it any more. So what is opened is
 //! looked for by its name, in the same round trip. If it has gone from there the answer is `ESTALE`, upon which the kernel
-//! looks the name up anew. Invariant: what has no name left is opened as it is at hand, as through /proc/self/fd.
+//! looks the name up anew, and asks once more: if it has gone again meanwhile, what it led to when it was looked up is
+//! opened, as a local file system would. Invariant: what has no name left is opened as it is at hand, as through /proc/self/fd.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use p9::{Attr, Errno, How, NodeRef, Opened, Walk, Want};
 
@@ -13,12 +15,43 @@ use super::names::attr_of;
 use super::{Bridge, is_lost};
 use crate::table::{Inode, Place};
 
+/// Who opens something.
+#[derive(Clone, Copy)]
+pub(super) struct Opener {
+    caller: u32,
+    /// Whether it was told to look the name up anew, and has.
+    again: bool,
+}
+
+impl Opener {
+    /// The answer to an open of what is at hand: the kernel looks no third time at what has gone twice.
+    pub(super) fn found<T>(self, answer: Result<T, Errno>) -> Result<T, Errno> {
+        answer.map_err(|errno| if self.again && errno == Errno::ESTALE { Errno::ENOENT } else { errno })
+    }
+}
+
+/// How soon a thread that was told to look again asks again, and how many are told so at a time.
+const AGAIN: Duration = Duration::from_secs(10);
+const MANY: usize = 4096;
+
 impl Bridge {
-    /// Opens `inode` where its name leads to it; `None` if it is to be opened as it is at hand. Errors: `ESTALE` if no name
-    /// leads to it.
+    /// The thread `caller` opens something.
+    pub(super) fn opener(&self, caller: u32) -> Opener {
+        let again = self.look_again.lock().remove(&caller).is_some_and(|told| told.elapsed() < AGAIN);
+        Opener { caller, again }
+    }
+
+    /// Whether `caller` was told to look a name up anew.
+    pub(super) fn looks_again(&self, caller: u32) -> bool {
+        self.look_again.lock().contains_key(&caller)
+    }
+
+    /// Opens `inode` for `opener` where its name leads to it; `None` if it is to be opened as it is at hand. Errors:
+    /// `ESTALE` if no name leads to it.
     pub(super) async fn open_by_name(
-        &self, inode: &Arc<Inode>, how: How, want: Want,
+        &self, inode: &Arc<Inode>, opener: Opener, how: How, want: Want,
     ) -> Result<Option<(NodeRef, Opened, Attr)>, Errno> {
+        let Opener { caller, again } = opener;
         let places = inode.places();
         for place in places.iter().rev() {
             let dir = match self.table.at_hand(&place.dir) {
@@ -44,7 +77,16 @@ impl Bridge {
                 opened => return opened.map(Some),
             }
         }
-        if places.is_empty() { Ok(None) } else { Err(Errno::ESTALE) }
+        if places.is_empty() || again {
+            return Ok(None);
+        }
+        let mut look_again = self.look_again.lock();
+        look_again.retain(|_, told| told.elapsed() < AGAIN);
+        // Threads of another pid namespace have no number here.
+        if caller != 0 && look_again.len() < MANY {
+            look_again.insert(caller, Instant::now());
+        }
+        Err(Errno::ESTALE)
     }
 
     async fn open_to_change(

@@ -104,15 +104,15 @@ impl Bridge {
         ask!(self, &inode, |node| node.sync().await)
     }
 
-    pub(super) async fn open_dir(&self, id: INodeNo) -> Result<u64, Errno> {
-        let inode = self.inode(id)?;
+    pub(super) async fn open_dir(&self, id: INodeNo, caller: u32) -> Result<u64, Errno> {
+        let (inode, opener) = (self.inode(id)?, self.opener(caller));
         let how = How { directory: true, ..How::READ };
         let want = Want { attr: true, data: FIRST_ENTRIES, lease: LeaseKind::Read };
         let mut gathered = Gathered::new(&self.changes);
         let (node, opened) = if let Some(ahead) = self.opened_ahead(&inode).await {
             (gathered.begun, gathered.asked, gathered.lease) = (ahead.begun, ahead.asked, ahead.lease);
             (ahead.node, ahead.opened)
-        } else if let Some(opened) = self.open_by_name(&inode, how, want).await? {
+        } else if let Some(opened) = self.open_by_name(&inode, opener, how, want).await? {
             let (node, opened, _) = opened;
             (node, opened)
         } else {

@@ -99,14 +99,16 @@ impl Open {
 }
 
 impl Bridge {
-    pub(super) async fn open(&self, id: INodeNo, flags: i32, uid: u32) -> Result<(u64, FopenFlags), Errno> {
+    pub(super) async fn open(
+        &self, id: INodeNo, flags: i32, (uid, caller): (u32, u32),
+    ) -> Result<(u64, FopenFlags), Errno> {
         /// The bit by which the kernel says that a program is being started (`FMODE_EXEC`).
         const EXEC: i32 = 0x20;
         let how = How { exec: flags & EXEC != 0, ..How::from_flags(flags as u32)? };
         if how.changes() {
             self.writable()?;
         }
-        let inode = self.inode(id)?;
+        let (inode, opener) = (self.inode(id)?, self.opener(caller));
         // What has a length has its bytes at hand: tar(1) says that it would not wait.
         let how = if inode.size() > 0 { How { nonblock: false, ..how } } else { how };
         self.settle(&inode).await;
@@ -128,13 +130,13 @@ impl Bridge {
         let want = Want { attr: true, data, lease };
         let away = self.keeps_away(&inode, how.changes()).await;
         let _changing = how.truncate.then(|| self.changing(&inode));
-        let (node, opened, attr) = match self.open_by_name(&inode, how, want).await? {
+        let (node, opened, attr) = match self.open_by_name(&inode, opener, how, want).await? {
             Some(opened) => opened,
-            None => ask!(self, &inode, |node| {
+            None => opener.found(ask!(self, &inode, |node| {
                 let opened = node.open_at(&[], how, want).await?;
                 let attr = attr_of(node, opened.attr).await?;
                 Ok((node.clone(), opened, attr))
-            })?,
+            }))?,
         };
         let differs = inode.differs(&attr);
         if differs {

@@ -85,8 +85,8 @@ impl Filesystem for Fs {
     }
 
     fn lookup(&self, r: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let name = owned(name);
-        answer!(self, r, Bounded, reply, |b| b.lookup(parent, &name), |reply, (attr, ttl)| {
+        let (name, caller) = (owned(name), r.pid());
+        answer!(self, r, Bounded, reply, |b| b.lookup(parent, &name, caller), |reply, (attr, ttl)| {
             reply.entry(&ttl, &attr, ONLY);
         });
     }
@@ -178,8 +178,8 @@ impl Filesystem for Fs {
     }
 
     fn open(&self, r: &Request, id: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let uid = r.uid();
-        answer!(self, r, Unbounded, reply, |b| b.open(id, flags.0, uid), |reply, (number, flags)| {
+        let who = (r.uid(), r.pid());
+        answer!(self, r, Unbounded, reply, |b| b.open(id, flags.0, who), |reply, (number, flags)| {
             reply.opened(FileHandle(number), flags);
         });
     }
@@ -275,7 +275,8 @@ impl Filesystem for Fs {
     }
 
     fn opendir(&self, r: &Request, id: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        answer!(self, r, Bounded, reply, |b| b.open_dir(id), |reply, number| {
+        let caller = r.pid();
+        answer!(self, r, Bounded, reply, |b| b.open_dir(id, caller), |reply, number| {
             reply.opened(FileHandle(number), FopenFlags::empty());
         });
     }

@@ -24,13 +24,17 @@ const EIO: Option<Errno> = Some(Errno::EIO);
 
 impl Bridge {
     /// The file called `name` in `parent`, or that there is none; and how long the kernel may keep that.
-    pub(super) async fn lookup(&self, parent: INodeNo, name: &[u8]) -> Result<(FileAttr, Duration), Errno> {
+    pub(super) async fn lookup(
+        &self, parent: INodeNo, name: &[u8], caller: u32,
+    ) -> Result<(FileAttr, Duration), Errno> {
         let (dir, name) = (self.inode(parent)?, Name::new(name)?);
         dir.look_in();
         if let Some(inode) = self.table.child(&dir, name) {
             self.settle(&inode).await;
         }
-        if let Some(inode) = self.table.child(&dir, name)
+        // What it leads to is kept at hand then, wherever it is moved to.
+        let anew = self.looks_again(caller);
+        if let Some(inode) = self.table.child(&dir, name).filter(|_| !anew)
             && let Some(attr) = self.foresight.own_at(dir.id, name, inode.id)
         {
             let inode = self.table.enter(&dir, name, attr.qid, None);
@@ -43,7 +47,7 @@ impl Bridge {
             self.foresight.enter(&dir, (place.dir.id, &above), place.name.as_name()).await;
         }
         let known = self.foresight.look(&dir, self.table.at_hand(&dir).as_ref(), name).await;
-        match known.filter(|found| !self.is_old(&dir, name, found)) {
+        match known.filter(|found| !anew && !self.is_old(&dir, name, found)) {
             Some(Found::Looked(node, attr, ttl)) => return Ok((self.entry(&dir, name, node, &attr).1, ttl)),
             Some(Found::Opened(file)) => {
                 let inode = self.table.enter(&dir, name, file.attr.qid, None);
