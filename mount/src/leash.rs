@@ -22,6 +22,7 @@ pub(crate) struct Leash {
     lease: Lease,
     left: AtomicU8,
     teller: Teller,
+    me: Weak<Self>,
     /// What the kernel calls the directory; 0 while it is not known to have asked about it.
     dir: AtomicU64,
     told: Mutex<Told>,
@@ -34,6 +35,12 @@ pub(crate) struct Leash {
 struct Told {
     files: HashMap<u64, Instant>,
     names: HashMap<NameBuf, Instant>,
+}
+
+impl Told {
+    fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.names.is_empty()
+    }
 }
 
 /// What the kernel was told lately, and may not know any more.
@@ -50,7 +57,8 @@ impl Leash {
     pub(crate) fn new(lease: Lease, teller: &Teller) -> Arc<Self> {
         let (left, dir) = (AtomicU8::new(lease.kind.to_wire()), AtomicU64::new(0));
         let (told, fetched) = (Mutex::default(), Mutex::default());
-        let leash = Arc::new(Self { lease, left, teller: teller.clone(), dir, told, fetched });
+        let teller = teller.clone();
+        let leash = Arc::new_cyclic(|me| Self { lease, left, teller, me: me.clone(), dir, told, fetched });
         // Not the leash itself, which owns whoever listens.
         let weak = Arc::downgrade(&leash);
         leash.lease.tell(Arc::new(move |keep: LeaseKind| {
@@ -83,14 +91,41 @@ impl Leash {
 
     /// The kernel is told the attributes of the directory itself.
     pub(crate) fn tells_own(&self) {
-        self.told.lock().files.insert(self.dir.load(Ordering::SeqCst), Instant::now());
+        self.note(None, self.dir.load(Ordering::SeqCst));
     }
 
     /// The kernel is told that `name` is the file that it calls `id`.
     pub(crate) fn tells(&self, name: Name<'_>, id: u64) {
+        self.note(Some(name), id);
+    }
+
+    /// What it keeps for no time at all the kernel need not be told again.
+    fn note(&self, name: Option<Name<'_>>, id: u64) {
+        let ttl = self.teller.ttl();
+        if ttl.is_zero() {
+            return;
+        }
         let (mut told, now) = (self.told.lock(), Instant::now());
+        let begins = told.is_empty();
         told.files.insert(id, now);
-        told.names.insert(name.into(), now);
+        if let Some(name) = name {
+            told.names.insert(name.into(), now);
+        }
+        drop(told);
+        if begins {
+            self.teller.forgets_in_time(self.me.clone());
+        }
+    }
+
+    /// Forgets what the kernel was told longer than `ttl` ago. Whether anything is left.
+    pub(crate) fn forgets_old(&self, ttl: Duration) -> bool {
+        let mut told = self.told.lock();
+        told.files.retain(|_, when| when.elapsed() < ttl);
+        told.names.retain(|_, when| when.elapsed() < ttl);
+        if told.is_empty() {
+            *told = Told::default();
+        }
+        !told.is_empty()
     }
 
     /// The kernel was told `what` by an answer that has gone out now. If there was a break meanwhile it came before that, and

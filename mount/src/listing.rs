@@ -4,7 +4,6 @@
 //! somebody else changes one; without, for a moment, and for what is there alone. Invariant: what was changed through this
 //! mount since the listing began is not told (see [`crate::changes`]).
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -103,8 +102,7 @@ pub(crate) struct Listed {
     /// As they were listed.
     entries: Vec<Seen>,
     /// Where in `entries` each is, as they are sorted.
-    sorted: Vec<usize>,
-    places: HashMap<NameBuf, Places>,
+    sorted: Vec<u32>,
     whole: bool,
     begun: Instant,
     asked: u64,
@@ -131,19 +129,19 @@ impl Listed {
         if let Some(lease) = &lease {
             lease.is_of(dir.id);
         }
-        let mut sorted: Vec<usize> = (0..entries.len()).collect();
-        sorted.sort_unstable_by(|a, b| entries[*a].name.cmp(&entries[*b].name));
-        let mut places: HashMap<NameBuf, Places> = HashMap::with_capacity(entries.len());
-        for (place, &entry) in sorted.iter().enumerate() {
-            places.insert(entries[entry].name.clone(), [entry, place]);
-        }
+        let mut entries = entries;
+        entries.shrink_to_fit();
+        let mut sorted: Vec<u32> = (0..entries.len() as u32).collect();
+        sorted.sort_unstable_by(|a, b| entries[*a as usize].name.cmp(&entries[*b as usize].name));
         let ways = Mutex::default();
-        Arc::new(Self { dir, entries, sorted, places, whole, begun, asked, changes, lease, own, ways })
+        Arc::new(Self { dir, entries, sorted, whole, begun, asked, changes, lease, own, ways })
     }
 
     /// Where `name` is.
     pub(crate) fn find(&self, name: Name<'_>) -> Option<Places> {
-        self.places.get(name.as_bytes()).copied()
+        let by_name = |entry: &u32| self.entries[*entry as usize].name.as_name().as_bytes().cmp(name.as_bytes());
+        let place = self.sorted.binary_search_by(by_name).ok()?;
+        Some([self.sorted[place] as usize, place])
     }
 
     /// How many entries there are.
@@ -153,7 +151,7 @@ impl Listed {
 
     /// The entry at `place` of an order, and its place in the listing.
     pub(crate) fn at(&self, order: usize, place: usize) -> (usize, &Seen) {
-        let entry = if order == 0 { place } else { self.sorted[place] };
+        let entry = if order == 0 { place } else { self.sorted[place] as usize };
         (entry, &self.entries[entry])
     }
 

@@ -12,6 +12,7 @@
 mod inode;
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use p9::{Errno, FileKind, Name, NameBuf, NodeRef, Qid, Reached, Want};
@@ -32,8 +33,11 @@ pub(crate) struct Table {
 #[derive(Default)]
 struct Maps {
     ids: HashMap<u64, Known>,
+    /// Files that have another number than their qid's path.
     files: HashMap<(FileKind, u64), Arc<Inode>>,
-    places: HashMap<(u64, NameBuf), Arc<Inode>>,
+    /// By what [`Maps::hash`] makes of a directory and a name: an inode knows its names itself.
+    places: HashMap<u64, Arc<Inode>>,
+    hashes: RandomState,
     spare: u64,
 }
 
@@ -85,7 +89,7 @@ impl Table {
         let gone = maps.ids.remove(&id);
         if let Some(Known { inode, .. }) = gone {
             for place in inode.places() {
-                maps.vacate(place.dir.id, place.name);
+                maps.vacate(place.dir.id, place.name.as_name());
             }
             if maps.files.get(&inode.key()).is_some_and(|other| Arc::ptr_eq(other, &inode)) {
                 maps.files.remove(&inode.key());
@@ -98,19 +102,19 @@ impl Table {
 
     /// What the kernel knows as `name` in `dir`.
     pub(crate) fn child(&self, dir: &Arc<Inode>, name: Name<'_>) -> Option<Arc<Inode>> {
-        self.maps.lock().places.get(&(dir.id, name.into())).cloned()
+        self.maps.lock().there(dir.id, name).cloned()
     }
 
     /// `name` is no longer in `dir`.
     pub(crate) fn removed(&self, dir: &Arc<Inode>, name: Name<'_>) {
-        self.maps.lock().vacate(dir.id, name.into());
+        self.maps.lock().vacate(dir.id, name);
     }
 
     /// `inode` is no longer at `place`.
     pub(crate) fn left(&self, inode: &Arc<Inode>, place: &Place) {
         let mut maps = self.maps.lock();
-        let (dir, name) = (place.dir.id, place.name.clone());
-        if maps.places.get(&(dir, name.clone())).is_some_and(|there| Arc::ptr_eq(there, inode)) {
+        let (dir, name) = (place.dir.id, place.name.as_name());
+        if maps.there(dir, name).is_some_and(|there| Arc::ptr_eq(there, inode)) {
             maps.vacate(dir, name);
         }
     }
@@ -118,8 +122,8 @@ impl Table {
     /// What was `name` in `dir` is now `new_name` in `new_dir`; with `exchange`, the other way round too.
     pub(crate) fn renamed(&self, from: (&Arc<Inode>, Name<'_>), to: (&Arc<Inode>, Name<'_>), exchange: bool) {
         let mut maps = self.maps.lock();
-        let moved = maps.vacate(from.0.id, from.1.into());
-        let other = maps.vacate(to.0.id, to.1.into());
+        let moved = maps.vacate(from.0.id, from.1);
+        let other = maps.vacate(to.0.id, to.1);
         if let Some(inode) = moved {
             maps.occupy(to.0, to.1, &inode);
         }
@@ -212,19 +216,22 @@ impl Table {
 impl Maps {
     /// The inode of the file `qid` seen as `name` in `dir`, made if need be.
     fn at_place(&mut self, dir: &Arc<Inode>, name: Name<'_>, qid: Qid) -> Arc<Inode> {
-        if let Some(inode) = self.places.get(&(dir.id, name.into()))
+        if let Some(inode) = self.there(dir.id, name)
             && inode.is(qid)
         {
             return inode.clone();
         }
-        self.vacate(dir.id, name.into());
-        let known = (qid.kind != FileKind::Dir).then(|| self.files.get(&(qid.kind, qid.path))).flatten();
-        let inode = match known {
-            Some(inode) => inode.clone(),
-            None => self.make(qid),
-        };
+        self.vacate(dir.id, name);
+        let known = (qid.kind != FileKind::Dir).then(|| self.file(qid)).flatten();
+        let inode = known.unwrap_or_else(|| self.make(qid));
         self.occupy(dir, name, &inode);
         inode
+    }
+
+    /// The inode of the file `qid`, whatever it is called.
+    fn file(&self, qid: Qid) -> Option<Arc<Inode>> {
+        let by_number = self.ids.get(&qid.path).map(|known| &known.inode).filter(|inode| inode.is(qid));
+        by_number.or_else(|| self.files.get(&(qid.kind, qid.path))).cloned()
     }
 
     fn make(&mut self, qid: Qid) -> Arc<Inode> {
@@ -235,21 +242,31 @@ impl Maps {
         }
         let inode = Arc::new(Inode::new(id, qid));
         self.ids.insert(id, Known { inode: inode.clone(), lookups: 0 });
-        if qid.kind != FileKind::Dir {
+        if qid.kind != FileKind::Dir && id != qid.path {
             self.files.insert(inode.key(), inode.clone());
         }
         inode
     }
 
     fn occupy(&mut self, dir: &Arc<Inode>, name: Name<'_>, inode: &Arc<Inode>) {
-        self.places.insert((dir.id, name.into()), inode.clone());
+        self.places.insert(self.hash(dir.id, name), inode.clone());
         inode.add_place(Place { dir: dir.clone(), name: name.into() });
     }
 
-    fn vacate(&mut self, dir: u64, name: NameBuf) -> Option<Arc<Inode>> {
-        let inode = self.places.remove(&(dir, name.clone()))?;
-        inode.remove_place(dir, &name);
+    fn vacate(&mut self, dir: u64, name: Name<'_>) -> Option<Arc<Inode>> {
+        self.there(dir, name)?;
+        let inode = self.places.remove(&self.hash(dir, name))?;
+        inode.remove_place(dir, name);
         Some(inode)
+    }
+
+    /// What is known as `name` in `dir`.
+    fn there(&self, dir: u64, name: Name<'_>) -> Option<&Arc<Inode>> {
+        self.places.get(&self.hash(dir, name)).filter(|inode| inode.is_at(dir, name))
+    }
+
+    fn hash(&self, dir: u64, name: Name<'_>) -> u64 {
+        self.hashes.hash_one((dir, name.as_bytes()))
     }
 }
 

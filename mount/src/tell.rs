@@ -132,6 +132,19 @@ impl Teller {
         _ = self.broken.send(Broken::Dir(dir, keep));
     }
 
+    /// What the kernel was told under `leash` is forgotten once it keeps that no longer.
+    pub(crate) fn forgets_in_time(&self, leash: Weak<Leash>) {
+        let ttl = self.ttl;
+        self.late.runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(ttl * 3 / 2).await;
+                if leash.upgrade().is_none_or(|leash| !leash.forgets_old(ttl)) {
+                    return;
+                }
+            }
+        });
+    }
+
     /// `lease`, under which the kernel was told what is `old` from now on, is to be given back.
     pub(crate) fn dir_gone(&self, lease: Lease, old: Old) {
         _ = self.broken.send(Broken::Gone(lease, old));

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use p9::{Attr, FileKind, NameBuf, NodeRef, Qid, Time};
+use p9::{Attr, FileKind, Name, NameBuf, NodeRef, Qid, Time};
 use parking_lot::Mutex;
 
 use crate::hold::Hold;
@@ -39,7 +39,7 @@ struct State {
     places: Vec<Place>,
     pinned: Option<NodeRef>,
     pins: usize,
-    filled: Option<Version>,
+    filled: Option<Box<Version>>,
     /// When the attributes last changed, as the kernel was told.
     told: Time,
     /// What is held back of what was written to it.
@@ -47,7 +47,7 @@ struct State {
     /// What it is as long as somebody has it open that was fetched.
     fetched: Weak<File>,
     /// When it was made through this mount, and the count of changes by then.
-    made: Option<(Instant, u64)>,
+    made: Option<Box<(Instant, u64)>>,
     /// When it was listed as having no extended attributes, and the count of changes by then.
     bare: Option<(Instant, u64)>,
 }
@@ -57,6 +57,12 @@ struct State {
 pub(crate) struct Place {
     pub(crate) dir: Arc<Inode>,
     pub(crate) name: NameBuf,
+}
+
+impl Place {
+    fn is(&self, dir: u64, name: Name<'_>) -> bool {
+        self.dir.id == dir && self.name.as_name() == name
+    }
 }
 
 /// What is the same while a file's contents are.
@@ -117,11 +123,21 @@ impl Inode {
     }
 
     pub(super) fn add_place(&self, place: Place) {
-        self.state.lock().places.push(place);
+        let places = &mut self.state.lock().places;
+        if places.is_empty() {
+            // Most have one, and there may be very many.
+            *places = Vec::with_capacity(1);
+        }
+        places.push(place);
     }
 
-    pub(super) fn remove_place(&self, dir: u64, name: &NameBuf) {
-        self.state.lock().places.retain(|place| place.dir.id != dir || place.name != *name);
+    pub(super) fn remove_place(&self, dir: u64, name: Name<'_>) {
+        self.state.lock().places.retain(|place| !place.is(dir, name));
+    }
+
+    /// Whether it is seen as `name` in `dir`.
+    pub(super) fn is_at(&self, dir: u64, name: Name<'_>) -> bool {
+        self.state.lock().places.iter().any(|place| place.is(dir, name))
     }
 
     pub(super) fn pinned(&self) -> Option<NodeRef> {
@@ -176,12 +192,13 @@ impl Inode {
 
     /// It was made through this mount, when there had been `asked` changes.
     pub(crate) fn is_made(&self, asked: u64) {
-        self.state.lock().made = Some((Instant::now(), asked));
+        self.state.lock().made = Some(Box::new((Instant::now(), asked)));
     }
 
     /// The count of changes by when it was made, if that is less than `ttl` ago.
     pub(crate) fn made(&self, ttl: Duration) -> Option<u64> {
-        self.state.lock().made.filter(|(when, _)| when.elapsed() < ttl).map(|(_, asked)| asked)
+        let state = self.state.lock();
+        state.made.as_ref().filter(|made| made.0.elapsed() < ttl).map(|made| made.1)
     }
 
     /// It is opened as `file`, which was fetched.
@@ -263,8 +280,8 @@ impl Inode {
     /// The file is opened with its contents at `version`: whether the pages that the kernel has are those.
     pub(crate) fn keeps_pages(&self, version: Option<Version>) -> bool {
         let mut state = self.state.lock();
-        let same = version.is_some() && state.filled == version;
-        state.filled = version;
+        let same = version.is_some() && state.filled.as_deref() == version.as_ref();
+        state.filled = version.map(Box::new);
         same
     }
 }

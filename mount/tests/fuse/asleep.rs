@@ -15,6 +15,8 @@ use super::*;
 struct Sleeper {
     slept: Arc<AtomicU64>,
     passes: watch::Sender<bool>,
+    /// How often something was said that did not pass.
+    held_up: Arc<AtomicU64>,
 }
 
 impl Sleeper {
@@ -34,16 +36,16 @@ impl Sleeper {
 
 /// `tree`, mounted on a machine that sleeps now and then, and whose kernel keeps things for `ttl`.
 fn on_a_sleeper(tree: TreeRef, ttl: Duration) -> (Sleeper, Shown) {
-    let (runtime, slept) = (runtime(), Arc::<AtomicU64>::default());
+    let (runtime, slept, held_up) = (runtime(), Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
     let (passes, gate) = watch::channel(true);
-    let since = slept.clone();
+    let (since, stopped) = (slept.clone(), held_up.clone());
     let root = runtime.block_on(async {
         let (near, middle) = tokio::io::duplex(1 << 20);
         let (beyond, far) = tokio::io::duplex(1 << 20);
         tokio::spawn(server::serve(far, tree, Arc::new(Who::owner()), Limits::default()));
         let ((near_read, near_write), (far_read, far_write)) = (tokio::io::split(middle), tokio::io::split(beyond));
-        tokio::spawn(carry(near_read, far_write, gate.clone()));
-        tokio::spawn(carry(far_read, near_write, gate));
+        tokio::spawn(carry(near_read, far_write, gate.clone(), held_up.clone()));
+        tokio::spawn(carry(far_read, near_write, gate, Arc::default()));
         let clock = Clock::new(move || {
             let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
             Duration::new(now.tv_sec as u64 + since.load(Ordering::SeqCst), now.tv_nsec as u32)
@@ -51,15 +53,18 @@ fn on_a_sleeper(tree: TreeRef, ttl: Duration) -> (Sleeper, Shown) {
         let options = p9::client::Options { clock, ..p9::client::Options::default() };
         Client::connect(near, options).await.unwrap().attach(&Who::owner(), b"").await.unwrap()
     });
-    (Sleeper { slept, passes }, Shown::on(runtime, root, Options { ttl, ..Options::default() }))
+    (Sleeper { slept, passes, held_up: stopped }, Shown::on(runtime, root, Options { ttl, ..Options::default() }))
 }
 
 async fn carry(
     mut from: impl tokio::io::AsyncRead + Unpin, mut to: impl tokio::io::AsyncWrite + Unpin,
-    mut gate: watch::Receiver<bool>,
+    mut gate: watch::Receiver<bool>, held_up: Arc<AtomicU64>,
 ) {
     let mut buf = vec![0; 1 << 16];
     while let Ok(got @ 1..) = from.read(&mut buf).await {
+        if !*gate.borrow() {
+            held_up.fetch_add(1, Ordering::SeqCst);
+        }
         if gate.wait_for(|passes| *passes).await.is_err() || to.write_all(&buf[..got]).await.is_err() {
             return;
         }
@@ -115,10 +120,11 @@ fn what_was_kept_is_not_told_by_a_machine_that_has_slept() {
     fs::write(other.path("f"), "newer").unwrap();
     fs::write(other.path("new"), "").unwrap();
     sleeper.wakes_up(Duration::from_secs(3600));
-    let (f, new) = (shown.path("f"), shown.path("new"));
+    let (f, new, before) = (shown.path("f"), shown.path("new"), sleeper.held_up.load(Ordering::SeqCst));
     let looks = std::thread::spawn(move || (fs::read_to_string(f).unwrap(), new.exists()));
-    // Whoever looks waits for the server. (Where it would not wait it has ended by now, more likely than not.)
-    std::thread::yield_now();
+    let asks = || sleeper.held_up.load(Ordering::SeqCst) > before;
+    until("something is asked, or answered", || asks() || looks.is_finished());
+    assert!(!looks.is_finished(), "whoever looks waits for the server");
     sleeper.is_linked_again();
     assert_eq!(looks.join().unwrap(), ("newer".into(), true));
 }
