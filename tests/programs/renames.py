@@ -8,9 +8,6 @@ libc = ctypes.CDLL(None, use_errno=True)
 DIRS, NAMES, KEPT = 6, 12, 40
 # The last: a link to a directory.
 MAY = {errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR, errno.EINVAL, errno.EPERM}
-if len(folders) > 1:
-    # Somebody elsewhere has moved what is opened twice, between the kernel's look at the name and its opening.
-    MAY.add(errno.ESTALE)
 EXCHANGE, NOREPLACE, AT_FDCWD = 2, 1, -100
 
 
