@@ -64,7 +64,7 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use p9::cancel::Cancel;
@@ -72,6 +72,7 @@ use p9::{Errno, Name, NodeRef};
 use parking_lot::Mutex;
 use tokio::runtime::Handle as Runtime;
 
+use by_name::LookAgain;
 pub(crate) use dirs::FIRST_ENTRIES;
 pub(crate) use files::FIRST_BYTES;
 pub(crate) use fs::Fs;
@@ -104,8 +105,8 @@ pub(crate) struct Bridge {
     table: Arc<Table>,
     opens: Opens,
     locks: Arc<Locks>,
-    /// Threads whose open was told to look the name up anew, and when.
-    look_again: Mutex<HashMap<u32, Instant>>,
+    /// Threads whose open was told to look the name up anew.
+    look_again: Mutex<HashMap<u32, LookAgain>>,
     /// Files that were read, to be closed together.
     closing: Mutex<Vec<Arc<Open>>>,
     options: Options,

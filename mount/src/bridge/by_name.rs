@@ -15,6 +15,13 @@ use super::names::attr_of;
 use super::{Bridge, is_lost};
 use crate::table::{Inode, Place};
 
+/// A thread was told to look a name up anew.
+pub(super) struct LookAgain {
+    when: Instant,
+    /// What the name led to, once it was looked up.
+    found: Option<u64>,
+}
+
 /// Who opens something.
 #[derive(Clone, Copy)]
 pub(super) struct Opener {
@@ -31,19 +38,27 @@ impl Opener {
 }
 
 /// How soon a thread that was told to look again asks again, and how many are told so at a time.
-const AGAIN: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_secs(2);
 const MANY: usize = 4096;
 
 impl Bridge {
-    /// The thread `caller` opens something.
-    pub(super) fn opener(&self, caller: u32) -> Opener {
-        let again = self.look_again.lock().remove(&caller).is_some_and(|told| told.elapsed() < AGAIN);
+    /// The thread `caller` opens `inode`.
+    pub(super) fn opener(&self, caller: u32, inode: &Inode) -> Opener {
+        let told = self.look_again.lock().remove(&caller);
+        let again = told.is_some_and(|told| told.found == Some(inode.id) && told.when.elapsed() < AGAIN);
         Opener { caller, again }
     }
 
     /// Whether `caller` was told to look a name up anew.
     pub(super) fn looks_again(&self, caller: u32) -> bool {
         self.look_again.lock().contains_key(&caller)
+    }
+
+    /// `caller` has looked a name up; it leads to what the kernel calls `found`.
+    pub(super) fn looked(&self, caller: u32, found: Option<u64>) {
+        if let Some(told) = self.look_again.lock().get_mut(&caller) {
+            told.found = found;
+        }
     }
 
     /// Opens `inode` for `opener` where its name leads to it; `None` if it is to be opened as it is at hand. Errors:
@@ -81,10 +96,10 @@ impl Bridge {
             return Ok(None);
         }
         let mut look_again = self.look_again.lock();
-        look_again.retain(|_, told| told.elapsed() < AGAIN);
+        look_again.retain(|_, told| told.when.elapsed() < AGAIN);
         // Threads of another pid namespace have no number here.
         if caller != 0 && look_again.len() < MANY {
-            look_again.insert(caller, Instant::now());
+            look_again.insert(caller, LookAgain { when: Instant::now(), found: None });
         }
         Err(Errno::ESTALE)
     }

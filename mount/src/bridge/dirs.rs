@@ -105,7 +105,8 @@ impl Bridge {
     }
 
     pub(super) async fn open_dir(&self, id: INodeNo, caller: u32) -> Result<u64, Errno> {
-        let (inode, opener) = (self.inode(id)?, self.opener(caller));
+        let inode = self.inode(id)?;
+        let opener = self.opener(caller, &inode);
         let how = How { directory: true, ..How::READ };
         let want = Want { attr: true, data: FIRST_ENTRIES, lease: LeaseKind::Read };
         let mut gathered = Gathered::new(&self.changes);

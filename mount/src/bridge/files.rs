@@ -108,7 +108,8 @@ impl Bridge {
         if how.changes() {
             self.writable()?;
         }
-        let (inode, opener) = (self.inode(id)?, self.opener(caller));
+        let inode = self.inode(id)?;
+        let opener = self.opener(caller, &inode);
         // What has a length has its bytes at hand: tar(1) says that it would not wait.
         let how = if inode.size() > 0 { How { nonblock: false, ..how } } else { how };
         self.settle(&inode).await;

@@ -76,8 +76,17 @@ impl Bridge {
             let attr = attr_of(&reached.node, reached.attr).await?;
             Ok((reached.node, attr))
         });
+        if anew {
+            self.looked(caller, None);
+        }
         match found {
-            Ok((node, attr)) => Ok((self.entry(&dir, name, node, &attr).1, self.options.ttl)),
+            Ok((node, attr)) => {
+                let (inode, attr) = self.entry(&dir, name, node, &attr);
+                if anew {
+                    self.looked(caller, Some(inode.id));
+                }
+                Ok((attr, self.options.ttl))
+            }
             // Whoever makes it could not tell the kernel.
             Err(Errno::ENOENT) => Ok((missing(), Duration::ZERO)),
             Err(errno) => Err(errno),
