@@ -90,20 +90,20 @@ fn mounts_of_two_clients_with_keys_of_their_own_exclude_each_other_by_locks() {
 
 #[test]
 fn names_that_many_processes_move_at_once_are_all_there() {
-    move_at_once(3, 8);
+    move_at_once(3, 8, 2);
 }
 
 #[test]
 #[ignore = "it takes minutes: run by ./check --full"]
-fn names_that_very_many_processes_move_for_a_minute_are_all_there() {
-    move_at_once(60, 64);
+fn names_that_very_many_processes_of_one_mount_move_for_a_minute_are_all_there() {
+    move_at_once(60, 64, 1);
 }
 
-/// In one mount, and then in two.
-fn move_at_once(seconds: u32, processes: u32) {
+/// In one mount, and then in two, if that many are wanted.
+fn move_at_once(seconds: u32, processes: u32, most: usize) {
     let mut machine = Machine::root();
     let mounts = twice(&mut machine);
-    for (name, mounts) in [("one", &mounts[..1]), ("two", &mounts[..])] {
+    for (name, mounts) in [("one", &mounts[..1]), ("two", &mounts[..])].into_iter().take(most) {
         machine.run("mkdir", &[machine.at("files-beta").join(name)]);
         let mut command = python(&machine, "renames");
         command.args([seconds, processes].map(|n| n.to_string())).args(mounts.iter().map(|mount| mount.join(name)));
