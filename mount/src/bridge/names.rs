@@ -76,17 +76,12 @@ impl Bridge {
             let attr = attr_of(&reached.node, reached.attr).await?;
             Ok((reached.node, attr))
         });
+        let found = found.map(|(node, attr)| self.entry(&dir, name, node, &attr));
         if anew {
-            self.looked(caller, None);
+            self.looked(caller, found.as_ref().ok().map(|(inode, _)| inode.id));
         }
         match found {
-            Ok((node, attr)) => {
-                let (inode, attr) = self.entry(&dir, name, node, &attr);
-                if anew {
-                    self.looked(caller, Some(inode.id));
-                }
-                Ok((attr, self.options.ttl))
-            }
+            Ok((_, attr)) => Ok((attr, self.options.ttl)),
             // Whoever makes it could not tell the kernel.
             Err(Errno::ENOENT) => Ok((missing(), Duration::ZERO)),
             Err(errno) => Err(errno),
