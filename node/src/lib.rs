@@ -19,6 +19,7 @@ pub mod home;
 pub mod homes;
 pub mod keys;
 pub mod known;
+pub mod namespace;
 pub mod output;
 pub mod root;
 pub mod serve;

@@ -1,15 +1,18 @@
 //! A namespace made from the lines of a namespace file.
 //!
-//! Servers are reached all at once, since no line says how to reach another's; the lines then take effect in order.
-//! Whether a mount that hides what is there fits it (a directory on a directory) is asked meanwhile, all at once as
-//! well, so that a namespace costs as few round trips as its unions and binds do.
+//! The servers of a file are reached all at once, since no line says how to reach another's; the lines then take effect
+//! in order. Whether a mount that hides what is there fits it (a directory on a directory) is asked meanwhile, all at
+//! once as well, so that a namespace costs as few round trips as its unions and binds do.
 
 use futures_util::future::{BoxFuture, join_all};
-use p9::{NodeRef, Reply};
+use p9::{Errno, Handle, How, NodeRef, Reply};
 
 use crate::namespace::{self, Error, Namespace};
 use crate::path::clean;
-use crate::text::Line;
+use crate::text::{self, Flags, Line, MAX_BYTES, Variables};
+
+/// How deep files may include files.
+const MAX_DEPTH: usize = 16;
 
 /// Reaches the servers that a namespace file names.
 pub trait Dialer: Send + Sync {
@@ -18,47 +21,119 @@ pub trait Dialer: Send + Sync {
     fn dial<'a>(&'a self, server: &'a str, spec: &'a str) -> Reply<'a, NodeRef>;
 }
 
-/// Makes namespaces.
-pub struct Build;
+/// What a namespace is made with.
+#[derive(Clone, Copy)]
+pub struct Build<'a> {
+    /// Reaches servers.
+    pub dialer: &'a dyn Dialer,
+    /// What `$name` stands for in the files that are included.
+    pub variable: &'a Variables<'a>,
+    /// The most lines, with those that are included.
+    pub most: usize,
+}
 
-impl Build {
-    /// The namespace that `lines` make, in order, with the servers that `dialer` reaches. Relative paths are seen from
-    /// where the last `cd` went, at first `/`.
-    pub async fn build(lines: &[Line], dialer: &dyn Dialer) -> Result<Namespace, Error> {
-        if lines.len() > namespace::MAX_LINES {
-            return Err(Error::Full);
-        }
+impl Build<'_> {
+    /// The namespace that `lines` make, in order. Relative paths are seen from where the last `cd` went, at first `/`.
+    pub async fn build(&self, lines: &[Line]) -> Result<Namespace, Error> {
+        let mut building = Building { with: self, ns: Namespace::new(), cwd: "/".into(), left: self.most };
+        building.add(lines, 0).await?;
+        Ok(building.ns)
+    }
+}
+
+/// A namespace on its way.
+struct Building<'a> {
+    with: &'a Build<'a>,
+    ns: Namespace,
+    cwd: String,
+    /// How many lines may still come.
+    left: usize,
+}
+
+impl Building<'_> {
+    async fn add(&mut self, lines: &[Line], depth: usize) -> Result<(), Error> {
+        self.left = self.left.checked_sub(lines.len()).ok_or(Error::Full(self.with.most))?;
         let servers = lines.iter().filter_map(|line| match line {
-            Line::Mount { server, spec, .. } => Some(dialer.dial(server, spec)),
+            Line::Mount { server, spec, .. } => Some(self.with.dialer.dial(server, spec)),
             _ => None,
         });
         let mut roots = join_all(servers).await.into_iter();
-        let namespace = Namespace::new();
         let mut checks: Vec<BoxFuture<'_, Result<(), Error>>> = Vec::new();
-        let mut cwd = "/".to_string();
         for line in lines {
-            match line {
+            let done = match line {
                 Line::Mount { flags, server, old, spec } => {
-                    let root = roots.next().unwrap_or(Err(p9::Errno::EIO));
-                    let root = root.map_err(|errno| Error::Dial { server: server.clone(), errno })?;
-                    let old = clean(&cwd, old);
-                    if flags.union() {
-                        namespace.mount(server, spec, root, &old, *flags).await?;
-                        continue;
+                    let old = clean(&self.cwd, old);
+                    match roots.next().unwrap_or(Err(Errno::EIO)) {
+                        Err(errno) => Err(Error::Dial { server: server.clone(), errno }),
+                        // What is to be asked first is asked now.
+                        Ok(root) if flags.union() || flags.quiet => {
+                            self.ns.mount(server, spec, root, &old, *flags).await
+                        }
+                        Ok(root) => self.mount(server, spec, root, old, *flags).map(|check| checks.push(check)),
                     }
-                    let (change, before) =
-                        (namespace::mount(server, spec, root.clone(), &old, *flags)?, namespace.frozen());
-                    namespace.apply(change)?;
-                    checks.push(Box::pin(async move { before.mount(server, spec, root, &old, *flags).await }));
                 }
                 Line::Bind { flags, new, old } => {
-                    namespace.bind(&clean(&cwd, new), &clean(&cwd, old), *flags).await?;
+                    self.ns.bind(&clean(&self.cwd, new), &clean(&self.cwd, old), *flags).await
                 }
-                Line::Unmount { new, old } => namespace.unmount(new.as_deref(), &clean(&cwd, old)).await?,
-                Line::Cd { dir } => cwd = clean(&cwd, dir),
+                Line::Unmount { new, old, .. } => self.ns.unmount(new.as_deref(), &clean(&self.cwd, old)).await,
+                Line::Cd { dir } => {
+                    self.cwd = clean(&self.cwd, dir);
+                    Ok(())
+                }
+                Line::Clear => {
+                    self.ns.clear();
+                    Ok(())
+                }
+                Line::Include { path } => self.include(path, depth).await,
+            };
+            match done {
+                Err(err) if line.flags().quiet => tracing::info!("passed over: {line}: {err}"),
+                done => done?,
             }
         }
-        join_all(checks).await.into_iter().collect::<Result<(), Error>>()?;
-        Ok(namespace)
+        join_all(checks).await.into_iter().collect()
+    }
+
+    /// Mounts it, and gives what tells whether that was right.
+    fn mount<'a>(
+        &self, server: &'a str, spec: &'a str, root: NodeRef, old: String, flags: Flags,
+    ) -> Result<BoxFuture<'a, Result<(), Error>>, Error> {
+        let (change, before) = (namespace::mount(server, spec, root.clone(), &old, flags)?, self.ns.frozen());
+        self.ns.apply(change)?;
+        Ok(Box::pin(async move { before.mount(server, spec, root, &old, flags).await }))
+    }
+
+    /// Adds the lines of the file at `path`, if there is one.
+    async fn include(&mut self, path: &str, depth: usize) -> Result<(), Error> {
+        let path = clean(&self.cwd, path);
+        if depth == MAX_DEPTH {
+            return Err(Error::Depth(path));
+        }
+        let bytes = match self.read(&path).await {
+            Err(Errno::ENOENT) => return Ok(()),
+            read => read.map_err(|errno| Error::Path { path: path.clone(), errno })?,
+        };
+        let fail = |error| Error::Text { path: path.clone(), error };
+        let text = text::checked(&bytes).map_err(fail)?;
+        let lines = text::parse(text, self.left, self.with.variable).map_err(fail)?;
+        Box::pin(self.add(&lines, depth + 1)).await
+    }
+
+    /// The file at `path`, or a little more of it than may be.
+    async fn read(&self, path: &str) -> Result<Vec<u8>, Errno> {
+        let node = self.ns.walk(path).await?;
+        let handle = match node.open(How::READ).await? {
+            Handle::Dir(_) => return Err(Errno::EISDIR),
+            handle => handle,
+        };
+        let mut all = Vec::new();
+        while all.len() <= MAX_BYTES {
+            let piece = handle.read(all.len() as u64, 1 << 16).await?;
+            if piece.is_empty() {
+                break;
+            }
+            all.extend_from_slice(&piece);
+        }
+        handle.close().await.map(|()| all)
     }
 }

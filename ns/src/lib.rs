@@ -9,6 +9,7 @@
 
 mod build;
 mod grid;
+mod lines;
 mod list;
 mod namespace;
 mod path;

@@ -12,11 +12,9 @@ use parking_lot::RwLock;
 use crate::path::{Path, clean};
 use crate::point::{Point, first_with, members_of};
 use crate::table::{Change, Member, Place, Table};
-use crate::text::{Flags, Line};
+use crate::text::{Flags, Line, OWN_LINES, ParseError};
 use crate::under::{At, TreeId};
 
-/// The most lines that a namespace is made of: a text may come from a peer, and each line costs a copy of the table.
-pub(crate) const MAX_LINES: usize = 1024;
 /// The most names in the path of a mount point.
 const MAX_DEPTH: usize = 128;
 
@@ -68,9 +66,20 @@ pub enum Error {
         /// Where.
         old: String,
     },
-    /// A namespace of more lines than one may have.
-    #[error("a namespace has at most {MAX_LINES} lines")]
-    Full,
+    /// A namespace of more lines than one may have, or than a text may make.
+    #[error("a namespace has at most {0} lines")]
+    Full(usize),
+    /// A file that is included is no namespace file.
+    #[error("{path}: {error}")]
+    Text {
+        /// The file.
+        path: String,
+        /// Where in it, and why.
+        error: ParseError,
+    },
+    /// A file includes itself, or one that does.
+    #[error(". {0}: it is included too deep")]
+    Depth(String),
 }
 
 impl Namespace {
@@ -116,13 +125,13 @@ impl Namespace {
             Some(new) => Some(self.sources(new, &path).await?),
         };
         let mut table = self.0.write();
-        let Some(changed) = table.unmounted(&path, sources.as_deref(), &clean("/", old)) else {
-            let not_in = |new: &str| Error::NotInUnion { new: new.into(), old: old.into() };
-            let mounted = !table.mounted_at(&path).is_empty();
-            return Err(new.filter(|_| mounted).map_or_else(|| Error::NotMounted(old.into()), not_in));
-        };
-        *table = room(changed)?;
-        Ok(())
+        room(&table)?;
+        if table.unmount(&path, sources.as_deref(), &clean("/", old)) {
+            return Ok(());
+        }
+        let not_in = |new: &str| Error::NotInUnion { new: new.into(), old: old.into() };
+        let mounted = !table.mounted_at(&path).is_empty();
+        Err(new.filter(|_| mounted).map_or_else(|| Error::NotMounted(old.into()), not_in))
     }
 
     /// The names under which what `new` says is mounted at `old`.
@@ -133,6 +142,11 @@ impl Namespace {
         }
         let only = self.members(&path).await?;
         Ok(self.0.read().sources(old, &only))
+    }
+
+    /// Takes away all that is mounted.
+    pub fn clear(&self) {
+        *self.0.write() = Table::default();
     }
 
     /// The lines that make it, in order.
@@ -165,7 +179,7 @@ impl Namespace {
 
     /// This namespace as it is now, whatever is done to it afterwards.
     pub(crate) fn frozen(&self) -> Self {
-        Self(Arc::new(RwLock::new(self.0.read().clone())))
+        Self(Arc::new(RwLock::new(self.0.read().frozen())))
     }
 
     /// What is mounted at `path` or below.
@@ -183,7 +197,8 @@ impl Namespace {
     /// Makes a change that is known to be right.
     pub(crate) fn apply(&self, change: Change) -> Result<(), Error> {
         let mut table = self.0.write();
-        *table = room(table.mounted(change))?;
+        room(&table)?;
+        table.mount(change);
         Ok(())
     }
 
@@ -237,8 +252,9 @@ fn fits(new: &str, change: &Change, original: Option<&Member>) -> Result<(), Err
     }
 }
 
-fn room(table: Table) -> Result<Table, Error> {
-    if table.lines().len() > MAX_LINES { Err(Error::Full) } else { Ok(table) }
+/// Whether one more line may be added.
+fn room(table: &Table) -> Result<(), Error> {
+    if table.lines().len() < OWN_LINES { Ok(()) } else { Err(Error::Full(OWN_LINES)) }
 }
 
 impl fmt::Display for Namespace {

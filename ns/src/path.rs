@@ -34,6 +34,19 @@ impl Path {
         self.0.as_ref().map_or(0, |link| link.depth)
     }
 
+    /// Follows its names from `first`, by `next`, as far as they lead. It allocates nothing, and is as deep as the path.
+    pub(crate) fn lead<'a, T>(
+        &self, first: &'a T, next: &mut impl FnMut(&'a T, &NameBuf) -> Option<&'a T>,
+    ) -> Option<&'a T> {
+        match &self.0 {
+            None => Some(first),
+            Some(link) => {
+                let before = link.before.lead(first, next)?;
+                next(before, &link.name)
+            }
+        }
+    }
+
     /// Its names, the first first.
     pub(crate) fn names(&self) -> Vec<&NameBuf> {
         let mut names = Vec::with_capacity(self.depth());

@@ -1,14 +1,15 @@
 //! The table: which trees are mounted where, and the lines that make it so.
 //!
-//! A tree of places that is never changed, only replaced: a change copies the places on the way to it, so whoever looks
-//! has either the table before it or the one after. The lines, read in order, make the same table again; those whose
-//! effect is gone are dropped where no later line was read in their light. Nothing here asks anyone anything.
+//! A tree of places, each of them shared with whoever looks at it: a change copies those on the way to it that somebody
+//! looks at just now and changes the others where they are, so that whoever looks has either what was before it or what is after,
+//! and a table of many places costs no more to change than a small one. Nothing here asks anyone anything.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use p9::{Name, NameBuf, NodeRef};
 
+use crate::lines::Lines;
 use crate::path::Path;
 use crate::text::{Flags, Line};
 use crate::under::TreeId;
@@ -44,30 +45,12 @@ pub(crate) struct Place {
 }
 
 /// A namespace's table, and the lines that made it.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub(crate) struct Table {
-    pub(crate) root: Arc<Place>,
-    lines: Arc<Vec<Made>>,
+    root: Arc<Place>,
+    lines: Lines,
     /// No place is deeper.
     depth: usize,
-}
-
-/// A line, and the paths that it was about.
-#[derive(Clone)]
-struct Made {
-    line: Line,
-    old: Vec<NameBuf>,
-    /// The path that a bind looked at.
-    new: Option<Vec<NameBuf>>,
-}
-
-impl Made {
-    /// Whether what is mounted at `path` had a part in what it did: a bind of what is there, above or below, or a mount
-    /// below on what was there.
-    fn saw(&self, path: &[NameBuf]) -> bool {
-        let bound = self.new.as_ref().is_some_and(|new| new.starts_with(path) || path.starts_with(new));
-        bound || (self.old.len() > path.len() && self.old.starts_with(path))
-    }
 }
 
 /// What a change puts where.
@@ -86,20 +69,14 @@ impl Place {
         self.below.get(name.as_bytes())
     }
 
-    /// This place with `change` made to the one at `path`; places that hold nothing vanish.
-    fn with(&self, path: &[NameBuf], change: &mut dyn FnMut(&mut Vec<Member>)) -> Self {
-        let mut place = self.clone();
-        match path.split_first() {
-            None => change(&mut place.members),
-            Some((first, rest)) => {
-                let child = place.below.get(first).cloned().unwrap_or_default().with(rest, change);
-                match child.members.is_empty() && child.below.is_empty() {
-                    true => drop(place.below.remove(first)),
-                    false => drop(place.below.insert(first.clone(), Arc::new(child))),
-                }
-            }
+    /// Makes `change` to what is mounted at `path`; places that hold nothing vanish.
+    fn change(&mut self, path: &[NameBuf], change: impl FnOnce(&mut Vec<Member>)) {
+        let Some((first, rest)) = path.split_first() else { return change(&mut self.members) };
+        let child = Arc::make_mut(self.below.entry(first.clone()).or_default());
+        child.change(rest, change);
+        if child.members.is_empty() && child.below.is_empty() {
+            self.below.remove(first);
         }
-        place
     }
 }
 
@@ -109,30 +86,30 @@ impl Table {
         if path.depth() > self.depth {
             return None;
         }
-        self.find(path.names())
+        path.lead(&self.root, &mut |place: &Arc<Place>, name| place.below.get(name))
     }
 
     /// What is mounted at the path of these names.
     pub(crate) fn mounted_at(&self, path: &[NameBuf]) -> &[Member] {
-        self.find(path).map_or(&[], |place| &place.members)
-    }
-
-    fn find<'a>(&self, path: impl IntoIterator<Item = &'a NameBuf>) -> Option<&Arc<Place>> {
-        path.into_iter().try_fold(&self.root, |place, name| place.below.get(name))
+        let found = path.iter().try_fold(&self.root, |place, name| place.below.get(name));
+        found.map_or(&[], |place| &place.members)
     }
 
     pub(crate) fn lines(&self) -> impl ExactSizeIterator<Item = &Line> {
-        self.lines.iter().map(|made| &made.line)
+        self.lines.iter()
     }
 
-    /// The table after `change`.
-    pub(crate) fn mounted(&self, change: Change) -> Self {
+    /// The places as they are now, whatever is done to this table; they have no lines.
+    pub(crate) fn frozen(&self) -> Self {
+        Self { root: self.root.clone(), lines: Lines::default(), depth: self.depth }
+    }
+
+    /// Makes `change`.
+    pub(crate) fn mount(&mut self, change: Change) {
         let Change { old, new, members: added, original, flags, line } = change;
-        let (mut added, mut original) = (Some(added), original);
-        let root = self.root.with(&old, &mut |members| {
-            let added = added.take().unwrap_or_default();
+        Arc::make_mut(&mut self.root).change(&old, |members| {
             if members.is_empty() && flags.union() {
-                members.extend(original.take().map(|it| Member { create: false, from: "".into(), ..it }));
+                members.extend(original.map(|it| Member { create: false, from: "".into(), ..it }));
             }
             match () {
                 () if flags.before => drop(members.splice(0..0, added)),
@@ -140,13 +117,13 @@ impl Table {
                 () => *members = added,
             }
         });
-        let mut next = Self { root: Arc::new(root), depth: self.depth.max(old.len()), lines: self.lines.clone() };
-        let made = Made { line, old, new };
-        if !flags.union() && !made.saw(&made.old) {
-            next.forget(&made.old, |_| true);
+        self.depth = self.depth.max(old.len());
+        // What is bound where it was, or from above or below, was read in the light of what it hides.
+        let saw = new.as_ref().is_some_and(|new| new.starts_with(&old) || old.starts_with(new));
+        if !flags.union() && !saw {
+            self.lines.forget(&old, |_| true);
         }
-        Arc::make_mut(&mut next.lines).push(made);
-        next
+        self.lines.add(line, &old, new.as_deref());
     }
 
     /// The names under which something of `only` is mounted at `old`.
@@ -161,13 +138,13 @@ impl Table {
         sources
     }
 
-    /// The table without what is mounted at `old`, or of it what was mounted under the names `sources`. `None` when
-    /// there is no such thing. `path` is `old` as text.
-    pub(crate) fn unmounted(&self, old: &[NameBuf], sources: Option<&[Arc<str>]>, path: &str) -> Option<Self> {
+    /// Takes away what is mounted at `old`, or of it what was mounted under the names `sources`. Says whether there is
+    /// such a thing. `path` is `old` as text.
+    pub(crate) fn unmount(&mut self, old: &[NameBuf], sources: Option<&[Arc<str>]>, path: &str) -> bool {
         let gone = |member: &Member| sources.is_none_or(|sources| sources.contains(&member.from));
         let here = self.mounted_at(old);
         if !here.iter().any(gone) {
-            return None;
+            return false;
         }
         let mut left: Vec<Member> = here.iter().filter(|member| !gone(member)).cloned().collect();
         // The directory that was there before, alone, is no union any more.
@@ -175,8 +152,7 @@ impl Table {
             left.clear();
         }
         let sources = sources.filter(|_| !left.is_empty());
-        let root = self.root.with(old, &mut |members| *members = std::mem::take(&mut left));
-        let mut next = Self { root: Arc::new(root), lines: self.lines.clone(), ..*self };
+        Arc::make_mut(&mut self.root).change(old, |members| *members = left);
         let puts = |line: &Line| match (line, sources) {
             (_, None) => true,
             (Line::Mount { server: from, .. } | Line::Bind { new: from, .. }, Some(sources)) => {
@@ -184,30 +160,19 @@ impl Table {
             }
             _ => false,
         };
-        // One that replaced what was there did more than add to the list.
-        let joined = |line: &Line| puts(line) && (sources.is_none() || line.flags().union());
-        let undone = next.forget(old, joined);
-        if !undone || next.lines.iter().any(|made| made.old == old && puts(&made.line)) {
-            next.lines = self.lines.clone();
-            let news =
-                sources.map_or_else(|| vec![None], |sources| sources.iter().map(|it| Some(it.to_string())).collect());
+        // One that replaced what was there did more than add to the list, and one of those that are gone may have been
+        // read in the light of another.
+        let alone = |line: &Line| puts(line) && (sources.is_none() || line.flags().union());
+        let all = self.lines.about(old).filter(|line| puts(line)).all(alone);
+        if !all || !self.lines.forget(old, alone) {
+            let news = match sources {
+                None => vec![None],
+                Some(sources) => sources.iter().map(|it| Some(it.to_string())).collect(),
+            };
             for new in news {
-                let line = Line::Unmount { new, old: path.into() };
-                Arc::make_mut(&mut next.lines).push(Made { line, old: old.to_vec(), new: None });
+                self.lines.add(Line::Unmount { new, old: path.into(), quiet: false }, old, None);
             }
         }
-        Some(next)
-    }
-
-    /// Drops the lines about `old` that are `gone`, unless they had a part in what a later line did. Says whether
-    /// none is left.
-    fn forget(&mut self, old: &[NameBuf], gone: impl Fn(&Line) -> bool) -> bool {
-        let about = |made: &Made| made.old == old && gone(&made.line);
-        let Some(first) = self.lines.iter().position(about) else { return true };
-        if self.lines[first..].iter().any(|made| made.saw(old)) {
-            return false;
-        }
-        Arc::make_mut(&mut self.lines).retain(|made| !about(made));
         true
     }
 }

@@ -12,6 +12,8 @@ as_both! {
     a_process_of_a_command_has_the_commands_namespace
     a_process_that_works_in_a_mount_has_the_mounts_namespace
     a_process_that_is_in_neither_is_told_apart
+    what_is_mounted_is_what_the_homes_namespace_says
+    a_namespace_file_that_is_none_mounts_nothing_and_says_where
 }
 
 /// A program that tells its pid and then waits for a line.
@@ -71,4 +73,45 @@ fn a_process_that_is_in_neither_is_told_apart(mut machine: Machine) {
     goes(child);
     machine.slashn(&["ns", "4194305"]).exits(1).complains(&["process 4194305: there is none"]);
     machine.slashn(&["ns", "/no/such"]).exits(1).complains(&["ns: /no/such: no grid", "slashn mount /no/such"]);
+}
+
+fn what_is_mounted_is_what_the_homes_namespace_says(mut machine: Machine) {
+    machine.node("alpha");
+    machine.run("mkdir", &["../files-alpha/d"]);
+    let home = machine.at("me/namespace");
+    std::fs::write(&home, "bind -q $n/nobody $n/x\nbind $n/alpha/fs/files/d $n/d\nmount -q nobody /nobody\n").unwrap();
+    let n = machine.mount();
+    let text = machine.slashn(&["ns", n.to_str().unwrap()]).succeeds().text();
+    assert_eq!(text, "mount '#grid' /\nbind /alpha/fs/files/d /d\n");
+    machine.run("mkdir", &[n.join("alpha/fs/files/d/made")]);
+    assert_eq!(machine.run("ls", &[n.join("d")]).text(), "made\n");
+    machine.slashn(&["unmount", n.to_str().unwrap()]).succeeds();
+    std::fs::write(&home, "clear\nmount alpha $n/only fs\n").unwrap();
+    machine.mount();
+    assert_eq!(machine.run("ls", &[&n]).text(), "only\n");
+    assert_eq!(machine.run("ls", &[n.join("only")]).text(), "files\n");
+}
+
+fn a_namespace_file_that_is_none_mounts_nothing_and_says_where(machine: Machine) {
+    let n = machine.at("n");
+    machine.run("mkdir", &[&n]);
+    let said = |text: &[u8], parts: &[&str]| {
+        let file = machine.write("ns", "");
+        std::fs::write(&file, text).unwrap();
+        let error = machine.slashn(&["mount", n.to_str().unwrap(), "--ns", "ns"]).exits(1);
+        error.complains(&[&["slashn: ", "work/ns: "][..], parts].concat());
+    };
+    said(b"mount '#grid' /\nbind -x a b\n", &["line 2, column 6: expected a flag of -abcCq, not x", "sed -n 2p "]);
+    said(b"mount '#grid' /\0\n", &["line 1, column 16: expected text, not a NUL"]);
+    said(b"\xff\xfe\x00", &["line 1, column 1: expected text in UTF-8"]);
+    said(&b"bind /a /b\n".repeat(1 << 20), &["line 762601, column 9: expected the end: it may have 8 MiB"]);
+    let refused = |text: &str, part: &str| {
+        machine.write("ns", text);
+        machine.slashn(&["mount", n.to_str().unwrap(), "--ns", "ns"]).exits(1).complains(&["slashn: mount: ", part]);
+    };
+    refused("mount nobody /x\n", "mount nobody: No such file or directory");
+    refused("bind /no /x\n", "/no: No such file");
+    refused("unmount /x\n", "/x: not mounted");
+    machine.slashn(&["mount", n.to_str().unwrap(), "--ns", "none"]).exits(1).complains(&["none: No such file"]);
+    assert_eq!(machine.run("ls", &[&n]).text(), "");
 }

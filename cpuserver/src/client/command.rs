@@ -33,7 +33,7 @@ pub struct Command {
 impl Command {
     /// Whether the namespace has something of the caller's.
     pub(super) fn needs_caller(&self) -> bool {
-        let lines = ns::text::parse(&self.ns, &|_| Some("/".into())).unwrap_or_default();
+        let lines = ns::text::parse(&self.ns, ns::text::PEER_LINES, &|_| Some("/".into())).unwrap_or_default();
         lines.iter().any(|line| matches!(line, ns::text::Line::Mount { server, .. } if server == "caller"))
     }
 
@@ -180,6 +180,6 @@ mod tests {
         assert!(needs(default_ns("beta")));
         assert!(needs(node_root_ns("beta", &["/home/u", "/a b"])));
         assert!(!needs(String::new()));
-        assert!(ns::text::parse(&node_root_ns("beta", &["/a b", "/it's"]), &|_| None).is_ok());
+        assert!(ns::text::parse(&node_root_ns("beta", &["/a b", "/it's"]), ns::text::PEER_LINES, &|_| None).is_ok());
     }
 }

@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 
-use ns::text::Line;
+use ns::text::{Line, PEER_LINES};
 use p9::{Errno, NodeRef, Reply, Tree, Who, synth};
 
 use super::tmp::Tmp;
@@ -37,7 +37,7 @@ pub(crate) fn text(spec: &Spec) -> String {
 
 fn lines(spec: &Spec) -> Result<Vec<Line>, Failure> {
     let text = if spec.ns.is_empty() { NODE } else { &spec.ns };
-    ns::text::parse(text, &|name| variable(&spec.env, name)).map_err(|err| fail("namespace", &err))
+    ns::text::parse(text, PEER_LINES, &|name| variable(&spec.env, name)).map_err(|err| fail("namespace", &err))
 }
 
 /// Makes the root that `spec` asks for.
@@ -50,7 +50,9 @@ pub(crate) async fn root(cpu: &Cpu, session: &Session, spec: &Spec, owners: Owne
         if lines.iter().any(|line| server(line) == Some("caller")) { Some(caller(cpu, session).await?) } else { None };
     let tmp = if lines.iter().any(|line| server(line) == Some("#tmp")) { Some(private_tmp(cpu).await?) } else { None };
     let trees = Trees { cpu, caller, tmp: tmp.as_ref(), owners };
-    let namespace = ns::Build::build(&lines, &trees).await.map_err(|err| fail("namespace", &err))?;
+    let variable = |name: &str| variable(&spec.env, name);
+    let build = ns::Build { dialer: &trees, variable: &variable, most: PEER_LINES };
+    let namespace = build.build(&lines).await.map_err(|err| fail("namespace", &err))?;
     let node = namespace.attach(&Who::owner(), b"/").await.map_err(|errno| fail("namespace: /", &errno))?;
     Ok(Root { node, mounts, tmp })
 }

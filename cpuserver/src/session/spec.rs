@@ -82,7 +82,7 @@ impl Spec {
     pub(crate) fn set_ns(&mut self, text: &[u8]) -> Result<(), Errno> {
         let text = std::str::from_utf8(text).map_err(|_| Errno::EINVAL)?;
         // What a variable stands for is known at exec.
-        ns::text::parse(text, &|_| Some("/".into())).map_err(|_| Errno::EINVAL)?;
+        ns::text::parse(text, ns::text::PEER_LINES, &|_| Some("/".into())).map_err(|_| Errno::EINVAL)?;
         self.ns = text.to_owned();
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ns::text::OWN_LINES;
 use ns::{Build, Dialer as NsDialer, Grid, Names};
 use p9::{Errno, Name, NodeRef, Reply, Tree, TreeRef, Want, Who, synth};
 use rustix::fs::Access;
@@ -18,10 +19,10 @@ use crate::dial::Dialer;
 use crate::error::{At, Error, Result};
 use crate::grid::Nodes;
 use crate::home::Home;
-use crate::{Context, daemon, output};
+use crate::{Context, daemon, namespace, output};
 
-/// The namespace that is mounted when no other is asked for.
-const GRID: &str = "mount '#grid' /\n";
+/// What `$n` stands for in a namespace file.
+const N: &str = "/";
 
 /// Runs the command.
 pub fn run(context: &Context, typed: &Mount) -> Result<ExitCode> {
@@ -46,26 +47,23 @@ pub fn run(context: &Context, typed: &Mount) -> Result<ExitCode> {
     }
     mount::tune_allocator();
     let dialer = Dialer::open(&home, context.agent())?;
-    let text = match &typed.ns {
-        Some(file) => std::fs::read_to_string(file).at("read the namespace", file.display())?,
-        None => GRID.to_string(),
-    };
-    let variable = |name: &str| context.environment.var(name).map(|value| value.to_string_lossy().into_owned());
-    let file = typed.ns.as_deref().unwrap_or(Path::new("the default")).display();
-    let lines = ns::text::parse(&text, &variable).at("read the namespace", file)?;
+    let lines = namespace::lines(context, typed.ns.as_deref(), N)?;
     let runtime = runtime()?;
     let (timeout, cache) = (Duration::from_secs(typed.timeout), typed.cache << 20);
     let options = mount::Options { timeout, cache, all_users: typed.all_users, ..mount::Options::default() };
-    let served = runtime.block_on(serve(&home, &at, &lines, dialer, options));
+    let served = runtime.block_on(serve(context, &home, &at, &lines, dialer, options));
     runtime.shutdown_timeout(Duration::from_secs(1));
     served.map(|()| ExitCode::SUCCESS)
 }
 
 async fn serve(
-    home: &Home, at: &Path, lines: &[ns::text::Line], dialer: Dialer, options: mount::Options,
+    context: &Context, home: &Home, at: &Path, lines: &[ns::text::Line], dialer: Dialer, options: mount::Options,
 ) -> Result<()> {
     let servers = Servers(Nodes::new(dialer, options.timeout));
-    let namespace = Build::build(lines, &servers).await.at("mount", at.display())?;
+    let variable = |name: &str| namespace::variable(context, N, name);
+    let build = Build { dialer: &servers, variable: &variable, most: OWN_LINES };
+    let built = build.build(lines).await;
+    let namespace = built.map_err(|err| namespace::refused("mount", at.display(), &err))?;
     let root = namespace.attach(&Who::owner(), b"").await.at("mount", at.display())?;
     let handle = tokio::runtime::Handle::current();
     let place = at.to_path_buf();

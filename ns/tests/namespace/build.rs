@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ns::text::{Flags, Line};
+use ns::text::{Flags, Line, PEER_LINES};
 use ns::{Build, Dialer, Error, Namespace};
 use p9::{Errno, FileKind, NodeRef, Reply};
 use proptest::prelude::*;
@@ -36,7 +36,12 @@ impl Dialer for Servers {
 }
 
 async fn build(text: &str) -> Result<Namespace, Error> {
-    Build::build(&lines(text), &Servers::default()).await
+    build_with(text, &Servers::default()).await
+}
+
+async fn build_with(text: &str, dialer: &dyn Dialer) -> Result<Namespace, Error> {
+    let variable = |name: &str| (name == "u").then(|| "/home/u".to_string());
+    Build { dialer, variable: &variable, most: PEER_LINES }.build(&lines(text)).await
 }
 
 #[tokio::test]
@@ -45,7 +50,7 @@ async fn a_namespace_file_makes_a_namespace_seen_from_where_it_changes_to() {
     let servers = Servers { files: Some(files.root().await), ..Servers::default() };
     let text =
         "mount -c files /\nmount t1 /n/t1\ncd /n\nbind t1 it\nbind -a ../home/u /bin\nmount t2 t2/x x\nunmount it\n";
-    let ns = Build::build(&lines(text), &servers).await.unwrap();
+    let ns = build_with(text, &servers).await.unwrap();
     assert_eq!(names(&ns, "/n").await, ["t1", "t2"]);
     assert_eq!(read(&ns, "/n/t2/x").await.unwrap(), "x", "a file is mounted by its spec");
     assert_eq!(names(&ns, "/bin").await, ["sh", "f"]);
@@ -64,8 +69,47 @@ async fn a_line_that_fails_names_itself() {
     assert_eq!(build("unmount /x\n").await.err(), Some(Error::NotMounted("/x".into())));
     let many = vec![lines("mount t1 /x\n").remove(0); 1025];
     let servers = Servers::default();
-    assert_eq!(Build::build(&many, &servers).await.err(), Some(Error::Full));
+    let build = Build { dialer: &servers, variable: &|_| None, most: PEER_LINES };
+    assert_eq!(build.build(&many).await.err(), Some(Error::Full(PEER_LINES)));
     assert_eq!(servers.dials.into_inner(), 0, "nobody is dialled for a text that is too long");
+}
+
+#[tokio::test]
+async fn a_line_that_may_fail_is_passed_over_and_leaves_no_trace() {
+    let text = "mount t1 /\nmount -q nobody /n\nmount -q t2 /x\nbind -q /no /b\nunmount -q /c\nmount -aq t2 /\n";
+    let ns = build(text).await.unwrap();
+    assert_eq!(ns.to_text(), "mount t1 /\nmount -aq t2 /\n", "what is done though it might have failed still may");
+    assert_eq!(names(&ns, "/").await, ["x", "y", "z", "x", "y", "z"]);
+    let error = Some(Error::NotMounted("/c".into()));
+    assert_eq!(build("mount t1 /\nunmount /c\n").await.err(), error);
+}
+
+#[tokio::test]
+async fn a_namespace_is_cleared_and_begins_anew() {
+    let ns = build("mount t1 /a\nbind /a /b\nclear\nmount t2 /c\n").await.unwrap();
+    assert_eq!((ns.to_text().as_str(), names(&ns, "/").await), ("mount t2 /c\n", vec!["c".to_string()]));
+}
+
+#[tokio::test]
+async fn a_file_is_included_from_the_namespace_as_it_is_by_then() {
+    let files = Files::new(&["lib/ns", "lib/self", "lib/bad", "home/u/f"]);
+    let put = |path: &str, text: &str| std::fs::write(files.path().join(path), text).unwrap();
+    put("lib/ns", "mount t1 /n/t1\nbind -a $u /bin\ncd /n\n. /missing\n");
+    put("lib/self", ". self\n");
+    put("lib/bad", "cd /\nmout x\n");
+    let servers = Servers { files: Some(files.root().await), ..Servers::default() };
+    let ns = build_with(". /lib/ns\nmount files /\n. /lib/ns\nbind t1 t2\n", &servers).await.unwrap();
+    let text = "mount files /\nmount t1 /n/t1\nbind -a /home/u /bin\nbind /n/t1 /n/t2\n";
+    assert_eq!(ns.to_text(), text, "it is not there at first, and its `cd` lasts");
+    let fails = async |text: &str| build_with(text, &servers).await.err().unwrap();
+    let depth = fails("mount files /\ncd /lib\n. self\n").await;
+    assert_eq!(depth, Error::Depth("/lib/self".into()));
+    let bad = fails("mount files /\n. /lib/bad\n").await.to_string();
+    assert_eq!(bad, "/lib/bad: line 2, column 1: expected mount, bind, unmount, import, cd, clear or `.`, not mout");
+    put("lib/bad", &"cd /\n".repeat(PEER_LINES));
+    let long = fails("mount files /\n. /lib/bad\n").await.to_string();
+    assert_eq!(long, "/lib/bad: line 1023, column 1: expected the end: it may have 1022 lines");
+    assert_eq!(fails("mount files /\n. /lib\n").await, Error::Path { path: "/lib".into(), errno: Errno::EISDIR });
 }
 
 /// Reaches any server after a while.
@@ -84,7 +128,7 @@ impl Dialer for Slow {
 async fn all_servers_are_dialled_at_once() {
     let text: String = (0..100).map(|n| format!("mount s{n} /n/{n}\n")).collect();
     let began = tokio::time::Instant::now();
-    Build::build(&lines(&text), &Slow).await.unwrap();
+    build_with(&text, &Slow).await.unwrap();
     assert_eq!(began.elapsed().as_secs(), 1);
 }
 
@@ -120,7 +164,7 @@ async fn the_namespace_of_a_command_takes_few_requests_of_its_caller() {
     let servers = Servers { files: Some(asked.root()), ..Servers::default() };
     let text =
         "mount -c files /\nmount -bc t1 /tmp\nmount t2 /proc\nmount t3 /sys\nmount t4 /n/b/fs\nmount files /mnt/term\n";
-    let ns = Build::build(&lines(text), &servers).await.unwrap();
+    let ns = build_with(text, &servers).await.unwrap();
     assert!(asked.count() <= 5, "one for each mount point, all but that of the union at once: {}", asked.count());
     assert_eq!(names(&ns, "/tmp").await, ["x", "y", "z", "f"]);
     assert_eq!(create(&ns, "/tmp", "new").await, Err(Errno::EROFS), "new files go to the private one");
@@ -152,9 +196,9 @@ fn line() -> impl Strategy<Value = Line> {
         4 => (flags.clone(), server.clone(), path(), spec)
             .prop_map(|(flags, server, old, spec)| Line::Mount { flags, server, old, spec }),
         4 => (flags, path(), path()).prop_map(|(flags, new, old)| Line::Bind { flags, new, old }),
-        2 => path().prop_map(|old| Line::Unmount { new: None, old }),
-        1 => (server, path()).prop_map(|(new, old)| Line::Unmount { new: Some(new), old }),
-        1 => (path(), path()).prop_map(|(new, old)| Line::Unmount { new: Some(new), old }),
+        2 => path().prop_map(|old| Line::Unmount { new: None, old, quiet: false }),
+        1 => (server, path()).prop_map(|(new, old)| Line::Unmount { new: Some(new), old, quiet: false }),
+        1 => (path(), path()).prop_map(|(new, old)| Line::Unmount { new: Some(new), old, quiet: false }),
     ]
 }
 
@@ -174,8 +218,8 @@ proptest! {
                         Err(_) => Ok(()),
                     },
                     Line::Bind { flags, new, old } => ns.bind(new, old, *flags).await,
-                    Line::Unmount { new, old } => ns.unmount(new.as_deref(), old).await,
-                    Line::Cd { .. } => Ok(()),
+                    Line::Unmount { new, old, .. } => ns.unmount(new.as_deref(), old).await,
+                    _ => Ok(()),
                 };
             }
             let text = ns.to_text();

@@ -1,6 +1,6 @@
 //! Plan 9's rules of binding and mounting, each as a test: bind(2), namespace(6), and what Linux's callers add to them.
 
-use ns::text::Flags;
+use ns::text::{Flags, OWN_LINES};
 use ns::{Error, Namespace};
 use p9::{Attr, Errno, FileKind, Handle, How, Node, Qid, Reply, What};
 
@@ -338,7 +338,7 @@ async fn making_what_is_mounted_opens_it_or_says_that_it_exists() {
 }
 
 #[tokio::test]
-async fn paths_are_absolute_bounded_and_the_table_is_too() {
+async fn paths_are_absolute_and_bounded() {
     let a = Files::new(&["x"]);
     let ns = Namespace::new();
     let put = async |old: &str| ns.mount("a", "", a.root().await, old, Flags::default()).await;
@@ -349,11 +349,28 @@ async fn paths_are_absolute_bounded_and_the_table_is_too() {
     assert_eq!(ns.bind("/nowhere", "/x", Flags::default()).await, path("/nowhere", Errno::ENOENT));
     put("/a/../b").await.unwrap();
     assert_eq!(ns.to_text(), "mount a /b\n");
-    for i in 1..1024 {
-        put(&format!("/m{i}")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_binds_in_one_table_work_and_it_is_bounded() {
+    let ns = Namespace::new();
+    ns.mount("t", "", Numbered::root(1), "/a", Flags::default()).await.unwrap();
+    for i in 0..100_000 {
+        ns.bind("/a", &format!("/n/{i}"), Flags::default()).await.unwrap();
     }
-    assert_eq!(put("/more").await, Err(Error::Full));
-    assert_eq!(refused(&ns, "/more").await, Errno::ENOENT);
+    assert_eq!(names(&ns, "/n").await.len(), 100_000);
+    assert_eq!(read(&ns, "/n/77777/x").await.unwrap(), "x");
+    for i in 0..50_000 {
+        ns.unmount(None, &format!("/n/{i}")).await.unwrap();
+    }
+    assert_eq!((names(&ns, "/n").await.len(), ns.lines().len()), (50_000, 50_001));
+    for i in 50_001..OWN_LINES {
+        ns.mount("t", "", Numbered::root(1), &format!("/m/{i}"), Flags::default()).await.unwrap();
+    }
+    let text = ns.to_text();
+    let full = ns.mount("t", "", Numbered::root(1), "/more", Flags::default()).await;
+    assert_eq!(full, Err(Error::Full(OWN_LINES)));
+    assert_eq!((refused(&ns, "/more").await, ns.to_text()), (Errno::ENOENT, text));
 }
 
 /// A directory that is opened, and lost before it is listed.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fileserver::{Disk, DiskOptions};
 use ns::Namespace;
-use ns::text::{Flags, Line, parse};
+use ns::text::{Flags, Line, PEER_LINES, parse};
 use p9::{
     Attr, Dir, Entry, Errno, FileKind, Handle, How, Name, New, Node, NodeRef, Opened, Qid, Reply, Tree, Walk, Want,
     What, Who,
@@ -66,12 +66,12 @@ pub(crate) fn name(text: &str) -> Name<'_> {
 /// `-abcC` as flags.
 pub(crate) fn flags(text: &str) -> Flags {
     let has = |letter| text.contains(letter);
-    Flags { before: has('b'), after: has('a'), create: has('c'), cache: has('C') }
+    Flags { before: has('b'), after: has('a'), create: has('c'), cache: has('C'), quiet: has('q') }
 }
 
 /// The lines of a namespace file without variables.
 pub(crate) fn lines(text: &str) -> Vec<Line> {
-    parse(text, &|_| None).unwrap()
+    parse(text, PEER_LINES, &|_| None).unwrap()
 }
 
 /// A namespace of (flags, server, tree, old), mounted in order.

@@ -1,0 +1,82 @@
+//! Namespace files: which is read when none is named, and what their variables stand for.
+//!
+//! Read by `slashn mount` and `slashn run`. `/etc/slashn/namespace`, or what is shipped where there is none, is followed
+//! by the home's `namespace`, which may add to it or begin anew with `clear`. `$n` is where the grid is to be: `/` in a mount,
+//! which is it, `/n` for a command, which has a root of its own.
+
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use ns::text::{self, Line, MAX_BYTES, OWN_LINES};
+
+use crate::Context;
+use crate::error::{At, Error, Result};
+
+/// What is read where there is no `/etc/slashn/namespace`.
+const SHIPPED: &str = include_str!("../namespace");
+const OF_ALL: &str = "/etc/slashn/namespace";
+const STEP: &str = "read the namespace";
+
+/// The lines of `file`, or else of those that are read when none is named; `n` is what `$n` stands for.
+pub fn lines(context: &Context, file: Option<&Path>, n: &str) -> Result<Vec<Line>> {
+    let variable = |name: &str| variable(context, n, name);
+    let parsed = |name: &dyn std::fmt::Display, text: &[u8]| {
+        let lines = text::checked(text).and_then(|text| text::parse(text, OWN_LINES, &variable));
+        lines.map_err(|err| Error::new(STEP, name, &err).remedy(format!("sed -n {}p {name}", err.line)))
+    };
+    if let Some(file) = file {
+        let missing = || Error::new(STEP, file.display(), p9::Errno::ENOENT).remedy("slashn ns DIR >FILE");
+        let text = read(file)?.ok_or_else(missing)?;
+        return parsed(&file.display(), &text);
+    }
+    let of_home = context.home.join("namespace");
+    let of_all = PathBuf::from(OF_ALL);
+    let mut lines = match read(&of_all)? {
+        Some(text) => parsed(&OF_ALL, &text)?,
+        None => parsed(&"what is shipped", SHIPPED.as_bytes())?,
+    };
+    if of_home != of_all
+        && let Some(text) = read(&of_home)?
+    {
+        lines.extend(parsed(&of_home.display(), &text)?);
+    }
+    Ok(lines)
+}
+
+/// The file at `path`, or a little more of it than may be; `None` if there is none.
+fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    // A FIFO that nobody writes is not waited for.
+    let open = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = match open {
+        Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        open => open.at(STEP, path.display())?,
+    };
+    let mut text = Vec::new();
+    file.take(MAX_BYTES as u64 + 1).read_to_end(&mut text).at(STEP, path.display())?;
+    Ok(Some(text))
+}
+
+/// What a user is told of a namespace that could not be made.
+pub fn refused(step: &str, thing: impl std::fmt::Display, err: &ns::Error) -> Error {
+    let remedy = match err {
+        ns::Error::Dial { .. } => "slashn nodes; or -q at that line of the namespace file, if it may fail",
+        ns::Error::NotMounted(_) | ns::Error::NotInUnion { .. } => "slashn ns",
+        _ => "slashn man ns",
+    };
+    Error::new(step, thing, err).remedy(remedy)
+}
+
+/// What `$name` stands for: what it does in the environment, or what Plan 9 calls it.
+pub fn variable(context: &Context, n: &str, name: &str) -> Option<String> {
+    let of = |name: &str| context.environment.var(name).map(|value| value.to_string_lossy().into_owned());
+    if name == "n" {
+        return Some(n.into());
+    }
+    of(name).or_else(|| match name {
+        "home" => context.user_home().map(|home| home.to_string_lossy().into_owned()),
+        "user" => of("USER").or_else(|| of("LOGNAME")),
+        "sysname" => std::fs::read_to_string("/proc/sys/kernel/hostname").ok().map(|name| name.trim().to_string()),
+        _ => None,
+    })
+}
