@@ -54,6 +54,7 @@ macro_rules! change {
 mod attrs;
 mod by_name;
 mod dirs;
+mod exchanged;
 mod files;
 mod fs;
 mod locks;

@@ -54,6 +54,13 @@ impl Changes {
         self.note(self.hash_of(dir, name));
     }
 
+    /// Anything may have been changed.
+    pub(crate) fn all(&self) {
+        let mut latest = self.latest.lock();
+        latest.count += 1;
+        latest.forgotten = latest.count;
+    }
+
     /// Whether the file may have been changed since there were `asked` changes.
     pub(crate) fn is_old(&self, asked: u64, file: u64) -> bool {
         self.latest.lock().is_old(asked, self.hashes.hash_one(file))
@@ -120,5 +127,8 @@ mod tests {
         assert!(changes.is_old(before, 8), "what was forgotten may have been that");
         assert!(!changes.is_old(changes.count(), 8));
         assert!(changes.latest.lock().order.len() <= 9);
+        let before = changes.count();
+        changes.all();
+        assert!(changes.is_old(before, 8) && !changes.is_old(changes.count(), 8));
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fuser::{Config, Session, SessionACL};
-use p9::NodeRef;
+use p9::{Name, NodeRef};
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::watch;
 
@@ -102,6 +102,13 @@ impl Mount {
     pub async fn ended(&self) {
         // An error means that the thread is gone.
         _ = self.ended.clone().wait_for(|ended| *ended).await;
+    }
+
+    /// What `path` leads to in the tree, and all below it, may be something else from now on, as it is in a namespace where
+    /// something was bound: nothing that was known before is told any more, nor kept by the kernel. What is open stays
+    /// what it was. It blocks as long as requests that are under way have the directories of the path locked.
+    pub fn exchanged(&self, path: &[Name<'_>]) {
+        self.bridge.exchanged(path);
     }
 
     /// Takes the mount away: at once if nobody uses it, and within a few seconds in any case; those who wait in it get

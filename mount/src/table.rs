@@ -105,6 +105,13 @@ impl Table {
         self.maps.lock().there(dir.id, name).cloned()
     }
 
+    /// What the kernel knows in `dir`, by name.
+    pub(crate) fn names_in(&self, dir: &Inode) -> Vec<NameBuf> {
+        let maps = self.maps.lock();
+        let places = maps.ids.values().flat_map(|known| known.inode.places());
+        places.filter(|place| place.dir.id == dir.id).map(|place| place.name).collect()
+    }
+
     /// `name` is no longer in `dir`.
     pub(crate) fn removed(&self, dir: &Arc<Inode>, name: Name<'_>) {
         self.maps.lock().vacate(dir.id, name);

@@ -14,8 +14,8 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
-use p9::NameBuf;
 use p9::tree::{Lease, LeaseKind};
+use p9::{Name, NameBuf};
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::Semaphore;
 
@@ -99,6 +99,16 @@ impl Teller {
     pub(crate) fn forgets(&self, dir: &Inode, names: Vec<NameBuf>) {
         let id = dir.id;
         self.late.tell(&self.kernel, move |kernel| tell_names(kernel, id, &names));
+    }
+
+    /// The attributes of `dirs` and what `names` stand for in directories are old. Returns when the kernel knows it, which
+    /// may take until nobody has those directories locked.
+    pub(crate) fn exchanged<'a>(&self, dirs: &[u64], names: impl Iterator<Item = (u64, Name<'a>)>) {
+        let Some(kernel) = self.kernel.get() else { return };
+        for (dir, name) in names {
+            tell_names(kernel, dir, &[name.into()]);
+        }
+        dirs.iter().for_each(|dir| tell(kernel, INodeNo(*dir), -1));
     }
 
     /// The kernel's attributes and pages of `inode` are old. Waits until it has dropped them, which it does when the reads
