@@ -77,6 +77,10 @@ pub enum Command {
     Mount(Mount),
     /// Unmount the grid, also when nodes are dead
     Unmount(Unmount),
+    /// Show something at another place of a mount, too
+    Bind(Bind),
+    /// Take away what was bound, or mounted, at a place of a mount
+    Unbind(Unbind),
     /// Print a namespace as the text that rebuilds it
     Ns(Ns),
     /// Print the completions of a shell
@@ -204,6 +208,48 @@ pub struct Mount {
 pub struct Unmount {
     /// Where [default: as `slashn mount`]
     pub dir: Option<PathBuf>,
+}
+
+/// Show what is at NEW at OLD, too: instead of what is there, or as a union with it.
+///
+/// Both are paths in a mount: as they are seen there, or, from its root on, as `slashn ns` prints them. NEW may also be a
+/// server: a node's name, tls!HOST!PORT, tcp!HOST!PORT, unix!PATH, local!PATH, exec!COMMAND, ssh!HOST. What is open stays
+/// what it was.
+#[derive(Args, Debug)]
+pub struct Bind {
+    /// After what is there
+    #[arg(short)]
+    pub after: bool,
+    /// Before what is there
+    #[arg(short, conflicts_with = "after")]
+    pub before: bool,
+    /// New files are made in it
+    #[arg(short)]
+    pub create: bool,
+    /// Its contents may be cached
+    #[arg(short = 'C')]
+    pub cache: bool,
+    /// Say nothing if it cannot be done
+    #[arg(short)]
+    pub quiet: bool,
+    /// What
+    pub new: String,
+    /// Where
+    pub old: String,
+    /// The mount [default: the one that OLD is in, else as `slashn mount`]
+    #[arg(long, value_name = "DIR")]
+    pub mount: Option<PathBuf>,
+}
+
+/// Take away what was bound or mounted at OLD: all of it, or NEW alone.
+#[derive(Args, Debug)]
+pub struct Unbind {
+    /// What, and where: [NEW] OLD
+    #[arg(required = true, num_args = 1..=2, value_names = ["NEW", "OLD"])]
+    pub paths: Vec<String>,
+    /// The mount [default: the one that OLD is in, else as `slashn mount`]
+    #[arg(long, value_name = "DIR")]
+    pub mount: Option<PathBuf>,
 }
 
 /// `slashn ns`

@@ -3,6 +3,7 @@
 
 pub mod agent;
 pub mod allow;
+pub mod bind;
 pub mod doctor;
 pub mod down;
 pub mod export;
@@ -63,6 +64,8 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Status => status::run(context),
         Command::Mount(typed) => mount::run(context, &typed),
         Command::Unmount(typed) => unmount::run(context, &typed),
+        Command::Bind(typed) => bind::bind(context, &typed),
+        Command::Unbind(typed) => bind::unbind(context, &typed),
         Command::Ns(typed) => ns::run(context, &typed),
         Command::Launcher => launcher::run(),
         Command::Agent(typed) => agent::run(context, &typed),

@@ -19,10 +19,12 @@ pub mod home;
 pub mod homes;
 pub mod keys;
 pub mod known;
+pub mod live;
 pub mod namespace;
 pub mod output;
 pub mod root;
 pub mod serve;
+pub mod servers;
 pub mod stat;
 pub mod watch;
 

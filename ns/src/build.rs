@@ -35,9 +35,19 @@ pub struct Build<'a> {
 impl Build<'_> {
     /// The namespace that `lines` make, in order. Relative paths are seen from where the last `cd` went, at first `/`.
     pub async fn build(&self, lines: &[Line]) -> Result<Namespace, Error> {
-        let mut building = Building { with: self, ns: Namespace::new(), cwd: "/".into(), left: self.most };
-        building.add(lines, 0).await?;
-        Ok(building.ns)
+        let ns = Namespace::new();
+        self.run(lines, ns.clone(), false).await.map(|()| ns)
+    }
+
+    /// Does what `lines` say to `ns`, which others see, in order, up to the first that cannot be done: that one
+    /// changes nothing. Relative paths are seen from `/`.
+    pub async fn change(&self, ns: &Namespace, lines: &[Line]) -> Result<(), Error> {
+        self.run(lines, ns.clone(), true).await
+    }
+
+    async fn run(&self, lines: &[Line], ns: Namespace, live: bool) -> Result<(), Error> {
+        let mut building = Building { with: self, ns, live, cwd: "/".into(), left: self.most };
+        building.add(lines, 0).await
     }
 }
 
@@ -45,6 +55,8 @@ impl Build<'_> {
 struct Building<'a> {
     with: &'a Build<'a>,
     ns: Namespace,
+    /// Others see it.
+    live: bool,
     cwd: String,
     /// How many lines may still come.
     left: usize,
@@ -66,7 +78,7 @@ impl Building<'_> {
                     match roots.next().unwrap_or(Err(Errno::EIO)) {
                         Err(errno) => Err(Error::Dial { server: server.clone(), errno }),
                         // What is to be asked first is asked now.
-                        Ok(root) if flags.union() || flags.quiet => {
+                        Ok(root) if flags.union() || flags.quiet || self.live => {
                             self.ns.mount(server, spec, root, &old, *flags).await
                         }
                         Ok(root) => self.mount(server, spec, root, old, *flags).map(|check| checks.push(check)),

@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ns::Build;
 use ns::text::OWN_LINES;
-use ns::{Build, Dialer as NsDialer, Grid, Names};
-use p9::{Errno, Name, NodeRef, Reply, Tree, TreeRef, Want, Who, synth};
+use p9::{Errno, Reply, Tree, TreeRef, Who, synth};
 use rustix::fs::Access;
 use tokio::sync::Notify;
 
@@ -19,6 +19,8 @@ use crate::dial::Dialer;
 use crate::error::{At, Error, Result};
 use crate::grid::Nodes;
 use crate::home::Home;
+use crate::live::Live;
+use crate::servers::Servers;
 use crate::{Context, daemon, namespace, output};
 
 /// What `$n` stands for in a namespace file.
@@ -59,9 +61,9 @@ pub fn run(context: &Context, typed: &Mount) -> Result<ExitCode> {
 async fn serve(
     context: &Context, home: &Home, at: &Path, lines: &[ns::text::Line], dialer: Dialer, options: mount::Options,
 ) -> Result<()> {
-    let servers = Servers(Nodes::new(dialer, options.timeout));
+    let servers = Arc::new(Servers(Nodes::new(dialer, options.timeout)));
     let variable = |name: &str| namespace::variable(context, N, name);
-    let build = Build { dialer: &servers, variable: &variable, most: OWN_LINES };
+    let build = Build { dialer: &*servers, variable: &variable, most: OWN_LINES };
     let built = build.build(lines).await;
     let namespace = built.map_err(|err| namespace::refused("mount", at.display(), &err))?;
     let root = namespace.attach(&Who::owner(), b"").await.at("mount", at.display())?;
@@ -71,7 +73,9 @@ async fn serve(
     let mounted = tokio::task::spawn_blocking(move || mount::mount(root, &place, options, handle));
     let mounted = mounted.await.at("mount", at.display())?.at("mount", at.display())?;
     let stop = Arc::new(Notify::new());
-    let control = Control::serve(&socket(home, at)?, control(at, &namespace, &stop))?;
+    let mounted = Arc::new(mounted);
+    let live = Live { namespace, servers, context: context.clone(), n: N, mount: mounted.clone() };
+    let control = Control::serve(&socket(home, at)?, control(at, live, &stop))?;
     output::line(format_args!("ready {}", at.display()))?;
     tokio::select! {
         _ = mounted.ended() => {}
@@ -148,11 +152,12 @@ pub(super) fn socket(home: &Home, at: &Path) -> Result<PathBuf> {
     Ok(home.run()?.join(format!("mount-{}", &name[..16])))
 }
 
-/// The files by which a mount is asked and told: `dir`, `ns`, and `ctl` (which knows `unmount`).
-fn control(at: &Path, namespace: &ns::Namespace, stop: &Arc<Notify>) -> TreeRef {
-    let (dir, namespace, stop) = (format!("{}\n", at.display()), namespace.clone(), stop.clone());
+/// The files by which a mount is asked and told: `dir`, `ns`, `change`, and `ctl` (which knows `unmount`).
+fn control(at: &Path, live: Live, stop: &Arc<Notify>) -> TreeRef {
+    let (dir, namespace, stop) = (format!("{}\n", at.display()), live.namespace.clone(), stop.clone());
     synth::tree(synth::dir([
         ("dir", synth::file(move || Ok(dir.clone().into()))),
+        ("change", Arc::new(live).file()),
         ("ns", synth::file(move || Ok(namespace.to_string().into()))),
         (
             "ctl",
@@ -165,23 +170,4 @@ fn control(at: &Path, namespace: &ns::Namespace, stop: &Arc<Notify>) -> TreeRef 
             }),
         ),
     ]))
-}
-
-/// What a namespace file of mine may name: `#grid`, and the nodes I know.
-struct Servers(Arc<Nodes>);
-
-impl NsDialer for Servers {
-    fn dial<'a>(&'a self, server: &'a str, spec: &'a str) -> Reply<'a, NodeRef> {
-        if server == "#grid" {
-            return Reply::ok(Grid::new(self.0.clone()));
-        }
-        Reply::later(async move {
-            let root = self.0.reach(server).await?;
-            let names = Name::split(spec.as_bytes())?;
-            if names.is_empty() {
-                return Ok(root);
-            }
-            Ok(root.walk(&names, Want::default()).await?.reached()?.node)
-        })
-    }
 }

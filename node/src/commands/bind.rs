@@ -1,0 +1,101 @@
+//! `slashn bind` and `slashn unbind`: a namespace that is mounted is changed, for all who use it.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use ns::text::{Flags, Line};
+
+use crate::cli::{Bind, Unbind};
+use crate::commands::{mount, runtime, status};
+use crate::error::{At, Error, Result};
+use crate::home::Home;
+use crate::{Context, control, live};
+
+/// Runs `slashn bind`.
+pub fn bind(context: &Context, typed: &Bind) -> Result<ExitCode> {
+    let Bind { after, before, create, cache, quiet, new, old, mount } = typed;
+    let flags = Flags { after: *after, before: *before, create: *create, cache: *cache, quiet: *quiet };
+    change(context, "bind", (Some(new), old), mount.as_deref(), |at| {
+        let old = within(at, old)?;
+        Ok(match is_server(new) {
+            true => Line::Mount { flags, server: new.clone(), old, spec: String::new() },
+            false => Line::Bind { flags, new: within(at, new)?, old },
+        })
+    })
+}
+
+/// Runs `slashn unbind`.
+pub fn unbind(context: &Context, typed: &Unbind) -> Result<ExitCode> {
+    let (new, old) = match &typed.paths[..] {
+        [new, old] => (Some(new), old),
+        [old] => (None, old),
+        _ => return Err(Error::new("unbind", "the command line", "is not [NEW] OLD").status(2)),
+    };
+    change(context, "unbind", (new, old), typed.mount.as_deref(), |at| {
+        let path = |new: &String| if is_server(new) { Ok(new.clone()) } else { within(at, new) };
+        Ok(Line::Unmount { new: new.map(path).transpose()?, old: within(at, old)?, quiet: false })
+    })
+}
+
+/// Has the mount that is meant do what `line` says of it.
+fn change(
+    context: &Context, step: &str, (new, old): (Option<&String>, &str), mount: Option<&Path>,
+    line: impl FnOnce(&Path) -> Result<Line>,
+) -> Result<ExitCode> {
+    let home = context.open_home()?;
+    runtime()?.block_on(async {
+        let at = meant(context, &home, mount, old).await?;
+        let none = || {
+            let error = Error::new(step, at.display(), "no grid of mine is mounted there");
+            error.remedy(format!("slashn mount {}", at.display()))
+        };
+        let root = control::connect(&mount::socket(&home, &at)?).await?.ok_or_else(none)?;
+        let thing = new.map_or_else(|| old.to_string(), |new| format!("{new} {old}"));
+        match live::change(&root, line(&at)?.to_string()).await.at(step, &thing)? {
+            None => Ok(ExitCode::SUCCESS),
+            Some(reason) => Err(Error::with_remedy(step, thing, &reason)),
+        }
+    })
+}
+
+/// The mount that is named, or that `old` is in, or that there is when nothing is named.
+async fn meant(context: &Context, home: &Home, named: Option<&Path>, old: &str) -> Result<PathBuf> {
+    if named.is_none() {
+        let old = absolute(old)?;
+        let mut around: Vec<PathBuf> = Vec::new();
+        for socket in status::mount_sockets(&home.run()?)? {
+            around.extend(status::said(&socket, "dir").await?.into_iter().map(PathBuf::from));
+        }
+        around.retain(|at| Path::new(&old).starts_with(at));
+        if let Some(innermost) = around.into_iter().max_by_key(|at| at.as_os_str().len()) {
+            return Ok(innermost);
+        }
+    }
+    mount::default_place(context, named)
+}
+
+/// Whether `new` is no path: `name!...`, `#name`, or a word without a slash, as the name of a node is.
+fn is_server(new: &str) -> bool {
+    let first = new.split('/').next().unwrap_or_default();
+    new.starts_with('#') || first.contains('!') || (!new.contains('/') && !Path::new(new).exists())
+}
+
+/// `path` in the namespace that is mounted at `at`: as it is seen there, or from the namespace's root on.
+fn within(at: &Path, path: &str) -> Result<String> {
+    let path = absolute(path)?;
+    let Ok(within) = Path::new(&path).strip_prefix(at) else { return Ok(path) };
+    Ok(format!("/{}", within.display()))
+}
+
+/// `path` from the root, with `.` and `..` resolved as text: what it leads to may be dead.
+fn absolute(path: &str) -> Result<String> {
+    let whole = std::path::absolute(path).at("bind", path)?;
+    let mut all = PathBuf::from("/");
+    for part in whole.components() {
+        match part {
+            std::path::Component::ParentDir => drop(all.pop()),
+            part => all.push(part),
+        }
+    }
+    all.into_os_string().into_string().map_err(|_| Error::new("bind", path, "it is no text"))
+}

@@ -1,0 +1,101 @@
+//! A mounted namespace, which `slashn bind` and `unbind` change.
+//!
+//! The mount's control directory has a file `change`: what is written to it is a line of namespace(6), and reading it then
+//! gives nothing if that was done, else why not. A line is done as a whole or not at all; by the time it is answered the
+//! kernel knows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ns::text::{self, OWN_LINES};
+use ns::{Build, Dialer, Namespace};
+use p9::{Errno, How, Name, NodeRef, Reply, Stream, Want, Written, synth};
+use parking_lot::Mutex;
+
+use crate::Context;
+use crate::namespace;
+
+/// How long the kernel is waited for, which may wait for a node that does not answer.
+const KERNEL: Duration = Duration::from_secs(5);
+
+/// A namespace, what it is made with, and where it is mounted.
+pub struct Live {
+    /// The namespace.
+    pub namespace: Namespace,
+    /// What reaches servers.
+    pub servers: Arc<dyn Dialer>,
+    /// For the variables of files that are included.
+    pub context: Context,
+    /// What `$n` stands for.
+    pub n: &'static str,
+    /// The mount.
+    pub mount: Arc<mount::Mount>,
+}
+
+impl Live {
+    /// The file `change`.
+    pub fn file(self: Arc<Self>) -> NodeRef {
+        synth::stream(0o600, move |_: How| {
+            Reply::ok(Arc::new(Change { live: self.clone(), said: Mutex::default() }) as Arc<dyn Stream>)
+        })
+    }
+
+    /// Does what `line` says. Errors: why it was not done.
+    async fn change(&self, line: &[u8]) -> Result<(), String> {
+        let variable = |name: &str| namespace::variable(&self.context, self.n, name);
+        let lines = text::checked(line).and_then(|text| text::parse(text, 1, &variable));
+        let lines = lines.map_err(|err| err.to_string())?;
+        let build = Build { dialer: &*self.servers, variable: &variable, most: OWN_LINES };
+        let changed = build.change(&self.namespace, &lines).await;
+        for line in &lines {
+            self.tell(line.old()).await;
+        }
+        changed.map_err(|err| namespace::refused("", "", &err).to_string().trim_start_matches(": ").to_string())
+    }
+
+    /// Tells the kernel that what `path` leads to is not what it was.
+    async fn tell(&self, path: &str) {
+        let (mount, path) = (self.mount.clone(), path.to_string());
+        let told = tokio::task::spawn_blocking(move || {
+            if let Ok(names) = Name::split(path.as_bytes()) {
+                mount.exchanged(&names);
+            }
+        });
+        if tokio::time::timeout(KERNEL, told).await.is_err() {
+            tracing::warn!("somebody who waits in a mount keeps the kernel from being told of a bind");
+        }
+    }
+}
+
+/// The open file.
+struct Change {
+    live: Arc<Live>,
+    /// What came of the last line.
+    said: Mutex<Bytes>,
+}
+
+impl Stream for Change {
+    fn read(&self, offset: u64, count: u32) -> Reply<'_, Bytes> {
+        let said = self.said.lock();
+        let start = usize::try_from(offset).map_or(said.len(), |offset| offset.min(said.len()));
+        Reply::ok(said.slice(start..said.len().min(start.saturating_add(count as usize))))
+    }
+
+    fn write(&self, _offset: u64, data: Bytes) -> Reply<'_, Written> {
+        Reply::later(async move {
+            let refused = self.live.change(&data).await.err().unwrap_or_default();
+            *self.said.lock() = refused.into();
+            Ok(Written::count(data.len()))
+        })
+    }
+}
+
+/// Has the mount whose control directory is `root` do what `line` says. Gives why it was not done, if it was not.
+pub async fn change(root: &NodeRef, line: String) -> Result<Option<String>, Errno> {
+    let file = root.open_at(&[Name::new(b"change")?], How { read: true, ..How::WRITE }, Want::default()).await?;
+    file.handle.write(0, line.into()).await?;
+    let said = file.handle.read(0, 1 << 16).await?;
+    file.handle.close().await?;
+    Ok((!said.is_empty()).then(|| String::from_utf8_lossy(&said).into_owned()))
+}

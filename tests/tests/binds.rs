@@ -1,0 +1,157 @@
+//! `slashn bind` and `unbind`: a namespace is changed while it is used, and everybody sees that at once.
+
+#![allow(clippy::unwrap_used, reason = "it is a test: a failure here is the test's")]
+
+use std::io::Read;
+use std::path::PathBuf;
+
+use tests::as_both;
+use tests::machine::{Done, Machine, Text};
+
+as_both! {
+    what_is_bound_is_seen_at_once_and_what_is_open_stays
+    a_union_is_made_and_taken_apart_while_it_is_looked_at
+    the_text_of_a_mount_makes_the_same_mount
+    what_cannot_be_bound_says_why_and_changes_nothing
+}
+
+/// Alpha with the folders `a` (with `x` and `both`) and `b` (with `y` and `both`), and its grid. Gives the mount and the export there.
+fn grid(machine: &mut Machine) -> (PathBuf, PathBuf) {
+    machine.node("alpha");
+    let files = machine.at("files-alpha");
+    machine.run("mkdir", &[files.join("a"), files.join("b")]);
+    for name in ["a/x", "a/both", "b/y", "b/both"] {
+        machine.run("sh", &["-c", &format!("echo {name} >{}", files.join(name).display())]);
+    }
+    let n = machine.mount();
+    let export = n.join("alpha/fs/files");
+    (n, export)
+}
+
+/// The names in a folder, sorted; asked as the machine's user.
+fn names(machine: &Machine, dir: &std::path::Path) -> String {
+    machine.run("ls", &[dir]).text().replace('\n', " ")
+}
+
+/// The contents of a file.
+fn cat(machine: &Machine, file: &std::path::Path) -> String {
+    machine.run("cat", &[file]).text().trim_end().to_string()
+}
+
+fn what_is_bound_is_seen_at_once_and_what_is_open_stays(mut machine: Machine) {
+    let (n, export) = grid(&mut machine);
+    let (a, b) = (export.join("a"), export.join("b"));
+    let bind = |new: &PathBuf, old: &PathBuf| {
+        machine.slashn(&["bind", new.to_str().unwrap(), old.to_str().unwrap()]).succeeds();
+    };
+    assert_eq!((names(&machine, &a), names(&machine, &n)), ("both x ".into(), "alpha ".into()));
+    // Somebody has a file and the folder open.
+    let script = format!("cd {}; exec 3<both; echo; read line; cat <&3; ls; cat y", a.display());
+    let mut shell = machine.command("sh");
+    let mut shell = shell.args(["-c", &script]).stdin(std::process::Stdio::piped());
+    shell = shell.stdout(std::process::Stdio::piped());
+    let mut shell = shell.spawn().unwrap();
+    shell.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    bind(&b, &a);
+    assert_eq!((names(&machine, &a), cat(&machine, &a.join("both"))), ("both y ".into(), "b/both".into()));
+    std::io::Write::write_all(&mut shell.stdin.take().unwrap(), b"\n").unwrap();
+    let said = String::from_utf8(shell.wait_with_output().unwrap().stdout).unwrap();
+    assert_eq!(said, "a/both\nboth\ny\nb/y\n", "what is open stays, and who is there sees what is there now");
+    bind(&b, &n.join("new/deep"));
+    assert_eq!((names(&machine, &n), names(&machine, &n.join("new/deep"))), ("alpha new ".into(), "both y ".into()));
+    for i in 0..20 {
+        let (from, file) = if i % 2 == 0 { (&b, "b/both") } else { (&n.join("alpha/fs/files"), "") };
+        bind(from, &n.join("turns"));
+        match file {
+            "" => assert_eq!(names(&machine, &n.join("turns")), "a b "),
+            file => assert_eq!(cat(&machine, &n.join("turns/both")), file),
+        }
+    }
+    machine.slashn(&["unbind", a.to_str().unwrap()]).succeeds();
+    assert_eq!((names(&machine, &a), cat(&machine, &a.join("both"))), ("both x ".into(), "a/both".into()));
+    // A file on a file, by the names that `slashn ns` prints.
+    machine.slashn(&["bind", "/alpha/fs/files/b/y", "/alpha/fs/files/a/x", "--mount", n.to_str().unwrap()]).succeeds();
+    assert_eq!(cat(&machine, &a.join("x")), "b/y");
+    machine.slashn(&["unbind", a.join("x").to_str().unwrap()]).succeeds();
+    assert_eq!(cat(&machine, &a.join("x")), "a/x");
+}
+
+fn a_union_is_made_and_taken_apart_while_it_is_looked_at(mut machine: Machine) {
+    let (n, export) = grid(&mut machine);
+    let (a, b, files) = (export.join("a"), export.join("b"), machine.at("files-alpha"));
+    let at = |path: &PathBuf| path.to_str().unwrap().to_string();
+    assert_eq!((names(&machine, &a), cat(&machine, &a.join("both"))), ("both x ".into(), "a/both".into()));
+    machine.slashn(&["bind", "-bc", &at(&b), &at(&a)]).succeeds();
+    assert_eq!(names(&machine, &a), "both both x y ");
+    assert_eq!((cat(&machine, &a.join("both")), cat(&machine, &a.join("x"))), ("b/both".into(), "a/x".into()));
+    machine.run("sh", &["-c", &format!("echo new >{}/new", a.display())]);
+    assert!(files.join("b/new").exists() && !files.join("a/new").exists());
+    assert_eq!(cat(&machine, &a.join("new")), "new");
+    machine.slashn(&["unbind", &at(&b), &at(&a)]).succeeds();
+    assert_eq!((names(&machine, &a), cat(&machine, &a.join("both"))), ("both x ".into(), "a/both".into()));
+    machine.command("cat").arg(a.join("new")).exits(1);
+    // The root itself.
+    machine.slashn(&["bind", "-a", &at(&b), &at(&n)]).succeeds();
+    assert_eq!((names(&machine, &n), cat(&machine, &n.join("y"))), ("alpha both new y ".into(), "b/y".into()));
+    machine.slashn(&["unbind", &at(&b), &at(&n)]).succeeds();
+    assert_eq!(names(&machine, &n), "alpha ");
+    machine.command("cat").arg(n.join("y")).exits(1);
+    // A node is mounted by its name.
+    machine.slashn(&["bind", "alpha", &at(&n.join("again"))]).succeeds();
+    assert_eq!(names(&machine, &n.join("again/fs/files/b")), "both new y ");
+}
+
+fn the_text_of_a_mount_makes_the_same_mount(mut machine: Machine) {
+    let (n, export) = grid(&mut machine);
+    let at = |path: PathBuf| path.to_str().unwrap().to_string();
+    for args in [
+        &["bind", &at(export.join("a")), &at(n.join("it's $here"))][..],
+        &["bind", "-a", &at(export.join("b")), &at(n.join("it's $here"))],
+        &["bind", "-bc", &at(export.join("b")), &at(export.join("a"))],
+        &["bind", &at(export.join("a/x")), &at(export.join("b/y"))],
+        &["bind", "-q", &at(n.join("none")), &at(n.join("x"))],
+        &["unbind", &at(export.join("b")), &at(export.join("a"))],
+    ] {
+        machine.slashn(args).succeeds();
+    }
+    let text = machine.slashn(&["ns", &at(n.clone())]).succeeds().text();
+    machine.write("text", &text);
+    let m = machine.mount_as("m", &["--ns", "text"]);
+    assert_eq!(machine.slashn(&["ns", &at(m.clone())]).succeeds().text(), text);
+    let seen = |top: &PathBuf| {
+        let find = format!("cd {} && find it* alpha/fs | sort && cat it*/* alpha/fs/files/*/*", top.display());
+        machine.run("sh", &["-c", &find]).text()
+    };
+    assert_eq!(seen(&n), seen(&m));
+}
+
+fn what_cannot_be_bound_says_why_and_changes_nothing(mut machine: Machine) {
+    let (n, export) = grid(&mut machine);
+    let at = |path: PathBuf| path.to_str().unwrap().to_string();
+    let (a, b) = (at(export.join("a")), at(export.join("b")));
+    machine.slashn(&["bind", "-a", &b, &a]).succeeds();
+    let text = machine.slashn(&["ns", &at(n.clone())]).succeeds().text();
+    let (file, none, m) = (format!("{a}/x"), at(n.join("none")), at(machine.at("m")));
+    for (args, part) in [
+        (&["bind", &file, &b][..], "a directory goes on a directory"),
+        (&["bind", &a, &file], "a directory goes on a directory"),
+        (&["bind", "-a", &file, &format!("{b}/y")], "files have no unions"),
+        (&["bind", &none, &b], "/none: No such file"),
+        (&["bind", "-c", &a, &b], "in which nothing can be created"),
+        (&["bind", "nobody", &b], "mount nobody: No such file"),
+        (&["unbind", &b], "not mounted"),
+        (&["unbind", &none], "not mounted"),
+        (&["unbind", &none, &a], "/none: No such file"),
+        (&["unbind", &file, &a], "is not in the union"),
+        (&["bind", &a, &m, "--mount", &m], "no grid of mine is mounted there"),
+    ] {
+        machine.slashn(args).exits(1).complains(&[part]);
+    }
+    machine.slashn(&["bind", "-ab", &a, &b]).exits(2);
+    assert_eq!(machine.slashn(&["ns", &at(n.clone())]).succeeds().text(), text);
+    assert_eq!(names(&machine, &export.join("a")), "both both x y ");
+    // A folder within itself is what it was, and no loop.
+    machine.slashn(&["bind", &at(export.clone()), &at(export.join("a/in"))]).succeeds();
+    let found = machine.run("find", &[export.join("a/in")]).text();
+    assert_eq!(found.lines().filter(|line| line.ends_with("/a/in")).count(), 1, "{found}");
+}
