@@ -90,6 +90,9 @@ pub enum Command {
     /// The process that starts jobs
     #[command(hide = true)]
     Launcher,
+    /// This machine's files, on standard input and output: what `ssh!HOST` in a namespace runs there
+    #[command(hide = true)]
+    Stdio,
     /// The process that serves my tree to the nodes that run my commands
     #[command(hide = true)]
     Agent(Agent),

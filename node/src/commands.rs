@@ -16,6 +16,7 @@ pub mod ns;
 pub mod rcpu;
 pub mod shell;
 pub mod status;
+pub mod stdio;
 pub mod unmount;
 pub mod up;
 
@@ -68,6 +69,7 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Unbind(typed) => bind::unbind(context, &typed),
         Command::Ns(typed) => ns::run(context, &typed),
         Command::Launcher => launcher::run(),
+        Command::Stdio => stdio::run(context),
         Command::Agent(typed) => agent::run(context, &typed),
         Command::Init(typed) => init::run(context, &typed),
         Command::Export(typed) => export::export(context, &typed),

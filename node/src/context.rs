@@ -81,6 +81,11 @@ impl Context {
         self.environment.var("SSH_AUTH_SOCK").map(Path::new)
     }
 
+    /// What the user is called by servers that go by what they are told: `$USER`, else `none`.
+    pub fn user(&self) -> String {
+        self.environment.var("USER").map_or_else(|| "none".into(), |name| name.to_string_lossy().into_owned())
+    }
+
     /// The directory of the user: `$HOME`, else what passwd(5) says.
     pub fn user_home(&self) -> Option<PathBuf> {
         self.environment.var("HOME").map(PathBuf::from).or_else(std::env::home_dir)

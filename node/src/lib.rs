@@ -22,6 +22,7 @@ pub mod known;
 pub mod live;
 pub mod namespace;
 pub mod output;
+pub mod program;
 pub mod root;
 pub mod serve;
 pub mod servers;

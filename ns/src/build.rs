@@ -19,6 +19,11 @@ pub trait Dialer: Send + Sync {
     /// The file `spec` (empty: the root) of what `server` serves. Errors: `ENOENT` for a server of a kind that is not
     /// known here, and what dialling meets.
     fn dial<'a>(&'a self, server: &'a str, spec: &'a str) -> Reply<'a, NodeRef>;
+
+    /// What is known of why `server` could not be reached, in more words than an errno has.
+    fn why(&self, _server: &str) -> Option<String> {
+        None
+    }
 }
 
 /// What a namespace is made with.
@@ -76,7 +81,10 @@ impl Building<'_> {
                 Line::Mount { flags, server, old, spec } => {
                     let old = clean(&self.cwd, old);
                     match roots.next().unwrap_or(Err(Errno::EIO)) {
-                        Err(errno) => Err(Error::Dial { server: server.clone(), errno }),
+                        Err(errno) => {
+                            let why = self.with.dialer.why(server).unwrap_or_else(|| errno.to_string());
+                            Err(Error::Dial { server: server.clone(), errno, why })
+                        }
                         // What is to be asked first is asked now.
                         Ok(root) if flags.union() || flags.quiet || self.live => {
                             self.ns.mount(server, spec, root, &old, *flags).await

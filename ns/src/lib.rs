@@ -9,6 +9,7 @@
 
 mod build;
 mod grid;
+mod lazy;
 mod lines;
 mod list;
 mod namespace;
@@ -21,5 +22,6 @@ pub mod text;
 
 pub use build::{Build, Dialer};
 pub use grid::{Grid, Names};
+pub use lazy::Lazy;
 pub use namespace::{Error, Namespace};
 pub use text::Flags;

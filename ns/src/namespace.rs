@@ -34,12 +34,14 @@ pub enum Error {
         errno: Errno,
     },
     /// A server that could not be reached.
-    #[error("mount {server}: {errno}")]
+    #[error("mount {server}: {why}")]
     Dial {
         /// The server.
         server: String,
         /// What dialling it met.
         errno: Errno,
+        /// The same in words.
+        why: String,
     },
     /// A directory over a file, or a file over a directory or in a union.
     #[error("{new} on {old}: a directory goes on a directory, a file on a file, and files have no unions")]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use p9::layer::Layer;
 use p9::{Attr, Created, Errno, FileKind, Handle, How, Name, New, NodeRef, Opened, Qid, Reached, Walk, Want, What};
 
+use crate::lazy::Lazy;
 use crate::list::Listing;
 use crate::table::{Member, Place};
 use crate::under::{At, Under, keyed, synthetic};
@@ -54,6 +55,10 @@ pub(crate) async fn first_with(members: &[Member], name: Name<'_>) -> Result<Opt
 
 /// The directory that the file `new_name` of `new_dir` is in, or is to be in, when it is moved there out of `from`.
 pub(crate) async fn move_target(from: &Member, new_dir: &NodeRef, new_name: Name<'_>) -> Result<NodeRef, Errno> {
+    target(from, new_dir, new_name).await.map(|dir| Lazy::real(&dir))
+}
+
+async fn target(from: &Member, new_dir: &NodeRef, new_name: Name<'_>) -> Result<NodeRef, Errno> {
     let point = match Under::of(new_dir) {
         Some(under) => match under.layer.point(&under.below) {
             Some(point) => point,

@@ -61,9 +61,10 @@ pub fn run(context: &Context, typed: &Mount) -> Result<ExitCode> {
 async fn serve(
     context: &Context, home: &Home, at: &Path, lines: &[ns::text::Line], dialer: Dialer, options: mount::Options,
 ) -> Result<()> {
-    let servers = Arc::new(Servers(Nodes::new(dialer, options.timeout)));
+    let who = Who { user: context.user().into(), ..Who::owner() };
+    let servers = Servers::new(Nodes::new(dialer, options.timeout), who, home.secret("qid")?);
     let variable = |name: &str| namespace::variable(context, N, name);
-    let build = Build { dialer: &*servers, variable: &variable, most: OWN_LINES };
+    let build = Build { dialer: &servers, variable: &variable, most: OWN_LINES };
     let built = build.build(lines).await;
     let namespace = built.map_err(|err| namespace::refused("mount", at.display(), &err))?;
     let root = namespace.attach(&Who::owner(), b"").await.at("mount", at.display())?;
@@ -74,7 +75,7 @@ async fn serve(
     let mounted = mounted.await.at("mount", at.display())?.at("mount", at.display())?;
     let stop = Arc::new(Notify::new());
     let mounted = Arc::new(mounted);
-    let live = Live { namespace, servers, context: context.clone(), n: N, mount: mounted.clone() };
+    let live = Live { namespace, servers: servers.eager(), context: context.clone(), n: N, mount: mounted.clone() };
     let control = Control::serve(&socket(home, at)?, control(at, live, &stop))?;
     output::line(format_args!("ready {}", at.display()))?;
     tokio::select! {

@@ -160,8 +160,7 @@ impl<'p> Place<'p> {
 
 /// Who I am to a server that goes by what it is told.
 fn user(context: &Context) -> Who {
-    let name = context.environment.var("USER").map(|name| name.to_string_lossy().into_owned());
-    Who { user: name.unwrap_or_else(|| "none".into()).into(), ..Who::owner() }
+    Who { user: context.user().into(), ..Who::owner() }
 }
 
 async fn connect(context: &Context, server: &str) -> Result<Client> {

@@ -60,7 +60,8 @@ async fn a_namespace_file_makes_a_namespace_seen_from_where_it_changes_to() {
 
 #[tokio::test]
 async fn a_line_that_fails_names_itself() {
-    let dial = Error::Dial { server: "nobody".into(), errno: Errno::ENOENT };
+    let why = Errno::ENOENT.to_string();
+    let dial = Error::Dial { server: "nobody".into(), errno: Errno::ENOENT, why };
     assert_eq!(build("mount t1 /\nmount nobody /x\n").await.err(), Some(dial));
     let kind = Error::Kind { new: "t1".into(), old: "/x".into() };
     assert_eq!(build("mount t1 /\nmount t1 /x\n").await.err(), Some(kind), "a directory on a file");
