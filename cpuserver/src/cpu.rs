@@ -37,6 +37,8 @@ pub struct CpuOptions {
     pub env: Vec<Vec<u8>>,
     /// Keys the qids of the node's own files in a job.
     pub qid_key: [u8; 32],
+    /// Where jobs keep what they read of their callers' files, for the next one of the same caller.
+    pub disk: Option<mount::DiskCache>,
     /// What peers may use.
     pub limits: CpuLimits,
 }

@@ -81,7 +81,8 @@ async fn start(cpu: &Arc<Cpu>, session: &Arc<Session>) -> Result<Running, Failur
     let (near, far) = terminal::streams(spec.pty).map_err(|err| failed("streams", err))?;
     let job_spec = job_spec(cpu, spec, own, user, root.mounts);
     let mut job = cpu.options.launcher.start_job(&job_spec, far).await.map_err(never_started)?;
-    let options = mount::Options { fs_name: format!("slashn-job-{}", session.id), ..mount::Options::default() };
+    let disk = cpu.options.disk.as_ref().map(|disk| disk.apart(session.owner.name().as_bytes()));
+    let options = mount::Options { fs_name: format!("slashn-job-{}", session.id), disk, ..mount::Options::default() };
     let fuse = job.take_fuse().ok_or_else(|| failure(255, Errno::EIO, "the launcher sent no root"))?;
     let mount = mount::serve(root.node, fuse, options, cpu.runtime().clone())
         .map_err(|err| failure(255, Errno::EIO, &format!("root: {err}")))?;

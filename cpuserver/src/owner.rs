@@ -11,6 +11,13 @@ pub(crate) struct Owner {
     uid: Option<u32>,
 }
 
+impl Owner {
+    /// What tells the caller from others: the key that it has proven, if it has.
+    pub(crate) fn name(&self) -> String {
+        format!("{} {:?}", self.key, self.uid)
+    }
+}
+
 impl From<&Who> for Owner {
     fn from(who: &Who) -> Self {
         // A key says who it is; the uid beside it may differ between two of its connections.

@@ -37,6 +37,7 @@ fn cpu() -> Arc<Cpu> {
         tmp: std::env::temp_dir(),
         env: Vec::new(),
         qid_key: [7; 32],
+        disk: None,
         limits,
     })
 }

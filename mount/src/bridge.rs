@@ -83,6 +83,7 @@ use crate::ahead::Budget;
 use crate::attr::errno;
 use crate::begun::begin;
 use crate::changes::Changes;
+use crate::disk::Disk;
 use crate::foresight::Foresight;
 use crate::hold::{Held, Hold};
 use crate::kept::Kept;
@@ -119,6 +120,7 @@ pub(crate) struct Bridge {
     kept: Arc<Kept>,
     teller: Teller,
     held: Arc<Held>,
+    disk: Disk,
     ended: AtomicBool,
 }
 
@@ -142,6 +144,7 @@ impl Bridge {
         let (read_ahead, ended) =
             (Budget::new(options.cache / 4, runtime.clone(), teller.clone()), AtomicBool::new(false));
         let changes = Arc::<Changes>::default();
+        let disk = Disk::new(options.disk.clone(), runtime.clone());
         let (told, known) = (teller.clone(), table.clone());
         let foresight = Foresight::new(
             (options.ttl, options.cache / 8),
@@ -150,6 +153,7 @@ impl Bridge {
             kept.clone(),
             told,
             known,
+            disk.clone(),
         );
         let foresight = Arc::new(foresight);
         Arc::new(Self {
@@ -167,6 +171,7 @@ impl Bridge {
             kept,
             teller,
             held,
+            disk,
             ended,
         })
     }

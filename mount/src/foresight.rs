@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{Shared, join_all};
 use p9::tree::LeaseKind;
@@ -23,6 +24,7 @@ use tokio::runtime::Handle as Runtime;
 
 use crate::bridge::{FIRST_BYTES, FIRST_ENTRIES};
 use crate::changes::Changes;
+use crate::disk::Disk;
 use crate::kept::{File, Kept};
 use crate::leash::Leash;
 use crate::listing::{Gathered, Known, Listed, Seen};
@@ -73,6 +75,7 @@ pub(crate) struct Foresight {
     teller: Teller,
     table: Arc<Table>,
     rooms: Rooms,
+    disk: Disk,
 }
 
 #[derive(Clone)]
@@ -129,11 +132,11 @@ impl Foresight {
     /// `many`.
     pub(crate) fn new(
         (ttl, many): (Duration, u64), runtime: Runtime, changes: Arc<Changes>, kept: Arc<Kept>, teller: Teller,
-        table: Arc<Table>,
+        table: Arc<Table>, disk: Disk,
     ) -> Self {
         let dirs = Cache::with_weighter((ENTRIES / EACH) as usize, ENTRIES, Weight);
         let (to_list, rooms) = (Cache::new(COUNTED), Rooms::new(many));
-        Self { dirs, to_list, changes, ttl, runtime, kept, teller, table, rooms }
+        Self { dirs, to_list, changes, ttl, runtime, kept, teller, table, rooms, disk }
     }
 
     /// The directory `dir`, which is `node`, was listed, whole or in part.
@@ -355,7 +358,7 @@ impl Foresight {
             let way = match (opened, listed.covered(seen.name.as_name())) {
                 (false, _) => Way::Look,
                 (true, Some(attr)) => Way::Fetch(attr),
-                (true, None) => Way::Open(length as u32),
+                (true, None) => Way::Open(if self.is_on_disk(seen) { 0 } else { length as u32 }),
             };
             let count = self.changes.count();
             let answer = self.clone().ask((listed.clone(), entry), dir.clone(), seen.name.clone(), way, count);
@@ -392,13 +395,14 @@ impl Foresight {
         match way {
             Way::Look => look(&dir, name.as_name()).await,
             Way::Fetch(attr) => {
-                let (qid, bytes) = dir.fetch(name.as_name(), attr.size as u32).await.ok()?;
-                // What is of another version changed meanwhile, and the lease is about to be broken.
-                let same = qid == attr.qid && bytes.len() as u64 == attr.size;
-                same.then(|| Answer::Opened(File::fetched((&listed, entry), (&dir, name), attr, bytes, asked)))
+                let bytes = self.fetch(&dir, name.as_name(), &attr).await?;
+                Some(Answer::Opened(File::fetched((&listed, entry), (&dir, name), attr, bytes, asked)))
             }
             Way::Open(length) => {
                 let opened = open(&dir, name.as_name(), length, asked, &self.teller).await?;
+                if let Some(Some(first)) = opened.as_ref().map(|file| &file.first) {
+                    self.disk.of(&opened.as_ref()?.attr).iter().for_each(|contents| contents.keep(0, first));
+                }
                 listed.ways.lock().leased(opened.is_some());
                 match &opened {
                     None => self.kept.refused(),
@@ -409,6 +413,28 @@ impl Foresight {
                 opened.map(Answer::Opened)
             }
         }
+    }
+
+    /// Whether the start of what was seen seems to be on this machine's disk.
+    fn is_on_disk(&self, seen: &Seen) -> bool {
+        seen.attr.is_some_and(|attr| self.disk.knows(attr.qid.path, attr.size, attr.ctime))
+    }
+
+    /// The whole file `name` of `dir`, if it still has these attributes.
+    async fn fetch(&self, dir: &NodeRef, name: Name<'_>, attr: &Attr) -> Option<Bytes> {
+        let on_disk = self.disk.of(attr);
+        if let Some(contents) = &on_disk
+            && let Some(bytes) = contents.whole().await
+        {
+            return Some(bytes);
+        }
+        let (qid, bytes) = dir.fetch(name, attr.size as u32).await.ok()?;
+        // What is of another version changed meanwhile, and the lease is about to be broken.
+        let same = qid == attr.qid && bytes.len() as u64 == attr.size;
+        if let Some(contents) = on_disk.filter(|_| same) {
+            contents.keep(0, &bytes);
+        }
+        same.then_some(bytes)
     }
 
     /// The answer to `foreseen`, about `name` in `listed`, if it is still good once it has come.

@@ -15,6 +15,7 @@ mod begun;
 mod bridge;
 mod changes;
 mod conflict;
+mod disk;
 mod fetched;
 mod foresight;
 mod hold;
@@ -35,6 +36,7 @@ mod watch;
 use std::time::Duration;
 
 pub use allocator::tune_allocator;
+pub use disk::{DiskCache, DiskOptions};
 pub use kernel::{Error, clean, is_mounted, stale, unmount};
 pub use serve::{Mount, mount, serve};
 
@@ -59,6 +61,9 @@ pub struct Options {
     /// files that were read, a quarter for what is read ahead of programs, an eighth for small files that are fetched ahead,
     /// an eighth for what was written and is on its way. The kernel's own pages are not counted.
     pub cache: u64,
+    /// Where contents of files that were read are kept on disk, for the next mount; nowhere by default. The qids of the
+    /// tree are to be those of the same files then, whichever process shows it.
+    pub disk: Option<DiskCache>,
     /// How long names and attributes are waited for, before `EIO`; a tree that is away should have said so by then.
     pub timeout: Duration,
     /// What `mount` shows as the source.
@@ -75,6 +80,7 @@ impl Default for Options {
             read_only: false,
             max_inodes_held: 16 << 10,
             cache: 256 << 20,
+            disk: None,
             timeout: Duration::from_secs(60),
             fs_name: "slashn".into(),
         }

@@ -124,6 +124,9 @@ pub struct Up {
     /// Serve 9P here without encryption or keys: unix!PATH or tcp!127.0.0.1!564
     #[arg(long, value_name = "DIAL")]
     pub plain: Vec<String>,
+    /// What is kept in the home at most of the files that commands read of their callers, for the next ones; 0: nothing
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(..=1 << 20))]
+    pub disk_cache: u64,
 }
 
 /// `slashn export`
@@ -201,6 +204,9 @@ pub struct Mount {
     /// What is kept in memory at most of what was read, is read ahead, or is on its way
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(16..=65_536))]
     pub cache: u64,
+    /// What is kept in the home at most of what was read, for the next mount; 0: nothing
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u64).range(..=1 << 20))]
+    pub disk_cache: u64,
     /// Stay, and end when it is unmounted
     #[arg(long)]
     pub foreground: bool,

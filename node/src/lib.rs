@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod authorized;
+pub mod cache;
 pub mod cli;
 pub mod commands;
 pub mod config;

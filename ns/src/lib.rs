@@ -25,3 +25,4 @@ pub use grid::{Grid, Names};
 pub use lazy::Lazy;
 pub use namespace::{Error, Namespace};
 pub use text::Flags;
+pub use under::identify_by;

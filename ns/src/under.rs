@@ -5,7 +5,7 @@
 //! is mounted or bound. Made by walks that go beyond what the table knows, and by [`crate::Grid`]. A file that was
 //! reached through a namespace keeps where, so that it becomes a [`Point`] once something is mounted there.
 
-use std::hash::{BuildHasher, Hash, RandomState};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 
@@ -23,10 +23,28 @@ use crate::table::{Member, Place};
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct TreeId(u64);
 
-/// A hash with this process's own key.
+/// The key of all identities in this process.
+static KEY: OnceLock<(u64, u64)> = OnceLock::new();
+
+/// Keys the identities of files in the namespaces of this process, so that they are the same in the next one that is given
+/// the same secret `key`. Without, each process has its own. To be called before there is a namespace; of no effect
+/// afterwards.
+pub fn identify_by(key: [u8; 16]) {
+    let [low, high] =
+        [0, 8].map(|at| key[at..at + 8].iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte)));
+    _ = KEY.set((low, high));
+}
+
+/// A hash with this process's own key, or the one that it was given.
 pub(crate) fn keyed(value: impl Hash) -> u64 {
-    static KEY: OnceLock<RandomState> = OnceLock::new();
-    KEY.get_or_init(RandomState::new).hash_one(value)
+    let &(low, high) = KEY.get_or_init(|| {
+        let random = RandomState::new();
+        (random.hash_one(0), random.hash_one(1))
+    });
+    #[expect(deprecated, reason = "of those in the standard library it is the only one that takes a key")]
+    let mut hasher = std::hash::SipHasher::new_with_keys(low, high);
+    value.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The attributes of a directory that no tree has.

@@ -27,8 +27,13 @@ pub fn twice(machine: &mut Machine) -> [PathBuf; 2] {
 
 /// Starts the node beta, which is reached through a link that can be cut.
 pub fn behind_a_link() -> (Machine, Proxy, Runtime) {
+    behind_a_link_with(&[])
+}
+
+/// The same, with more arguments for `slashn up`.
+pub fn behind_a_link_with(more: &[&str]) -> (Machine, Proxy, Runtime) {
     let mut machine = Machine::root();
-    let address = machine.node("beta");
+    let address = machine.node_with("beta", more);
     let runtime = Runtime::new().expect("a runtime");
     let proxy = runtime.block_on(Proxy::start(address.parse().expect("an address"), Duration::ZERO)).expect("a proxy");
     moves(&machine, &address, &proxy.address.to_string());

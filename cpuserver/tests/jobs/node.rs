@@ -48,6 +48,7 @@ impl Node {
             tmp: tmp.path().into(),
             env: Vec::new(),
             qid_key: [7; 32],
+            disk: None,
             limits: CpuLimits::default(),
         });
         let served = cpu.clone();

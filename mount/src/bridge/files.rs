@@ -19,6 +19,7 @@ use super::Bridge;
 use super::dirs::FIRST_BATCH;
 use super::names::attr_of;
 use crate::ahead::{Ahead, Source};
+use crate::disk::{Contents, Through};
 use crate::hold::{Hold, Taken};
 use crate::kept::File;
 use crate::lasting::Lasting;
@@ -96,6 +97,17 @@ impl Open {
         };
         (open, flags)
     }
+
+    /// The same, read from this machine's disk as far as `contents` are there: unless something has changed since
+    /// [`Inode::writes`] was `asked`.
+    fn over_disk((mut open, flags): (Self, FopenFlags), contents: Option<Contents>, asked: u64) -> (Self, FopenFlags) {
+        let own = u64::from(!flags.contains(FopenFlags::FOPEN_KEEP_CACHE));
+        let writes = open.inode.writes();
+        if let Some(contents) = contents.filter(|_| !open.direct && !open.writes_too && writes == asked + own) {
+            open.handle = Through::over(open.handle.clone(), contents, open.inode.clone(), writes);
+        }
+        (open, flags)
+    }
 }
 
 impl Bridge {
@@ -121,7 +133,8 @@ impl Bridge {
             return Ok(shared);
         }
         // Nothing of what has no length: it may be a stream, whose opening must not wait for something to read.
-        let data = if how.changes() { 0 } else { inode.size().min(FIRST_BYTES) as u32 };
+        let on_disk = || self.disk.knows(inode.qid_path, inode.size(), inode.told());
+        let data = if how.changes() || on_disk() { 0 } else { inode.size().min(FIRST_BYTES) as u32 };
         let lease = match how {
             How::READ => LeaseKind::Attr,
             // What was held by whoever had it open before was written out for this; two cannot hold some of one file.
@@ -144,6 +157,10 @@ impl Bridge {
             self.teller.attributes_changed(&inode);
         }
         inode.learn(&attr);
+        let contents = if how.changes() { None } else { self.disk.of(&attr) };
+        if let (Some(contents), Some(first)) = (&contents, &opened.first) {
+            contents.keep(0, first);
+        }
         if how == How::READ
             && let Some(file) = File::of(&node, &opened, (asked.1, &self.changes), &self.teller)
             && let Some(shared) = self.share(&inode, &file)
@@ -164,7 +181,8 @@ impl Bridge {
         let first = opened.first.map(|bytes| First { bytes, writes: asked.0 });
         let handle = self.lasting(&inode, Some(&node), opened.handle, how);
         let about = (inode.clone(), attr, handle.clone());
-        let (mut open, flags) = Open::new(inode.clone(), Some(node), handle, how, &attr, first, None);
+        let open = Open::new(inode.clone(), Some(node), handle, how, &attr, first, None);
+        let (mut open, flags) = Open::over_disk(open, contents, asked.0);
         (open.away, open.hold) = (away, self.hold(about, granted.filter(|_| !open.direct)));
         Ok((self.opens.add(open), flags))
     }
@@ -219,7 +237,9 @@ impl Bridge {
         }
         let first = first.clone().map(|bytes| First { bytes, writes });
         let (node, handle) = (node.clone(), self.lasting(inode, node.as_ref(), handle.clone(), How::READ));
-        let (open, flags) = Open::new(inode.clone(), node, handle, How::READ, attr, first, Some(file.clone()));
+        let open = Open::new(inode.clone(), node, handle, How::READ, attr, first, Some(file.clone()));
+        let contents = if file.as_fetched().is_some() { None } else { self.disk.of(attr) };
+        let (open, flags) = Open::over_disk(open, contents, writes);
         Some((self.opens.add(open), flags))
     }
 

@@ -237,6 +237,11 @@ impl Inode {
         self.looked_in.swap(false, Ordering::Relaxed)
     }
 
+    /// When its attributes last changed, as the kernel was told.
+    pub(crate) fn told(&self) -> Time {
+        self.state.lock().told
+    }
+
     /// Whether these attributes are other than what the kernel was told last.
     pub(crate) fn differs(&self, attr: &Attr) -> bool {
         self.size() != attr.size || self.state.lock().told != attr.ctime

@@ -15,6 +15,7 @@ mod listings;
 mod locks;
 mod mapped;
 mod names;
+mod on_disk;
 mod promptly;
 mod reads;
 mod scattered;

@@ -21,7 +21,7 @@ use crate::grid::Nodes;
 use crate::home::Home;
 use crate::live::Live;
 use crate::servers::Servers;
-use crate::{Context, daemon, namespace, output};
+use crate::{Context, cache, daemon, namespace, output};
 
 /// What `$n` stands for in a namespace file.
 const N: &str = "/";
@@ -43,6 +43,7 @@ pub fn run(context: &Context, typed: &Mount) -> Result<ExitCode> {
         all.extend(typed.all_users.then(|| "--all-users".into()));
         let (timeout, cache) = (typed.timeout.to_string(), typed.cache.to_string());
         all.extend(["--foreground".into(), "--timeout".into(), timeout.into(), "--cache".into(), cache.into()]);
+        all.extend(["--disk-cache".into(), typed.disk_cache.to_string().into()]);
         all.extend(["--".into(), at.clone().into()]);
         daemon::start(home.path(), "mount", &all)?;
         return Ok(ExitCode::SUCCESS);
@@ -52,7 +53,8 @@ pub fn run(context: &Context, typed: &Mount) -> Result<ExitCode> {
     let lines = namespace::lines(context, typed.ns.as_deref(), N)?;
     let runtime = runtime()?;
     let (timeout, cache) = (Duration::from_secs(typed.timeout), typed.cache << 20);
-    let options = mount::Options { timeout, cache, all_users: typed.all_users, ..mount::Options::default() };
+    let (all_users, disk) = (typed.all_users, cache::open(&home, typed.disk_cache));
+    let options = mount::Options { timeout, cache, disk, all_users, ..mount::Options::default() };
     let served = runtime.block_on(serve(context, &home, &at, &lines, dialer, options));
     runtime.shutdown_timeout(Duration::from_secs(1));
     served.map(|()| ExitCode::SUCCESS)
@@ -69,7 +71,7 @@ async fn serve(
     let namespace = built.map_err(|err| namespace::refused("mount", at.display(), &err))?;
     let root = namespace.attach(&Who::owner(), b"").await.at("mount", at.display())?;
     let handle = tokio::runtime::Handle::current();
-    let place = at.to_path_buf();
+    let (place, disk) = (at.to_path_buf(), options.disk.clone());
     // Mounting waits for the kernel, and fusermount3 for a while.
     let mounted = tokio::task::spawn_blocking(move || mount::mount(root, &place, options, handle));
     let mounted = mounted.await.at("mount", at.display())?.at("mount", at.display())?;
@@ -82,7 +84,11 @@ async fn serve(
         _ = mounted.ended() => {}
         told = stopped(&stop) => told?,
     }
-    let gone = tokio::task::spawn_blocking(move || mounted.unmount());
+    let gone = tokio::task::spawn_blocking(move || {
+        let gone = mounted.unmount();
+        disk.iter().for_each(mount::DiskCache::settle);
+        gone
+    });
     gone.await.at("unmount", at.display())?.at("unmount", at.display())?;
     drop(control);
     Ok(())

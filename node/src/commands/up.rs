@@ -24,7 +24,7 @@ use crate::home::Home;
 use crate::root::OwnTrees;
 use crate::serve::Node;
 use crate::watch::Watch;
-use crate::{Context, daemon, output, root};
+use crate::{Context, cache, daemon, output, root};
 
 /// 9front's port for 9P over TLS.
 const LISTEN: &str = "[::]:17020";
@@ -57,6 +57,7 @@ fn arguments(context: &Context, typed: &Up) -> Vec<OsString> {
     let mut add = |flag: &str, value: OsString| all.extend([flag.into(), value]);
     typed.listen.iter().for_each(|listen| add("--listen", listen.into()));
     typed.plain.iter().for_each(|plain| add("--plain", plain.into()));
+    add("--disk-cache", typed.disk_cache.to_string().into());
     for export in &typed.export {
         let path = std::path::absolute(&export.path).unwrap_or_else(|_| export.path.clone());
         add("--export", Export { path, ..export.clone() }.to_string().into());
@@ -86,6 +87,7 @@ async fn serve(home: &Home, typed: &Up, launcher: Launcher) -> Result<()> {
         tmp: tmp.clone(),
         env: Vec::new(),
         qid_key: key,
+        disk: cache::open(home, typed.disk_cache),
         limits: CpuLimits::default(),
     });
     let authorized = Arc::new(home.authorized()?);
