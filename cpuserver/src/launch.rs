@@ -24,6 +24,7 @@ mod job;
 mod launcher;
 mod message;
 mod mounter;
+pub mod private;
 mod process;
 mod program;
 mod root;
@@ -41,7 +42,7 @@ pub use process::{main, run};
 
 /// What to run, as whom, and what the kernel mounts over the FUSE root. Bytes are as execve(2) takes them, without
 /// the terminating zero.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct JobSpec {
     /// The command; the first is looked up in the `PATH` of `env`, inside the job, unless it has a slash.
     pub argv: Vec<Vec<u8>>,

@@ -77,6 +77,8 @@ pub enum Command {
     Mount(Mount),
     /// Unmount the grid, also when nodes are dead
     Unmount(Unmount),
+    /// Run a command in a namespace of its own, here
+    Run(Run),
     /// Show something at another place of a mount, too
     Bind(Bind),
     /// Take away what was bound, or mounted, at a place of a mount
@@ -90,6 +92,9 @@ pub enum Command {
     /// The process that starts jobs
     #[command(hide = true)]
     Launcher,
+    /// The process that serves the namespace of a command of `slashn run`
+    #[command(hide = true)]
+    Private(Run),
     /// This machine's files, on standard input and output: what `ssh!HOST` in a namespace runs there
     #[command(hide = true)]
     Stdio,
@@ -217,6 +222,21 @@ pub struct Mount {
 pub struct Unmount {
     /// Where [default: as `slashn mount`]
     pub dir: Option<PathBuf>,
+}
+
+/// Run a command in a namespace of its own: this machine's files, with what a namespace file adds; the grid at /n.
+///
+/// Its children share the namespace, which ends with the last of them; nobody else sees it. `mount SERVER /` in FILE
+/// makes another root. The exit status is the command's; 126 or 127 if it
+/// cannot be run, 255 if there is no such namespace.
+#[derive(Args, Debug)]
+pub struct Run {
+    /// The namespace file [default: /etc/slashn/namespace, or what is shipped, and the home's]
+    #[arg(long, value_name = "FILE")]
+    pub ns: Option<PathBuf>,
+    /// The command and its arguments [default: my shell]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<OsString>,
 }
 
 /// Show what is at NEW at OLD, too: instead of what is there, or as a union with it.

@@ -14,6 +14,7 @@ pub mod nine;
 pub mod nodes;
 pub mod ns;
 pub mod rcpu;
+pub mod run;
 pub mod shell;
 pub mod status;
 pub mod stdio;
@@ -65,6 +66,8 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Status => status::run(context),
         Command::Mount(typed) => mount::run(context, &typed),
         Command::Unmount(typed) => unmount::run(context, &typed),
+        Command::Run(typed) => run::run(context, &typed),
+        Command::Private(typed) => run::serve(context, &typed),
         Command::Bind(typed) => bind::bind(context, &typed),
         Command::Unbind(typed) => bind::unbind(context, &typed),
         Command::Ns(typed) => ns::run(context, &typed),

@@ -23,6 +23,7 @@ pub mod known;
 pub mod live;
 pub mod namespace;
 pub mod output;
+pub mod plan;
 pub mod program;
 pub mod root;
 pub mod serve;

@@ -23,6 +23,6 @@ pub mod text;
 pub use build::{Build, Dialer};
 pub use grid::{Grid, Names};
 pub use lazy::Lazy;
-pub use namespace::{Error, Namespace};
+pub use namespace::{Error, Namespace, Shown};
 pub use text::Flags;
 pub use under::identify_by;

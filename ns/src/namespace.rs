@@ -84,6 +84,17 @@ pub enum Error {
     Depth(String),
 }
 
+/// A place where something is mounted.
+#[derive(Debug)]
+pub struct Shown {
+    /// Where.
+    pub path: std::path::PathBuf,
+    /// What is there, if that is one file or directory of this machine's disk with nothing mounted below.
+    pub local: Option<std::os::fd::OwnedFd>,
+    /// It is a directory.
+    pub is_dir: bool,
+}
+
 impl Namespace {
     /// An empty namespace: its root is an empty directory.
     pub fn new() -> Self {
@@ -159,6 +170,21 @@ impl Namespace {
     /// The text that makes it, a line each: what [`crate::text::parse`] reads.
     pub fn to_text(&self) -> String {
         self.to_string()
+    }
+
+    /// The places where something is mounted, outer ones before those within.
+    pub fn places(&self) -> Vec<Shown> {
+        fn add(place: &Place, path: &std::path::Path, all: &mut Vec<Shown>) {
+            if let Some(first) = place.members.first() {
+                let alone = place.members.len() == 1 && place.below.is_empty();
+                let local = if alone { first.node.local() } else { None };
+                all.push(Shown { path: path.into(), local, is_dir: first.node.qid().kind == FileKind::Dir });
+            }
+            place.below.iter().for_each(|(name, below)| add(below, &path.join(name.as_name().as_os_str()), all));
+        }
+        let (mut all, frozen) = (Vec::new(), self.0.read().frozen());
+        add(frozen.root(), "/".as_ref(), &mut all);
+        all
     }
 
     /// The file at `path`, which is absolute and has no `..`.

@@ -89,6 +89,11 @@ impl Table {
         path.lead(&self.root, &mut |place: &Arc<Place>, name| place.below.get(name))
     }
 
+    /// The place of everything.
+    pub(crate) fn root(&self) -> &Place {
+        &self.root
+    }
+
     /// What is mounted at the path of these names.
     pub(crate) fn mounted_at(&self, path: &[NameBuf]) -> &[Member] {
         let found = path.iter().try_fold(&self.root, |place, name| place.below.get(name));

@@ -75,7 +75,9 @@ fn outlive(init: i32) -> (Exit, Usage) {
 
 /// Starts init, hands its root to the daemon, and returns init's pid. Init's own failures are told by init.
 fn start(spec: &JobSpec, socket: &OwnedFd, stdio: [OwnedFd; 3]) -> Result<i32, Error> {
-    namespaces(spec)?;
+    let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC;
+    flags.set(UnshareFlags::NEWUTS, spec.hostname.is_some());
+    namespaces(spec, flags)?;
     let (fuse, root) = fuse_root(spec)?;
     if !spec.own_pids {
         // What loses its parent becomes ours, to be found when the job ends.
@@ -106,12 +108,11 @@ fn is_ready(mut ready: PipeReader) -> bool {
     ready.read_exact(&mut [0]).is_ok()
 }
 
-/// The user namespace maps this process's own ids and no others, so that the job is the same user to the kernel.
-fn namespaces(spec: &JobSpec) -> Result<(), Error> {
+/// Enters namespaces of these kinds, and a user namespace if `spec` wants one. That maps this process's own ids and no
+/// others, so that the job is the same user to the kernel.
+pub(super) fn namespaces(spec: &JobSpec, mut flags: UnshareFlags) -> Result<(), Error> {
     let (uid, gid) = (getuid().as_raw(), getgid().as_raw());
-    let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC;
     flags.set(UnshareFlags::NEWUSER, spec.user_ns);
-    flags.set(UnshareFlags::NEWUTS, spec.hostname.is_some());
     let refused = |step: &'static str| {
         move |error: std::io::Error| {
             if spec.user_ns { user_namespace(step, error.into()) } else { Error::setup(step)(error) }
@@ -150,7 +151,7 @@ fn user_namespace(step: &str, reason: Os) -> Error {
 
 /// A FUSE mount that is attached to nothing yet, and its descriptor, which must be opened *inside* the user namespace:
 /// the kernel wants the opener's namespace to be the mount's.
-fn fuse_root(spec: &JobSpec) -> Result<(OwnedFd, OwnedFd), Error> {
+pub(super) fn fuse_root(spec: &JobSpec) -> Result<(OwnedFd, OwnedFd), Error> {
     let fuse = rustix::fs::openat(CWD, "/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| Error::Fuse { reason: errno.into() })?;
     let mount = || -> rustix::io::Result<OwnedFd> {

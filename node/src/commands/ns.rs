@@ -39,6 +39,9 @@ async fn of_mount(home: &Home, at: &Path) -> Result<String> {
 async fn of_process(home: &Home, pid: u32) -> Result<String> {
     let missing = || Error::new("ns", format_args!("process {pid}"), "there is none").remedy("slashn ns DIR");
     let family = family(pid).ok_or_else(missing)?;
+    if let Some(text) = of_run(home, pid).await? {
+        return Ok(text);
+    }
     for job in jobs(home).await? {
         let init = u32::try_from(job.init).unwrap_or_default();
         // Where there is no pid namespace, those who lost their parent have init's for one.
@@ -54,6 +57,17 @@ async fn of_process(home: &Home, pid: u32) -> Result<String> {
             Err(Error::new("ns", format_args!("process {pid}"), reason).remedy("slashn ns DIR"))
         }
     }
+}
+
+/// The namespace of `slashn run` that `pid` is in, if it is in one.
+async fn of_run(home: &Home, pid: u32) -> Result<Option<String>> {
+    use std::os::unix::fs::MetadataExt;
+    // Of another user's process that cannot be told, and it is in none of mine.
+    let Ok(namespace) = std::fs::metadata(format!("/proc/{pid}/ns/mnt")) else { return Ok(None) };
+    let socket = super::run::socket(home, namespace.ino())?;
+    let Some(root) = control::connect(&socket).await? else { return Ok(None) };
+    let text = control::read(&root, "ns").await.at("ns", socket.display())?;
+    Ok(Some(String::from_utf8_lossy(&text).into_owned()))
 }
 
 /// What runs on this home's node; nothing if that is not up.

@@ -1,0 +1,132 @@
+//! `slashn run`: a command in a private copy of the namespace, on this machine.
+//!
+//! This process becomes the command, so that exit status, signals and terminal are its own; the namespace is served by
+//! another, which ends when nobody is in it any more. Before that nothing here may start a thread.
+
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use cpuserver::launch::private::{self, Client, Plan, Refused, Server};
+use ns::text::{Flags, Line, OWN_LINES};
+use ns::{Build, Namespace};
+use p9::{Tree, TreeRef, Who, synth};
+
+use crate::cli::Run;
+use crate::commands::runtime;
+use crate::control::Control;
+use crate::dial::{Dialer, MOUNT_TIMEOUT};
+use crate::error::{At, Error, Result};
+use crate::grid::Nodes;
+use crate::home::Home;
+use crate::servers::Servers;
+use crate::{Context, namespace, plan};
+
+/// What `$n` stands for in a namespace file.
+const N: &str = "/n";
+const STEP: &str = "run";
+
+/// Runs the command: returns only if it cannot be run.
+pub fn run(context: &Context, typed: &Run) -> Result<ExitCode> {
+    let home = context.open_home()?;
+    // What is wrong with it is told before anything is made.
+    namespace::lines(context, typed.ns.as_deref(), N).map_err(|err| err.status(255))?;
+    let shell = || context.environment.var("SHELL").map_or_else(|| "/bin/sh".into(), OsString::from);
+    let mut words = typed.command.iter().cloned();
+    let program = words.next().unwrap_or_else(shell);
+    let log = home.run()?.join("log");
+    let log_file = OpenOptions::new().create(true).append(true).mode(0o600).open(&log).at(STEP, log.display())?;
+    let mut args: Vec<OsString> = vec!["--home".into(), context.home.clone().into(), "private".into()];
+    if let Some(file) = &typed.ns {
+        args.extend(["--ns".into(), std::path::absolute(file).at(STEP, file.display())?.into()]);
+    }
+    let server = Server::start(&args, log_file).at(STEP, "the server of the namespace")?;
+    let named = program.to_string_lossy().into_owned();
+    let entered = private::enter(server).and_then(private::Entered::assemble);
+    entered.map_err(|err| {
+        let error = match err {
+            Refused::Launch(err) => {
+                let error = Error::new(STEP, &named, &err);
+                err.remedy().into_iter().fold(error, Error::remedy)
+            }
+            Refused::Namespace(reason) => Error::told(&reason),
+        };
+        error.status(255)
+    })?;
+    let err = Command::new(&program).args(words).exec();
+    let (status, remedy) = match err.kind() {
+        std::io::ErrorKind::NotFound => (127, format!("command -v {named}")),
+        _ => (126, format!("file {named}")),
+    };
+    Err(Error::new(STEP, named, err).remedy(remedy).status(status))
+}
+
+/// Serves the namespace of one command, as long as a process is in it.
+pub fn serve(context: &Context, typed: &Run) -> Result<ExitCode> {
+    let home = context.open_home()?;
+    mount::tune_allocator();
+    let runtime = runtime()?;
+    let served = runtime.block_on(serve_one(context, &home, typed));
+    runtime.shutdown_background();
+    served.map(|()| ExitCode::SUCCESS)
+}
+
+async fn serve_one(context: &Context, home: &Home, typed: &Run) -> Result<()> {
+    let made = made(context, home, typed).await;
+    let (namespace, plan) = match made {
+        Ok((namespace, plan)) => (Some(namespace), Ok(plan)),
+        Err(err) => (None, Err(err.to_string())),
+    };
+    let accepted = tokio::task::spawn_blocking(Client::accept).await.at(STEP, "the command")?;
+    let Some((id, fuse)) = accepted.at(STEP, "the command")? else { return Ok(()) };
+    let Some(namespace) = namespace else {
+        return Client::tell(&plan).at(STEP, "the command");
+    };
+    let root = namespace.attach(&Who::owner(), b"").await.at(STEP, "the namespace")?;
+    let options = mount::Options::default();
+    let mounted = mount::serve(root, fuse, options, tokio::runtime::Handle::current()).at(STEP, "the namespace")?;
+    let control = Control::serve(&socket(home, id)?, control(&namespace))?;
+    Client::tell(&plan).at(STEP, "the command")?;
+    mounted.ended().await;
+    drop(control);
+    Ok(())
+}
+
+async fn made(context: &Context, home: &Home, typed: &Run) -> Result<(Namespace, Plan)> {
+    let here = Line::Mount {
+        flags: Flags { create: true, ..Flags::default() },
+        server: "local!/".into(),
+        old: "/".into(),
+        spec: String::new(),
+    };
+    let mut lines = vec![here];
+    lines.extend(namespace::lines(context, typed.ns.as_deref(), N)?);
+    let dialer = Dialer::open(home, context.agent())?;
+    let who = Who { user: context.user().into(), ..Who::owner() };
+    let servers = Servers::new(Nodes::new(dialer, MOUNT_TIMEOUT), who, home.secret("qid")?);
+    let variable = |name: &str| namespace::variable(context, N, name);
+    let build = Build { dialer: &servers, variable: &variable, most: OWN_LINES };
+    let namespace = build.build(&lines).await.map_err(|err| namespace::refused(STEP, "the namespace", &err))?;
+    let is_this = |line: &Line| matches!(line, Line::Mount { server, old, .. } if server == "local!/" && old == "/");
+    let mut places = namespace.places();
+    // The root is this machine's, unless another was put there.
+    if !namespace.lines().iter().filter(|line| line.old() == "/").all(is_this) {
+        places.retain(|place| place.path != std::path::Path::new("/"));
+    }
+    let plan = plan::plan(places, &|path| path.symlink_metadata().is_ok());
+    Ok((namespace, plan))
+}
+
+/// Where the namespace that /proc/PID/ns/mnt numbers so is told.
+pub(super) fn socket(home: &Home, id: u64) -> Result<PathBuf> {
+    Ok(home.run()?.join(format!("run-{id}")))
+}
+
+/// The files by which the server is asked: `ns`.
+fn control(namespace: &Namespace) -> TreeRef {
+    let namespace = namespace.clone();
+    synth::tree(synth::dir([("ns", synth::file(move || Ok(namespace.to_string().into())))]))
+}

@@ -1,0 +1,165 @@
+//! `slashn run`: a command in a namespace of its own, on this machine.
+
+#![allow(clippy::unwrap_used, reason = "it is a test: a failure here is the test's")]
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use tests::as_both;
+use tests::machine::{Done, Machine, PATIENCE, Text};
+
+as_both! {
+    a_command_runs_as_if_it_were_run_without
+    the_grid_is_at_n_and_what_is_local_is_the_kernels_own
+    children_share_the_namespace_and_it_ends_with_the_last_of_them
+    the_namespace_of_a_process_makes_the_same_namespace
+    another_root_is_what_its_server_has
+    what_cannot_be_made_is_told_and_nothing_runs
+}
+
+fn at(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Waits until no server of such a namespace is left.
+fn settles(machine: &Machine) {
+    let until = Instant::now() + PATIENCE;
+    let servers = || machine.processes().iter().filter(|line| line.contains(" private ")).count();
+    let sockets = || {
+        let run = std::fs::read_dir(machine.at("me/run")).unwrap().flatten();
+        run.filter(|entry| entry.file_name().to_string_lossy().starts_with("run-")).count()
+    };
+    while servers() + sockets() > 0 {
+        assert!(Instant::now() < until, "left: {:?}", machine.processes());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// `slashn run sh -c SCRIPT`.
+fn sh(machine: &Machine, script: &str) -> std::process::Command {
+    machine.slashn(&["run", "sh", "-c", script])
+}
+
+fn a_command_runs_as_if_it_were_run_without(machine: Machine) {
+    let status = sh(&machine, "exit 7").status().unwrap();
+    assert_eq!(status.code(), Some(7));
+    assert_eq!(sh(&machine, "kill -TERM $$").status().unwrap().signal(), Some(15));
+    let done = sh(&machine, "pwd; umask 027; umask; id -u; echo err >&2; echo $0 $X").env("X", "x y").succeeds();
+    let uid = machine.run("id", &["-u"]).text();
+    assert_eq!(done.text(), format!("{}\n0027\n{uid}sh x y\n", machine.at("work").display()));
+    assert_eq!(done.errors(), "err\n");
+    // It is this very process: whoever signals it signals the command.
+    let mut child = sh(&machine, "trap 'echo told; exit 3' USR1; echo; while :; do sleep 0.01; done");
+    let mut child = child.stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    out.read_line(&mut String::new()).unwrap();
+    let shell = machine.processes().into_iter().find(|line| line.contains(" sh -c trap")).unwrap();
+    machine.run("kill", &["-USR1", shell.split(' ').next().unwrap()]);
+    let mut said = String::new();
+    out.read_line(&mut said).unwrap();
+    assert_eq!((said.as_str(), child.wait().unwrap().code()), ("told\n", Some(3)));
+    machine.slashn(&["run", "/no/such"]).exits(127).complains(&["slashn: run: /no/such: "]);
+    machine.write("text", "text");
+    machine.slashn(&["run", "./text"]).exits(126).complains(&["slashn: run: ./text: "]);
+    settles(&machine);
+}
+
+fn the_grid_is_at_n_and_what_is_local_is_the_kernels_own(mut machine: Machine) {
+    machine.node("alpha");
+    machine.run("sh", &["-c", "mkdir src there; echo 1 >src/f; echo 2 >../files-alpha/g"]);
+    let work = machine.at("work");
+    let text = format!(
+        "mount '#grid' $n\nbind {w}/src /n/src\nbind /n/alpha/fs/files {w}/there\nmount local!{w}/src /n/deep/src\n\
+         bind -a {w}/src {w}/there\nbind /n/src/f {w}/src/f\n",
+        w = work.display()
+    );
+    machine.write("ns", &text);
+    let run = |script: &str| machine.slashn(&["run", "--ns", "ns", "sh", "-c", script]).succeeds().text();
+    assert_eq!(
+        run("ls /n /n/alpha; cat /n/src/f /n/deep/src/f there/g there/f"),
+        "/n:\nalpha\ndeep\nsrc\n\n/n/alpha:\ncpu\nevents\nfs\nstat\n1\n1\n2\n1\n"
+    );
+    assert_eq!(run("echo 3 >/n/src/new; cat src/new; rm src/new; ls src"), "3\nf\n");
+    let kinds = run("stat -f -c %T /n /n/src /n/deep/src there src . | sort | uniq -c | tr -s ' '");
+    assert!(kinds.contains(" 2 fuseblk\n"), "all but two are the kernel's own: {kinds}");
+    assert_eq!(run("echo x >/made 2>/dev/null || echo refused"), "refused\n", "it would be seen nowhere else");
+    // Without a file it is the home's and the shipped one; and nobody else sees it.
+    assert_eq!(sh(&machine, "ls /n").succeeds().text(), "alpha\n");
+    assert_eq!(machine.run("ls", &["there"]).text(), "");
+    settles(&machine);
+}
+
+fn children_share_the_namespace_and_it_ends_with_the_last_of_them(mut machine: Machine) {
+    machine.node("alpha");
+    machine.run("sh", &["-c", "echo 1 >../files-alpha/f; mkfifo go said"]);
+    // The command ends, and a child goes on.
+    let script = "(read line <go; cat /n/alpha/fs/files/f >said) </dev/null >/dev/null 2>&1 & echo $!";
+    let child = sh(&machine, script).succeeds().text();
+    let text = machine.slashn(&["ns", child.trim()]).succeeds().text();
+    assert!(text.contains("mount '#grid' /n\n"), "{text}");
+    machine.run("sh", &["-c", "echo >go"]);
+    assert_eq!(machine.run("cat", &["said"]).text(), "1\n");
+    settles(&machine);
+    // Its server is killed: who is in it is told, and ends.
+    let mut child = sh(&machine, "echo; read line; ls /n");
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
+    machine.kill(" private ");
+    child.stdin.take().unwrap().write_all(b"\n").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(2));
+    machine.slashn(&["ns", &std::process::id().to_string()]).exits(1);
+}
+
+fn the_namespace_of_a_process_makes_the_same_namespace(mut machine: Machine) {
+    machine.node("alpha");
+    machine.run("sh", &["-c", "mkdir src u; echo 1 >src/f; echo 2 >../files-alpha/g; echo 3 >u/h"]);
+    let text = "mount '#grid' $n\nbind $home/../work/src '/n/it''s'\nbind -a /n/alpha/fs/files /n/u\nbind -b $home/../work/u /n/u\n";
+    machine.write("ns", text);
+    let look = "find /n -maxdepth 2 | sort; cat /n/u/*";
+    let mut child = machine.slashn(&["run", "--ns", "ns", "sh", "-c", &format!("{look}; echo $$; read line")]);
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let seen: Vec<String> =
+        lines.by_ref().map(Result::unwrap).take_while(|line| line.parse::<u32>().is_err() || line.len() == 1).collect();
+    let init = machine.processes().into_iter().find(|line| line.contains(" sh -c find /n")).unwrap();
+    let pid = init.split(' ').next().unwrap().to_string();
+    let text = machine.slashn(&["ns", &pid]).succeeds().text();
+    machine.write("again", &text);
+    let again =
+        machine.slashn(&["run", "--ns", "again", "sh", "-c", &format!("{look}; slashn ns $$")]).succeeds().text();
+    assert_eq!(again, format!("{}\n{text}", seen.join("\n")));
+    child.stdin.take().unwrap().write_all(b"\n").unwrap();
+    child.wait().unwrap();
+    settles(&machine);
+}
+
+fn another_root_is_what_its_server_has(mut machine: Machine) {
+    machine.node_with("alpha", &["--export", "root=/"]);
+    machine.write("ns", "clear\nmount -c alpha / fs/root\nmount '#grid' /n\nbind /n/alpha/stat /n/s\n");
+    let run = |script: &str| machine.slashn(&["run", "--ns", "ns", "sh", "-c", script]).succeeds().text();
+    assert_eq!(
+        run("stat -f -c %T / /etc /n; ls /n; echo a >made; cat made"),
+        "fuseblk\nfuseblk\nfuseblk\nalpha\ns\na\n"
+    );
+    assert!(machine.at("work/made").exists());
+    assert_eq!(run("cat /proc/self/comm; echo x >/dev/null && cat /n/s/cores | wc -l"), "cat\n1\n");
+    settles(&machine);
+}
+
+fn what_cannot_be_made_is_told_and_nothing_runs(machine: Machine) {
+    let ran = machine.at("work/ran");
+    for (text, parts) in [
+        ("mount nobody /n/x\n", &["run: the namespace: mount nobody: no node of that name is known"][..]),
+        ("bind /no/such /n/x\n", &["run: the namespace: /no/such: No such file"]),
+        ("bind /etc /etc/passwd\n", &["a directory goes on a directory"]),
+        ("mount exec!x\n", &["read the namespace: ", "ns: line 1, column 13: expected more: mount"]),
+    ] {
+        machine.write("ns", text);
+        machine.slashn(&["run", "--ns", "ns", "touch", at(&ran)]).exits(255).complains(parts);
+    }
+    assert!(!ran.exists());
+    settles(&machine);
+}
