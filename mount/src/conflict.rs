@@ -1,9 +1,10 @@
-//! What was held back of a file and could not be written, because its lease was taken away.
+//! What was held back of a file and could not be written, because its lease was lost.
 //!
 //! A server waits for whoever holds changes back, but not for ever: then it goes on without them, and refuses what they still
-//! write to what was open. Called by [`crate::hold`], in the task that writes out. Where the file is what it was when it was
-//! made, what was held is written to it after all; where somebody else has written it goes to a file of its own beside it, and the
-//! log says so. Invariant: what was held is in one of the two, or the program and the log are told that it is lost.
+//! write to what was open. One that was started anew knows of no lease at all. Called by [`crate::hold`], in the task that
+//! writes out, one at a time for each open file. Where the file is what it was known to be, what was held is written to it after
+//! all; where somebody else has written it all goes to one file beside it, and the log says so. Invariant: what was held is in
+//! one of the two, or the program and the log are told that it is lost.
 
 use std::sync::Arc;
 
@@ -19,57 +20,114 @@ const MARK: &str = ".conflict-";
 const MOST: u32 = 1000;
 /// The longest name that a file may have, in bytes.
 const LONGEST: usize = 255;
+/// So much of the start of a write is remembered.
+const START: usize = 4 << 10;
 
-/// Writes `data`, held back at `offset` of `inode`, which was `made` with these attributes: to the file, or beside it. Errors:
+/// Where what was held back goes.
+pub(crate) enum Home {
+    /// To the file.
+    File(Handle),
+    /// To one beside it.
+    Beside(NameBuf, Handle),
+}
+
+/// What is known of a file that only this mount has written.
+pub(crate) struct Known {
+    /// Its attributes at some time.
+    pub(crate) attr: Attr,
+    /// What was written from about then on, of which each part may have been done or not.
+    pub(crate) written: Vec<Written>,
+}
+
+/// Some bytes that were written.
+#[derive(Clone)]
+pub(crate) struct Written {
+    pub(crate) offset: u64,
+    pub(crate) length: usize,
+    start: Bytes,
+}
+
+impl Written {
+    pub(crate) fn of(offset: u64, data: &Bytes) -> Self {
+        // A copy: the rest is not to stay.
+        Self { offset, length: data.len(), start: Bytes::copy_from_slice(&data[..data.len().min(START)]) }
+    }
+
+    fn end(&self) -> u64 {
+        self.offset.saturating_add(self.length as u64)
+    }
+}
+
+/// Writes `data`, held back at `offset` of `inode`, to its `home`, which is found first by what is `known` of it. Errors:
 /// `ESTALE` unless the file has it.
 pub(crate) async fn keep(
-    table: &Table, changes: &Changes, (inode, made): (&Arc<Inode>, &Attr), offset: u64, data: Bytes,
+    table: &Table, changes: &Changes, inode: &Arc<Inode>, (home, known): (&mut Option<Home>, Known), offset: u64,
+    data: Bytes,
 ) -> Result<(), Errno> {
+    let (count, name) =
+        (data.len(), inode.place().map_or_else(|| "a file without a name".into(), |p| p.name.to_string()));
+    if home.is_none() {
+        match find(table, changes, inode, known).await {
+            Ok(found) => *home = Some(found),
+            Err(errno) => {
+                tracing::error!("{count} bytes that were written to {name} are lost: {errno}");
+                return Err(Errno::ESTALE);
+            }
+        }
+    }
+    match home {
+        Some(Home::File(handle)) => write(handle, offset, data).await,
+        Some(Home::Beside(called, handle)) => {
+            match write(handle, offset, data).await {
+                Ok(()) => tracing::error!(
+                    "{name} was changed by another while this mount was not to be reached: {count} bytes that were written here are in {called}"
+                ),
+                Err(errno) => tracing::error!("{count} bytes that were written to {name} are lost: {errno}"),
+            }
+            Err(Errno::ESTALE)
+        }
+        None => Err(Errno::ESTALE),
+    }
+}
+
+/// Where what was held back of `inode` goes.
+async fn find(table: &Table, changes: &Changes, inode: &Arc<Inode>, known: Known) -> Result<Home, Errno> {
     if let Ok(node) = table.walk_to(inode).await
-        && node.attr().await.is_ok_and(|now| is_as_made(made, &now))
+        && let Ok(now) = node.attr().await
+        && is_known(&node, &known, &now).await
     {
-        return write(&node.open_at(&[], How::WRITE, Want::default()).await?.handle, offset, data).await;
+        return Ok(Home::File(node.open_at(&[], How::WRITE, Want::default()).await?.handle));
     }
-    let Some(place) = inode.place() else {
-        tracing::error!(
-            "{} bytes that were written to a file without a name are lost: its lease was taken away",
-            data.len()
-        );
-        return Err(Errno::ESTALE);
-    };
-    let count = data.len();
-    match beside(table, changes, &place.dir, &place.name, offset, data).await {
-        Ok(name) => tracing::error!(
-            "{} was changed by another while this mount was not to be reached: {count} bytes that were written here are in {name}",
-            place.name
-        ),
-        Err(errno) => tracing::error!("{count} bytes that were written to {} are lost: {errno}", place.name),
-    }
-    Err(Errno::ESTALE)
-}
-
-/// Whether nobody has written to a file since it was made.
-fn is_as_made(made: &Attr, now: &Attr) -> bool {
-    (now.qid, now.size, now.mtime) == (made.qid, made.size, made.mtime)
-}
-
-/// Makes a file for `data` beside the file `name` of `dir`. Gives what it is called.
-async fn beside(
-    table: &Table, changes: &Changes, dir: &Arc<Inode>, name: &NameBuf, offset: u64, data: Bytes,
-) -> Result<NameBuf, Errno> {
-    let (node, _) = table.node(dir).await?;
+    let place = inode.place().ok_or(Errno::ENOENT)?;
+    let (dir, _) = table.node(&place.dir).await?;
     for number in 1..=MOST {
-        let called = called(name.as_name(), number)?;
-        match make(&node, called.as_name()).await {
+        let called = called(place.name.as_name(), number)?;
+        match make(&dir, called.as_name()).await {
             Err(Errno::EEXIST) => {}
             handle => {
-                changes.name(dir.qid_path, called.as_name());
-                write(&handle?, offset, data).await?;
-                return Ok(called);
+                changes.name(place.dir.qid_path, called.as_name());
+                return Ok(Home::Beside(called, handle?));
             }
         }
     }
     Err(Errno::EEXIST)
+}
+
+/// Whether nobody else seems to have written to the file `node`, whose attributes are `now`: it is as it was, or some of what was
+/// written here is found in it and says why it is not.
+async fn is_known(node: &NodeRef, known: &Known, now: &Attr) -> bool {
+    let Known { attr, written } = known;
+    if (now.size, now.mtime) == (attr.size, attr.mtime) {
+        return true;
+    }
+    let Ok(opened) = node.open_at(&[], How::READ, Want::default()).await else { return false };
+    let (mut found, mut end) = (false, attr.size);
+    for Written { offset, start, .. } in written {
+        let there = opened.handle.read(*offset, start.len() as u32).await;
+        found |= there.is_ok_and(|there| there == *start);
+    }
+    end = written.iter().map(Written::end).fold(end, u64::max);
+    found && (attr.size..=end).contains(&now.size)
 }
 
 /// What the file of conflict `number` of the file `name` is called.
@@ -94,8 +152,7 @@ async fn write(handle: &Handle, offset: u64, data: Bytes) -> Result<(), Errno> {
         }
         done += count;
     }
-    handle.flush().await?;
-    handle.close().await
+    handle.flush().await
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 
 use crate::begun::begin;
 use crate::changes::Changes;
-use crate::conflict;
+use crate::conflict::{self, Home, Known, Written};
 use crate::lasting::Lasting;
 use crate::table::{Inode, Table};
 
@@ -69,17 +69,16 @@ impl All {
 pub(crate) struct Hold {
     handle: Handle,
     inode: Arc<Inode>,
-    /// Its attributes when it was made.
-    made: Attr,
     table: Arc<Table>,
     changes: Arc<Changes>,
     all: Arc<Held>,
     state: Mutex<State>,
     /// Some of it has been written out.
     less: Notify,
+    /// Where what is held goes once the lease was lost.
+    home: tokio::sync::Mutex<Option<Home>>,
 }
 
-#[derive(Default)]
 struct State {
     /// None once it was broken, or is of no use any more.
     lease: Option<Lease>,
@@ -87,8 +86,8 @@ struct State {
     offset: u64,
     /// What is gathered, to go out together.
     data: BytesMut,
-    /// The parts that are being written out, by their numbers: where each is, and how long. No two overlap.
-    parts: BTreeMap<u64, (u64, usize)>,
+    /// The parts that are being written out, by their numbers. No two overlap.
+    parts: BTreeMap<u64, Written>,
     under_way: usize,
     /// The number of the next part.
     next: u64,
@@ -98,6 +97,12 @@ struct State {
     unflushed: bool,
     /// What went wrong when nobody waited for it.
     failed: Option<Errno>,
+    /// The file's attributes, as they were heard last: while there is a lease nobody else changes them.
+    seen: Attr,
+    /// What was written out since.
+    unseen: Vec<Written>,
+    /// Whether the attributes are being asked for.
+    asking: bool,
 }
 
 impl Held {
@@ -164,11 +169,10 @@ impl Hold {
         (inode, made, handle): (Arc<Inode>, Attr, Handle), lease: &Lease,
         (table, changes, all): (Arc<Table>, Arc<Changes>, Arc<Held>),
     ) -> Arc<Self> {
-        let state = Mutex::new(State { lease: Some(lease.clone()), ..State::default() });
-        let (less, runtime) = (Notify::new(), all.runtime.clone());
-        let hold = Arc::new(Self { handle, inode, made, table, changes, all, state, less });
+        let state = Mutex::new(State::new(lease.clone(), made));
+        let (less, home, runtime) = (Notify::new(), tokio::sync::Mutex::default(), all.runtime.clone());
+        let hold = Arc::new(Self { handle, inode, table, changes, all, state, less, home });
         hold.inode.holds(&hold);
-        Lasting::is_held(&hold.handle);
         let weak = Arc::downgrade(&hold);
         lease.tell(Arc::new(move |_| {
             if let Some(hold) = weak.upgrade() {
@@ -227,10 +231,7 @@ impl Hold {
             let mut written = ends.hold.write(&mut at, &mut left, flush).await;
             match written {
                 // The server has gone on without it.
-                Err(Errno::ESTALE) => {
-                    let Hold { table, changes, inode, made, .. } = &*ends.hold;
-                    written = conflict::keep(table, changes, (inode, made), at, left).await;
-                }
+                Err(Errno::ESTALE) => written = ends.hold.keep(at, left).await,
                 Ok(()) => ends.hold.all.took(before, begun.elapsed()),
                 Err(_) => {}
             }
@@ -242,6 +243,46 @@ impl Hold {
             _ = Cancel::default().run(write).await;
         };
         begin(&self.all.runtime, writing).detach();
+    }
+
+    /// Writes `data`, at `offset`, after the lease was lost.
+    async fn keep(&self, offset: u64, data: Bytes) -> Result<(), Errno> {
+        let mut home = self.home.lock().await;
+        let known = {
+            let state = self.state.lock();
+            Known { attr: state.seen, written: state.unseen.iter().chain(state.parts.values()).cloned().collect() }
+        };
+        conflict::keep(&self.table, &self.changes, &self.inode, (&mut home, known), offset, data).await
+    }
+
+    /// The file's attributes are these, nothing being held by now.
+    pub(crate) fn saw(&self, attr: &Attr) {
+        self.state.lock().seen = *attr;
+    }
+
+    /// Hears what the file's attributes are now that some of it was written out, for when the server is started anew. Nobody
+    /// waits for it.
+    fn looks(self: &Arc<Self>) {
+        let Some(node) = self.table.at_hand(&self.inode) else { return };
+        if std::mem::replace(&mut self.state.lock().asking, true) {
+            return;
+        }
+        let hold = self.clone();
+        self.all.runtime.spawn(async move {
+            loop {
+                let unseen = hold.state.lock().unseen.len();
+                let seen = node.attr().await;
+                let mut state = hold.state.lock();
+                if let Ok(attr) = seen {
+                    state.seen = attr;
+                    state.unseen.drain(..unseen);
+                }
+                if seen.is_err() || state.unseen.is_empty() {
+                    state.asking = false;
+                    return;
+                }
+            }
+        });
     }
 
     /// Whether something is held, or being written out.
@@ -306,10 +347,7 @@ impl Hold {
     /// Writes `data` at `offset`; what is left of it is what was not written.
     async fn write(&self, offset: &mut u64, data: &mut Bytes, flush: bool) -> Result<(), Errno> {
         while !data.is_empty() {
-            let written = match flush {
-                true => self.handle.write_and_flush(*offset, data.clone()).await?,
-                false => self.handle.write(*offset, data.clone()).await?,
-            };
+            let written = Lasting::write_held(&self.handle, *offset, data.clone(), flush).await?;
             let count = (written.count as usize).min(data.len());
             if count == 0 {
                 return Err(Errno::EIO);
@@ -342,6 +380,23 @@ struct Part {
 }
 
 impl State {
+    fn new(lease: Lease, seen: Attr) -> Self {
+        Self {
+            lease: Some(lease),
+            offset: 0,
+            data: BytesMut::new(),
+            parts: BTreeMap::new(),
+            under_way: 0,
+            next: 0,
+            looked_after: false,
+            unflushed: false,
+            failed: None,
+            seen,
+            unseen: Vec::new(),
+            asking: false,
+        }
+    }
+
     /// Adds `data`, which follows what is held. Gives what goes out for that.
     fn keep(&mut self, offset: u64, data: &Bytes) -> Vec<Part> {
         if data.len() >= PART / 2 {
@@ -371,14 +426,15 @@ impl State {
         let number = self.next;
         self.next += 1;
         self.under_way += data.len();
-        self.parts.insert(number, (offset, data.len()));
+        self.parts.insert(number, Written::of(offset, &data));
         Part { number, offset, data, flush }
     }
 
     /// Whether some of these bytes are being written out.
     fn overlaps(&self, offset: u64, length: usize) -> bool {
         let end = |offset: u64, length: usize| offset.saturating_add(length as u64);
-        self.parts.values().any(|(at, count)| *at < end(offset, length) && offset < end(*at, *count))
+        let under_way = |part: &Written| part.offset < end(offset, length) && offset < end(part.offset, part.length);
+        self.parts.values().any(under_way)
     }
 
     fn held(&self) -> usize {
@@ -414,13 +470,18 @@ impl Drop for Ends {
         hold.changes.file(hold.inode.qid_path);
         {
             let mut state = hold.state.lock();
-            state.parts.remove(number);
+            let written = state.parts.remove(number).filter(|_| failed.is_none());
+            state.unseen.extend(written);
             state.under_way -= *size;
             state.failed = state.failed.or(*failed);
             state.unflushed |= !*flushed;
         }
         hold.all.let_go(*size);
         hold.less.notify_waiters();
+        // What was flushed is about to be closed.
+        if failed.is_none() && !*flushed {
+            hold.looks();
+        }
     }
 }
 

@@ -9,8 +9,6 @@ mod dir;
 
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use p9::{Errno, Handle, How, NodeRef, Reply, Stream, Want, Written};
@@ -25,15 +23,6 @@ const TRIES: u32 = 3;
 /// The modes of fallocate(2) that move what comes after: not to be done twice.
 const MOVING: u32 = (libc::FALLOC_FL_COLLAPSE_RANGE | libc::FALLOC_FL_INSERT_RANGE) as u32;
 
-/// How long a server waits for whoever holds changes back, at most (`p9/DIALECT.md`).
-const HOLDERS_TIME: Duration = Duration::from_secs(30);
-
-/// The time since the machine was started, its sleep included.
-fn since_boot() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
-}
-
 /// An open file that has offsets, or an open directory, somewhere that must be asked.
 pub(crate) struct Lasting {
     inode: Arc<Inode>,
@@ -41,8 +30,6 @@ pub(crate) struct Lasting {
     locks: Arc<Locks>,
     /// How it is opened again.
     how: How,
-    /// Whether what is written to it was held back.
-    held: AtomicBool,
     /// Held by whoever opens it again.
     turn: tokio::sync::Mutex<()>,
     state: Mutex<State>,
@@ -63,10 +50,6 @@ struct State {
 /// may not be done twice, is not: it ends with the error `$unproven`.
 macro_rules! ask {
     ($self:ident, $unproven:expr, |$handle:ident| $question:expr) => {
-        ask!($self, $unproven, || None, |$handle| $question)
-    };
-    // `$late` gives the error of what must not be asked of a handle that was opened anew.
-    ($self:ident, $unproven:expr, $late:expr, |$handle:ident| $question:expr) => {
         Reply::later(async move {
             let (mut tries, unproven): (u32, Option<Errno>) = (0, $unproven);
             loop {
@@ -76,7 +59,7 @@ macro_rules! ask {
                 match answer {
                     Err(errno) if is_lost(errno) && tries < TRIES => {
                         $self.open_again(times, errno).await?;
-                        if let Some(errno) = unproven.filter(|_| may_be_done(errno)).or_else($late) {
+                        if let Some(errno) = unproven.filter(|_| may_be_done(errno)) {
                             return Err(errno);
                         }
                     }
@@ -99,15 +82,8 @@ impl Lasting {
         };
         let how = How { truncate: false, excl: false, ..how };
         let state = Mutex::new(State { node, handle, times: 0, unlocked: false });
-        let lasting = Arc::new(Self {
-            inode,
-            table,
-            locks,
-            how,
-            held: AtomicBool::new(false),
-            turn: tokio::sync::Mutex::default(),
-            state,
-        });
+        let turn = tokio::sync::Mutex::default();
+        let lasting = Arc::new(Self { inode, table, locks, how, turn, state });
         if is_dir { Handle::Dir(lasting) } else { Handle::Stream(lasting) }
     }
 
@@ -116,22 +92,29 @@ impl Lasting {
         if state.unlocked { Err(Errno::EIO) } else { Ok(state) }
     }
 
-    /// What `handle` has of what is written comes from what is held back: for whoever wrote it the write is over.
-    pub(crate) fn is_held(handle: &Handle) {
-        if let Handle::Stream(stream) = handle
-            && let Some(lasting) = (&**stream as &dyn Any).downcast_ref::<Self>()
-        {
-            lasting.held.store(true, Ordering::Relaxed);
+    /// Writes to `handle` what was held back since it was opened, and with `flush` does that, too. For whoever wrote it the
+    /// write is over, so it is not done with the file opened anew: others may have been let in by then, for whom it would undo
+    /// what they wrote. Errors: `ESTALE` then.
+    pub(crate) async fn write_held(handle: &Handle, offset: u64, data: Bytes, flush: bool) -> Result<Written, Errno> {
+        let write = async |handle: &Handle| match flush {
+            true => handle.write_and_flush(offset, data.clone()).await,
+            false => handle.write(offset, data.clone()).await,
+        };
+        let lasting = match handle {
+            Handle::Stream(stream) => (&**stream as &dyn Any).downcast_ref::<Self>(),
+            _ => None,
+        };
+        let Some(lasting) = lasting else { return write(handle).await };
+        let State { handle, times, .. } = lasting.now()?;
+        if times > 0 {
+            return Err(Errno::ESTALE);
         }
-    }
-
-    /// Says later whether a write that begins now must not be done any more, with the file opened anew: others may have
-    /// been let in by then, for whom it would undo what they wrote.
-    fn late(&self) -> impl Fn() -> Option<Errno> + '_ {
-        let begun = since_boot();
-        move || {
-            let late = self.held.load(Ordering::Relaxed) && since_boot().saturating_sub(begun) > HOLDERS_TIME;
-            late.then_some(Errno::ESTALE)
+        match write(&handle).await {
+            Err(errno) if is_lost(errno) => {
+                lasting.open_again(times, errno).await?;
+                Err(Errno::ESTALE)
+            }
+            answer => answer,
         }
     }
 
@@ -171,8 +154,7 @@ impl Stream for Lasting {
     }
 
     fn write(&self, offset: u64, data: Bytes) -> Reply<'_, Written> {
-        let late = self.late();
-        ask!(self, self.how.append.then_some(Errno::EIO), &late, |handle| handle.write(offset, data.clone()))
+        ask!(self, self.how.append.then_some(Errno::EIO), |handle| handle.write(offset, data.clone()))
     }
 
     fn sync(&self, data_only: bool) -> Reply<'_, ()> {
@@ -184,8 +166,7 @@ impl Stream for Lasting {
     }
 
     fn write_and_flush(&self, offset: u64, data: Bytes) -> Reply<'_, Written> {
-        let late = self.late();
-        ask!(self, self.how.append.then_some(Errno::EIO), &late, |handle| handle.write_and_flush(offset, data.clone()))
+        ask!(self, self.how.append.then_some(Errno::EIO), |handle| handle.write_and_flush(offset, data.clone()))
     }
 
     fn allocate(&self, mode: u32, offset: u64, length: u64) -> Reply<'_, ()> {

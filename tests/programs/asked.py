@@ -1,10 +1,10 @@
-# asked.py FILE: keeps FILE open and does with it what each line of its input says; answers with a line each: what came of
-# it, or the error's name.
+# asked.py FILE [alone]: keeps FILE open, to append, too, unless alone, and does with it what each line of its input says;
+# answers with a line each: what came of it, or the error's name.
 import errno, fcntl, os, sys
 
 path = sys.argv[1]
 fd = os.open(path, os.O_RDWR)
-end = os.open(path, os.O_WRONLY | os.O_APPEND)
+end = None if 'alone' in sys.argv[2:] else os.open(path, os.O_WRONLY | os.O_APPEND)
 
 
 def read():
@@ -28,6 +28,7 @@ def list_some(count):
 does = {
     'read': read,
     'write': lambda text: os.pwrite(fd, text.encode(), 0),
+    'at': lambda offset, text: os.pwrite(fd, text.encode(), int(offset)),
     'append': lambda text: os.write(end, text.encode()),
     'sync': lambda: os.fsync(fd),
     'lock': lambda: fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB),

@@ -26,8 +26,17 @@ struct Asked {
 
 impl Asked {
     fn start(machine: &Machine, file: &Path) -> Self {
+        Self::begin(machine, file, &[])
+    }
+
+    /// The same, with the file open once.
+    fn alone(machine: &Machine, file: &Path) -> Self {
+        Self::begin(machine, file, &["alone"])
+    }
+
+    fn begin(machine: &Machine, file: &Path, how: &[&str]) -> Self {
         let mut command = python(machine, "asked");
-        let mut process = command.arg(file).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut process = command.arg(file).args(how).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (stdin, stdout) = (process.stdin.take().unwrap(), BufReader::new(process.stdout.take().unwrap()));
         let (tell, answers) = channel();
         std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
@@ -66,6 +75,15 @@ fn kill(machine: &Machine) {
     machine.kill(&format!("--home {} up", machine.at("beta").display()));
 }
 
+/// Stops the node: it neither does nor says anything.
+fn stop(machine: &Machine) {
+    let part = format!("--home {} up", machine.at("beta").display());
+    for line in machine.processes().iter().filter(|line| line.contains(&part)) {
+        let pid = line.split(' ').next().and_then(|pid| Pid::from_raw(pid.parse().ok()?)).unwrap();
+        kill_process(pid, Signal::STOP).unwrap();
+    }
+}
+
 fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let limit = Instant::now() + PATIENCE;
     while !condition() {
@@ -92,6 +110,40 @@ fn open_files_go_on_when_the_node_is_killed_and_started_again() {
         assert_eq!(fs::read_to_string(machine.at("files-beta/f")).unwrap(), format!("{round}nex"));
         fs::write(machine.at("files-beta/f"), "old").unwrap();
     }
+}
+
+#[test]
+fn what_was_held_back_as_the_node_died_is_written_unless_another_has_written_and_else_all_of_it_beside_the_file() {
+    let (machine, address, files) = mounted(60, "old");
+    let (there, beside) = (machine.at("files-beta/f"), machine.at("files-beta/f.conflict-1"));
+    for another in [false, true] {
+        let mut held = Asked::alone(&machine, &files.join("f"));
+        assert_eq!((held.answers("at 8 some"), held.answers("sync")), ("4".into(), "None".into()));
+        // From here on nothing is done there, and it hears nothing.
+        stop(&machine);
+        for write in ["at 20 ours", "at 30 ours", "at 40 ours"] {
+            assert_eq!(held.answers(write), "4", "it is held back");
+        }
+        kill(&machine);
+        if another {
+            fs::write(&there, "theirs").unwrap();
+        }
+        machine.up("beta", &address, &[]);
+        let told = held.answers("sync");
+        let text = |path: &Path| fs::read_to_string(path).unwrap().replace('\0', ".");
+        if another {
+            assert_eq!((told.as_str(), text(&there).as_str()), ("ESTALE", "theirs"));
+            assert_eq!(text(&beside), ".".repeat(20) + "ours......ours......ours");
+        } else {
+            assert_eq!((told.as_str(), beside.exists()), ("None", false));
+            assert_eq!(text(&there), "old.....some........ours......ours......ours");
+        }
+        // The next one is to have it open alone.
+        let Asked { mut process, stdin, .. } = held;
+        drop(stdin);
+        assert!(process.wait().unwrap().success());
+    }
+    assert!(!machine.at("files-beta/f.conflict-2").exists());
 }
 
 #[test]

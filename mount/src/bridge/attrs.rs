@@ -79,6 +79,9 @@ impl Bridge {
             let _changing = self.changing(&inode);
             change!(self, None, [&inode], |nodes| nodes[0].set_attr(change).await)?
         };
+        if let Some(hold) = inode.hold() {
+            hold.saw(&attr);
+        }
         inode.learn(&attr);
         Ok(to_fuse(&attr, inode.id))
     }
