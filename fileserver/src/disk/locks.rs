@@ -1,10 +1,11 @@
 //! Locks on files of the disk, and the clients that hold them.
 //!
 //! Asked by a node in any task. What the tree's own clients hold is in a table of each file, through whichever mount that
-//! is reached, which decides between them and knows who they are; each owner's locks are also the kernel's, on a descriptor of their own (open file description
-//! locks, fcntl(2)), which exclude this machine's own processes. A lock that is waited for is a future and no thread: it
-//! is tried again when another client gives something back, and ever more rarely while it is a local process that holds
-//! it. Invariant: the kernel knows each lock before the table does, and forgets it before those who wait are told.
+//! is reached, which decides between them and knows who they are; each owner's locks are also the kernel's, on a
+//! descriptor of their own (open file description locks, fcntl(2)), which exclude this machine's own processes. A lock
+//! that is waited for is a future and no thread: it is tried again when another client gives something back, and ever
+//! more rarely while it is a local process that holds it. Invariant: the kernel knows each lock before the table does,
+//! and forgets it before those who wait are told.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
