@@ -145,15 +145,21 @@ impl Foresight {
             return;
         }
         let id = dir.id;
-        // One that is still good has been gone through in part already.
+        // One that is still good has been gone through in part already; what was changed here since is not in it.
         let is_good = |there: &Arc<Listed>| {
-            there.is_whole() && !there.is_over(self.ttl) && (there.lease().is_some() || gathered.lease.is_none())
+            let says_more = gathered.own.is_some() && there.own().is_none();
+            let has_lease = there.lease().is_some() || gathered.lease.is_none();
+            there.is_whole() && !there.is_over(self.ttl) && has_lease && !says_more
         };
-        if let Some(good) = self.dirs.get(&id).filter(is_good) {
+        let there = self.dirs.get(&id);
+        if let Some(good) = there.as_ref().filter(|there| is_good(there)) {
             good.takes_over(&gathered);
             return;
         }
         let listed = Listed::new(dir, gathered, self.changes.clone());
+        if let (Some(lease), Some(before)) = (listed.lease(), there.as_ref().and_then(|there| there.lease())) {
+            lease.takes_from(before);
+        }
         let next = if listed.is_bare() { u32::MAX } else { LIST.0.max(listed.len() as u32 / LIST.1) };
         self.dirs.insert(id, listed.clone());
         self.to_list.insert(id, Arc::new(AtomicU32::new(next)));
@@ -324,6 +330,11 @@ impl Foresight {
             Answer::Opened(file) if file.is_good() => Some(file),
             _ => None,
         }
+    }
+
+    /// For how long the kernel keeps what it is told.
+    pub(crate) fn ttl(&self) -> Duration {
+        self.ttl
     }
 
     /// Whether anything is known of the directory `id`.

@@ -6,6 +6,7 @@
 //! told that what it was told under it may be old.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -41,6 +42,11 @@ impl Told {
     fn is_empty(&self) -> bool {
         self.files.is_empty() && self.names.is_empty()
     }
+}
+
+/// The later of two times.
+fn later<K>(entry: Entry<'_, K, Instant>, when: Instant) {
+    entry.and_modify(|there| *there = when.max(*there)).or_insert(when);
 }
 
 /// What the kernel was told lately, and may not know any more.
@@ -134,6 +140,33 @@ impl Leash {
         if self.is_broken() {
             what.iter().for_each(|(name, id)| self.tells(name.as_name(), *id));
             self.teller.dir_broken(self.clone(), self.left());
+        }
+    }
+
+    /// What the kernel was told under `other`, an older lease on the directory, is covered by this one from now on.
+    /// One that is broken takes it back by itself.
+    pub(crate) fn takes_from(&self, other: &Self) {
+        if other.is_broken() {
+            return;
+        }
+        let Told { files, names } = std::mem::take(&mut *other.told.lock());
+        let begins = {
+            let mut told = self.told.lock();
+            let begins = told.is_empty();
+            files.into_iter().for_each(|(id, when)| later(told.files.entry(id), when));
+            names.into_iter().for_each(|(name, when)| later(told.names.entry(name), when));
+            begins && !told.is_empty()
+        };
+        if begins {
+            self.teller.forgets_in_time(self.me.clone());
+        }
+        // A break of either, meanwhile, may have told the kernel of less.
+        if self.is_broken() || other.is_broken() {
+            let left = self.left().min(other.left());
+            self.left.fetch_min(left.to_wire(), Ordering::SeqCst);
+            if let Some(me) = self.me.upgrade() {
+                self.teller.dir_broken(me, left);
+            }
         }
     }
 

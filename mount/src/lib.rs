@@ -27,6 +27,7 @@ mod listing;
 mod locks;
 mod open;
 mod pages;
+mod remembered;
 mod scattered;
 mod serve;
 mod table;

@@ -144,6 +144,21 @@ impl Listed {
         Some([self.sorted[place] as usize, place])
     }
 
+    /// The entries, as they were listed.
+    pub(crate) fn entries(&self) -> &[Seen] {
+        &self.entries
+    }
+
+    /// Whether it was listed less than `time` ago.
+    pub(crate) fn is_younger(&self, time: Duration) -> bool {
+        self.begun.elapsed() < time
+    }
+
+    /// The count of [`Changes`] when it was listed.
+    pub(crate) fn asked(&self) -> u64 {
+        self.asked
+    }
+
     /// How many entries there are.
     pub(crate) fn len(&self) -> usize {
         self.entries.len()

@@ -58,8 +58,8 @@ pub(crate) struct Open {
     pub(crate) too_many: Mutex<Vec<NameBuf>>,
     /// What it shares with others who have the file open, if it does.
     pub(crate) kept: Option<Arc<File>>,
-    /// The directory's lease that covers it, where it has none of its own.
-    pub(crate) _leash: Option<Arc<Leash>>,
+    /// The directory's lease that covers it, where it has none of its own; of a directory, that which says what it holds.
+    pub(crate) leash: Option<Arc<Leash>>,
     /// Keeps pages of it away from the kernel, if it was opened to change the file.
     pub(crate) away: Option<Away>,
     /// What is held back of what was written, if it may be.

@@ -108,6 +108,17 @@ impl Bridge {
         let inode = self.inode(id)?;
         let opener = self.opener(caller, &inode);
         let how = How { directory: true, ..How::READ };
+        // What one user may list another may not.
+        let remembered = if self.options.all_users { None } else { self.foresight.remembered(&inode) };
+        if let Some(remembered) = remembered
+            && self.is_led_to(&inode).await
+        {
+            let (lease, asked) = (remembered.listed().lease().cloned(), remembered.listed().asked());
+            let handle = Handle::Dir(Arc::new(remembered));
+            let mut open = Open::new(inode, None, handle, how, &Attr::default(), None, None).0;
+            (open.leash, open.asked) = (lease, asked);
+            return Ok(self.opens.add(open));
+        }
         let want = Want { attr: true, data: FIRST_ENTRIES, lease: LeaseKind::Read };
         let mut gathered = Gathered::new(&self.changes);
         let (node, opened) = if let Some(ahead) = self.opened_ahead(&inode).await {
@@ -133,6 +144,18 @@ impl Bridge {
         open.asked = gathered.asked;
         *open.listed.lock() = Some(gathered);
         Ok(self.opens.add(open))
+    }
+
+    /// Whether the name of the directory `inode` is known to lead to it, or does so now.
+    async fn is_led_to(&self, inode: &Inode) -> bool {
+        let Some(place) = inode.place() else { return false };
+        let name = place.name.as_name();
+        if self.foresight.own_at(place.dir.id, name, inode.id).is_some() {
+            return true;
+        }
+        let Some(dir) = self.table.at_hand(&place.dir) else { return false };
+        let walked = dir.walk(&[name], Want::default()).await.and_then(Walk::reached);
+        walked.is_ok_and(|reached| inode.is(reached.node.qid()))
     }
 
     /// The directory `inode`, if it was opened ahead and is what was opened.
@@ -200,7 +223,8 @@ impl Bridge {
                 look_up(&self.node_of(&open).await?, &mut batch).await;
             }
         }
-        let lease = open.listed.lock().as_ref().and_then(|gathered| gathered.lease.clone());
+        let gathered = || open.listed.lock().as_ref().and_then(|gathered| gathered.lease.clone());
+        let lease = open.leash.clone().or_else(gathered);
         let add = |found| self.add_to(&list, found, &open, lease.as_deref());
         let ids: Vec<u64> = batch.iter().map_while(add).collect();
         let fitted = ids.len();

@@ -89,7 +89,7 @@ impl Open {
             asked: 0,
             listed,
             too_many,
-            _leash: kept.as_ref().and_then(|file| file.leash()),
+            leash: kept.as_ref().and_then(|file| file.leash()),
             kept,
             away: None,
             hold: None,

@@ -18,6 +18,7 @@ mod names;
 mod on_disk;
 mod promptly;
 mod reads;
+mod remembered;
 mod scattered;
 mod synthetic;
 mod told;
