@@ -113,10 +113,11 @@ impl Reading {
             }
         };
         let (leases, dir) = (&disk.options.leases, self.inode.key.path);
+        let bare = || xattr::none(self.fd.as_fd(), name.as_name(), &place);
         let see = || match disk.see(place.as_fd(), Some(&self.inode.mount), false)? {
             // What is told of a directory is told for a moment alone.
             Seen::File { mut attr, mount } => {
-                attr.bare = attr.qid.kind == p9::FileKind::Dir && !mount.remote && xattr::none(&place);
+                attr.bare = attr.qid.kind == p9::FileKind::Dir && !mount.remote && bare();
                 Ok(attr)
             }
             Seen::Hidden(path) => Ok::<_, Errno>(Empty::attr_of(path)),
@@ -128,11 +129,11 @@ impl Reading {
             && attr.qid.kind != p9::FileKind::Dir
         {
             known = leases.link(self.client, dir, lease, attr.qid.path);
-            let bare = known && attr.mode & libc::S_IFMT == libc::S_IFREG && xattr::none(&place);
+            let is_bare = known && attr.mode & libc::S_IFMT == libc::S_IFREG && bare();
             if known && leases.ended() != ended {
                 attr = see()?;
             } else {
-                attr.bare = bare;
+                attr.bare = is_bare;
             }
         }
         // Those that another client holds back have to be asked for.

@@ -4,7 +4,9 @@
 //! invariant: no call follows a symbolic link or resolves more than one component, except through /proc/self/fd, whose
 //! links the kernel itself makes.
 
+use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use p9::tree::{Lock, LockKind};
 use p9::{Attr, Errno, FileKind, Name, Qid, Time};
@@ -26,6 +28,36 @@ pub(super) fn place(dir: BorrowedFd<'_>, name: Name<'_>, cached: bool) -> Result
 pub(super) fn make(dir: BorrowedFd<'_>, name: Name<'_>, flags: OFlags, mode: u32) -> Result<OwnedFd, Errno> {
     let flags = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
     Ok(retry_on_intr(|| rustix::fs::openat2(dir, name.as_bytes(), flags, Mode::from_raw_mode(mode & 0o7777), ONE))?)
+}
+
+/// How long the list of the extended attributes of the entry `name` of `dir` is, by listxattrat(2). Errors: those of
+/// listxattr(2); `ENOSYS` before Linux 6.13.
+pub(super) fn xattrs_length(dir: BorrowedFd<'_>, name: Name<'_>) -> Result<usize, Errno> {
+    /// Its number on every architecture that counts as they all do since Linux 5.0.
+    const LISTXATTRAT: libc::c_long = 465;
+    static IS_MISSING: AtomicBool = AtomicBool::new(!cfg!(any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        target_arch = "riscv64",
+        target_arch = "powerpc64",
+        target_arch = "s390x"
+    )));
+    if IS_MISSING.load(Ordering::Relaxed) {
+        return Err(Errno::ENOSYS);
+    }
+    let path = CString::new(name.as_bytes()).map_err(|_| Errno::EINVAL)?;
+    let no_list: *mut libc::c_char = std::ptr::null_mut();
+    let flags = libc::AT_SYMLINK_NOFOLLOW;
+    // SAFETY: the path ends with NUL and outlives the call, which is given no room to write to.
+    let length = unsafe { libc::syscall(LISTXATTRAT, dir.as_raw_fd(), path.as_ptr(), flags, no_list, 0_usize) };
+    usize::try_from(length).map_err(|_| {
+        let errno = Errno::from(std::io::Error::last_os_error());
+        // A sandbox that does not know it may say that it is not permitted.
+        if matches!(errno, Errno::ENOSYS | Errno::EPERM) {
+            IS_MISSING.store(true, Ordering::Relaxed);
+        }
+        errno
+    })
 }
 
 /// The path by which the kernel reaches the file open as `fd`, also one that has no name any more.
