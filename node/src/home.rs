@@ -183,6 +183,16 @@ impl Home {
         Ok(Lock { _file: file })
     }
 
+    /// Waits for its turn to look who serves `name` in `run/`, and to serve it; it lasts until what it gives is dropped, and
+    /// should be short.
+    pub fn turn(&self, name: &str) -> Result<File> {
+        let path = self.run()?.join(format!("{name}.turn"));
+        let open = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = open.at("lock the home", path.display())?;
+        flock(&file, FlockOperation::LockExclusive).at("lock the home", path.display())?;
+        Ok(file)
+    }
+
     /// The process that holds [`Home::lock`], if any does.
     pub fn holder(&self) -> Result<Option<u32>> {
         let path = self.path.join("run/lock");

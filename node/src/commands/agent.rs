@@ -39,11 +39,13 @@ pub fn run(context: &Context, typed: &cli::Agent) -> Result<ExitCode> {
     let dialer = Dialer::open(&home, context.agent())?;
     let agent = Agent::new(dialer, context.clone(), home.secret("qid")?)?;
     let served = runtime.block_on(async {
+        // Of several that are started at the same moment one serves; the others find it here.
+        let turn = home.turn(SOCKET)?;
         if control::connect(&path).await?.is_some() {
-            // Another was started at the same moment: it serves as well.
             return output::line("ready");
         }
         let control = Control::serve(&path, agent.tree())?;
+        drop(turn);
         output::line("ready")?;
         let never = tokio::sync::Notify::new();
         tokio::select! {
