@@ -2,8 +2,10 @@
 //!
 //! To hand it to the blocking pool and hear of its end costs several times the work. So it is done in place, in whatever
 //! task asks, as long as nobody is kept waiting by it: by one task of the process at a time, only where the runtime has
-//! another thread for the others, and not for a while after it took long (a disk that is busy, a file of many extents).
+//! another thread for the others, and not for a while after it slept for long (a disk that is busy, a file of many
+//! extents). What only had to wait for a processor says nothing.
 
+use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,7 +16,7 @@ use tokio::runtime::Handle;
 use crate::Errno;
 use crate::cancel::blocking;
 
-/// What took longer than this was not brief.
+/// What took longer than this, and slept meanwhile, was not brief.
 const LONG: Duration = Duration::from_millis(4);
 
 /// How long the pool is used after something was not brief.
@@ -36,6 +38,8 @@ struct Turns {
 pub(crate) struct Turn<'a> {
     turns: &'a Turns,
     since: Instant,
+    /// How often this thread had gone to sleep by then.
+    slept: libc::c_long,
 }
 
 /// Does `work`, which blocks briefly as a rule, as part of the current operation: in place if that keeps nobody else
@@ -56,11 +60,15 @@ pub(crate) fn turn() -> Option<Turn<'static>> {
 impl Turns {
     fn take(&self, now: Instant) -> Option<Turn<'_>> {
         let brief = self.pool_until.load(Ordering::Relaxed) <= since_start(now);
-        (brief && !self.taken.swap(true, Ordering::Acquire)).then_some(Turn { turns: self, since: now })
+        (brief && !self.taken.swap(true, Ordering::Acquire)).then(|| Turn {
+            turns: self,
+            since: now,
+            slept: times_slept(),
+        })
     }
 
-    fn give_back(&self, took: Duration, now: Instant) {
-        if took > LONG {
+    fn give_back(&self, took: Duration, has_slept: bool, now: Instant) {
+        if has_slept && took > LONG {
             self.pool_until.store(since_start(now + AFTER_LONG), Ordering::Relaxed);
         }
         self.taken.store(false, Ordering::Release);
@@ -70,7 +78,17 @@ impl Turns {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let now = Instant::now();
-        self.turns.give_back(now - self.since, now);
+        self.turns.give_back(now - self.since, times_slept() != self.slept, now);
+    }
+}
+
+/// How often this thread has given its processor away, so as to wait for something: `ru_nvcsw` of getrusage(2).
+fn times_slept() -> libc::c_long {
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: it is given room for what it says, all of which may be zero.
+    unsafe {
+        libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr());
+        usage.assume_init().ru_nvcsw
     }
 }
 
@@ -94,17 +112,26 @@ mod tests {
         let first = turns.take(now);
         assert!(first.is_some() && turns.take(now).is_none());
         // As if it had taken no time, however loaded this machine is.
-        turns.give_back(Duration::ZERO, now);
+        turns.give_back(Duration::ZERO, false, now);
         std::mem::forget(first);
         assert!(turns.take(now).is_some());
     }
 
     #[test]
-    fn after_work_that_took_long_the_pool_is_used_for_a_while() {
+    fn after_work_that_slept_for_long_the_pool_is_used_for_a_while() {
         let (turns, now) = (turns(), *START);
-        turns.give_back(2 * LONG, now);
+        turns.give_back(2 * LONG, false, now);
+        assert!(turns.take(now).is_some(), "it waited for a processor");
+        turns.give_back(2 * LONG, true, now);
         assert!(turns.take(now).is_none() && turns.take(now + AFTER_LONG / 2).is_none());
         assert!(turns.take(now + AFTER_LONG).is_some());
+    }
+
+    #[test]
+    fn who_waits_sleeps() {
+        let before = times_slept();
+        thread::sleep(Duration::from_millis(1));
+        assert!(times_slept() > before);
     }
 
     #[tokio::test]
