@@ -52,6 +52,7 @@ macro_rules! change {
 }
 
 mod attrs;
+mod backing;
 mod by_name;
 mod dirs;
 mod exchanged;
@@ -73,6 +74,8 @@ use p9::{Errno, Name, NodeRef};
 use parking_lot::Mutex;
 use tokio::runtime::Handle as Runtime;
 
+use backing::Backings;
+pub(crate) use backing::Local;
 use by_name::LookAgain;
 pub(crate) use dirs::FIRST_ENTRIES;
 pub(crate) use files::FIRST_BYTES;
@@ -107,6 +110,7 @@ pub(crate) struct Bridge {
     table: Arc<Table>,
     opens: Opens,
     locks: Arc<Locks>,
+    backings: Backings,
     /// Threads whose open was told to look the name up anew.
     look_again: Mutex<HashMap<u32, LookAgain>>,
     /// Files that were read, to be closed together.
@@ -160,6 +164,7 @@ impl Bridge {
             table,
             opens: Opens::default(),
             locks: Arc::default(),
+            backings: Backings::default(),
             look_again: Mutex::default(),
             closing: Mutex::default(),
             options,
@@ -256,8 +261,12 @@ impl Bridge {
         self.table.get(id.0)
     }
 
-    /// Writes out what is held back of `inode`, about which somebody asks.
+    /// Writes out what is held back of `inode`, about which somebody asks, and tells nothing that is older than what the kernel
+    /// writes by itself.
     async fn settle(&self, inode: &Inode) {
+        if self.backings.writes(inode.id) {
+            self.changed(inode);
+        }
         if let Some(hold) = inode.held() {
             hold.settle().await;
         }
@@ -269,6 +278,13 @@ impl Bridge {
             Some(node) => Ok(node.clone()),
             None => Ok(self.table.node(&open.inode).await?.0),
         }
+    }
+
+    /// `inode` was changed through this mount: what is known of it is old.
+    fn changed(&self, inode: &Inode) {
+        inode.wrote(0);
+        self.changes.file(inode.qid_path);
+        self.kept.forget(inode.id);
     }
 
     /// A change of `inode` begins.
@@ -297,12 +313,10 @@ struct Changing<'a> {
 impl Drop for Changing<'_> {
     fn drop(&mut self) {
         let Self { bridge, inode, name } = self;
-        inode.wrote(0);
-        bridge.changes.file(inode.qid_path);
         if let Some(name) = name {
             bridge.changes.name(inode.qid_path, *name);
         }
-        bridge.kept.forget(inode.id);
+        bridge.changed(inode);
     }
 }
 

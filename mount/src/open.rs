@@ -4,8 +4,8 @@
 //! the kernel sends once nothing else is under way on it. Invariant: an open file pins its inode's node for as long as it
 //! is in here.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use dashmap::DashMap;
 use p9::{Errno, Handle, NameBuf, NodeRef};
@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::AbortHandle;
 
 use crate::ahead::Ahead;
+use crate::bridge::Local;
 use crate::hold::Hold;
 use crate::kept::File;
 use crate::leash::Leash;
@@ -64,6 +65,8 @@ pub(crate) struct Open {
     pub(crate) away: Option<Away>,
     /// What is held back of what was written, if it may be.
     pub(crate) hold: Option<Arc<Hold>>,
+    /// How it is open to the kernel, where that reads and writes files of this machine itself.
+    pub(crate) local: OnceLock<Local>,
     /// The task that waits for what a poll asked about.
     pub(crate) poll: Mutex<Option<AbortHandle>>,
 }

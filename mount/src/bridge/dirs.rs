@@ -293,7 +293,7 @@ impl Bridge {
         // Of what cannot be asked about the type is known, and the kernel asks again before it uses the rest.
         let unknown = Attr { qid, mode: kind & libc::S_IFMT, size: inode.size(), ..Attr::default() };
         // Nor is what the server says of a file the truth while something of it is held back.
-        let attr = attr.filter(|_| inode.held().is_none());
+        let attr = attr.filter(|_| inode.held().is_none() && !self.backings.writes(inode.id));
         // Nor what came along with the listing, where it was changed through this mount since.
         let is_old = || {
             let name = self.changes.is_old_name(asked, dir.qid_path, name.as_name());

@@ -4,8 +4,8 @@
 //! offsets that mean something go through the kernel's pages, unless what the tree says of their length is no guide;
 //! streams do not.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -93,6 +93,7 @@ impl Open {
             kept,
             away: None,
             hold: None,
+            local: OnceLock::new(),
             poll,
         };
         (open, flags)

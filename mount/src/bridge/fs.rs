@@ -77,6 +77,7 @@ impl Filesystem for Fs {
         _ = config.set_max_write(MAX_WRITE);
         _ = config.set_max_readahead(MAX_WRITE).or_else(|most| config.set_max_readahead(most));
         _ = config.set_max_background(64);
+        self.0.backings.ask(config);
         Ok(())
     }
 
@@ -178,26 +179,27 @@ impl Filesystem for Fs {
     }
 
     fn open(&self, r: &Request, id: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let who = (r.uid(), r.pid());
-        answer!(self, r, Unbounded, reply, |b| b.open(id, flags.0, who), |reply, (number, flags)| {
-            reply.opened(FileHandle(number), flags);
+        let (who, bridge) = ((r.uid(), r.pid()), self.0.clone());
+        answer!(self, r, Unbounded, reply, |b| b.open(id, flags.0, who), move |reply, (number, flags)| {
+            bridge.opened(reply, number, flags);
         });
     }
 
     fn create(
         &self, r: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, flags: i32, reply: ReplyCreate,
     ) {
-        let (name, ttl, owner) = (owned(name), self.0.options.ttl, self.owner(r));
-        answer!(
-            self,
-            r,
-            Bounded,
+        let (name, bridge, owner) = (owned(name), self.0.clone(), self.owner(r));
+        answer!(self, r, Bounded, reply, |b| b.create(parent, &name, mode, flags, owner), move |reply,
+                                                                                                (
+            attr,
+            number,
+            flags,
+        )| bridge.created(
             reply,
-            |b| b.create(parent, &name, mode, flags, owner),
-            move |reply, (attr, fh, flags)| {
-                reply.created(&ttl, &attr, ONLY, FileHandle(fh), flags);
-            }
-        );
+            &attr,
+            ONLY,
+            (number, flags)
+        ));
     }
 
     fn read(

@@ -12,6 +12,7 @@ mod everyone;
 mod hold;
 mod kept;
 mod listings;
+mod local;
 mod locks;
 mod mapped;
 mod names;
