@@ -109,7 +109,7 @@ fn a_namespace_file_that_is_none_mounts_nothing_and_says_where(machine: Machine)
         machine.write("ns", text);
         machine.slashn(&["mount", n.to_str().unwrap(), "--ns", "ns"]).exits(1).complains(&["slashn: mount: ", part]);
     };
-    refused("mount nobody /x\n", "mount nobody: No such file or directory");
+    refused("mount nobody /x\n", "mount nobody: no node of that name is known");
     refused("bind /no /x\n", "/no: No such file");
     refused("unmount /x\n", "/x: not mounted");
     machine.slashn(&["mount", n.to_str().unwrap(), "--ns", "none"]).exits(1).complains(&["none: No such file"]);
