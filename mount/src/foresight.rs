@@ -428,7 +428,7 @@ impl Foresight {
 
     /// Whether the start of what was seen seems to be on this machine's disk.
     fn is_on_disk(&self, seen: &Seen) -> bool {
-        seen.attr.is_some_and(|attr| self.disk.knows(attr.qid.path, attr.size, attr.ctime))
+        seen.attr().is_some_and(|attr| self.disk.knows(attr.qid.path, attr.size, attr.ctime))
     }
 
     /// The whole file `name` of `dir`, if it still has these attributes.

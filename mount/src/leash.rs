@@ -123,6 +123,12 @@ impl Leash {
         }
     }
 
+    /// How many files and names the kernel was told of.
+    pub(crate) fn told(&self) -> usize {
+        let told = self.told.lock();
+        told.files.len() + told.names.len()
+    }
+
     /// Forgets what the kernel was told longer than `ttl` ago. Whether anything is left.
     pub(crate) fn forgets_old(&self, ttl: Duration) -> bool {
         let mut told = self.told.lock();

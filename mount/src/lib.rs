@@ -25,6 +25,7 @@ mod lasting;
 mod leash;
 mod listing;
 mod locks;
+mod noted;
 mod open;
 mod pages;
 mod remembered;

@@ -14,13 +14,14 @@ use parking_lot::Mutex;
 use crate::changes::Changes;
 use crate::foresight::State as Ways;
 use crate::leash::Leash;
+use crate::noted::Noted;
 use crate::table::Inode;
 
 /// An entry of a directory, as it was listed.
 pub(crate) struct Seen {
     pub(crate) name: NameBuf,
     /// Its attributes, if they came along.
-    pub(crate) attr: Option<Attr>,
+    noted: Option<Noted>,
     /// What the kernel was told to call it, if it was told of it.
     pub(crate) id: Option<u64>,
     /// Where the listing goes on after it.
@@ -30,13 +31,23 @@ pub(crate) struct Seen {
 impl Seen {
     /// What a listing says of `entry`.
     pub(crate) fn of(entry: &Entry<'_>) -> Self {
-        Self { name: entry.name.into(), attr: entry.attr.copied(), id: None, cookie: entry.cookie }
+        Self::new(entry.name.into(), entry.attr, None, entry.cookie)
+    }
+
+    /// `name`, which the kernel was told to call `id`.
+    pub(crate) fn new(name: NameBuf, attr: Option<&Attr>, id: Option<u64>, cookie: u64) -> Self {
+        Self { name, noted: attr.and_then(Noted::of), id, cookie }
+    }
+
+    /// Its attributes, if they came along.
+    pub(crate) fn attr(&self) -> Option<Attr> {
+        self.noted.as_ref().map(Noted::attr)
     }
 
     /// The length of a regular file whose contents stay what they are while nobody changes them.
     pub(crate) fn plain(&self) -> Option<u64> {
         let regular = |attr: &Attr| attr.mode & libc::S_IFMT == libc::S_IFREG && attr.qid.version != 0;
-        self.attr.filter(regular).map(|attr| attr.size)
+        self.attr().filter(regular).map(|attr| attr.size)
     }
 }
 
@@ -196,7 +207,7 @@ impl Listed {
 
     /// Whether it tells nothing but the order of its names.
     pub(crate) fn is_bare(&self) -> bool {
-        self.lease.is_none() && self.entries.iter().all(|seen| seen.attr.is_none())
+        self.lease.is_none() && self.entries.iter().all(|seen| seen.noted.is_none())
     }
 
     /// What may be told of `name`; the kernel keeps things for `ttl`.
@@ -207,7 +218,7 @@ impl Listed {
         let Some([entry, _]) = self.find(name) else {
             return (self.whole && self.holds(LeaseKind::Attr)).then_some(Known::Missing);
         };
-        let attr = self.entries[entry].attr?;
+        let attr = self.entries[entry].attr()?;
         let is_dir = attr.qid.kind == FileKind::Dir;
         // What has other names may be changed by those, which not everybody tells.
         if !is_dir && attr.nlink != 1 || self.changes.is_old(self.asked, attr.qid.path) {
@@ -226,7 +237,7 @@ impl Listed {
 
     /// Whether `name` is still that of the directory `qid`.
     pub(crate) fn still_leads(&self, name: Name<'_>, qid: Qid) -> bool {
-        let there = || self.find(name).and_then(|[entry, _]| self.entries[entry].attr);
+        let there = || self.find(name).and_then(|[entry, _]| self.entries[entry].attr());
         self.holds(LeaseKind::Attr)
             && !self.changes.is_old_name(self.asked, self.dir.qid_path, name)
             && there().is_some_and(|attr| (attr.qid.kind, attr.qid.path) == (qid.kind, qid.path))
@@ -288,7 +299,7 @@ mod tests {
     use super::*;
 
     fn seen(name: &str, cookie: u64) -> Seen {
-        Seen { name: NameBuf::new(name).unwrap(), attr: None, id: None, cookie }
+        Seen::new(NameBuf::new(name).unwrap(), None, None, cookie)
     }
 
     #[test]

@@ -61,16 +61,16 @@ impl Pages {
 impl Away {
     /// The kernel is given no pages of `inode` from now on.
     pub(crate) async fn from(inode: &Arc<Inode>) -> Self {
-        inode.pages.state.lock().away += 1;
+        inode.pages().state.lock().away += 1;
         let away = Self(inode.clone());
-        inode.pages.settled().await;
+        inode.pages().settled().await;
         away
     }
 }
 
 impl Drop for Away {
     fn drop(&mut self) {
-        self.0.pages.state.lock().away -= 1;
+        self.0.pages().state.lock().away -= 1;
     }
 }
 
@@ -109,7 +109,7 @@ impl Gift {
     pub(crate) fn give(&self, kernel: &Kernel) {
         let Self { inode, file, writes, pages } = self;
         // In this order: whoever makes them old from here on has what was given dropped.
-        let Some(_giving) = inode.pages.give() else { return };
+        let Some(_giving) = inode.pages().give() else { return };
         if !file.is_filled_as(inode) || inode.writes() != *writes {
             return;
         }
@@ -133,27 +133,27 @@ mod tests {
     fn nothing_is_given_while_somebody_may_change_the_file_and_who_begins_to_waits() {
         let inode = Inode::root_for_tests();
         let cx = &mut Context::from_waker(Waker::noop());
-        let giving = inode.pages.give();
-        assert!(giving.is_some() && inode.pages.give().is_none(), "one at a time");
+        let giving = inode.pages().give();
+        assert!(giving.is_some() && inode.pages().give().is_none(), "one at a time");
         let mut begins = pin!(Away::from(&inode));
         assert!(begins.as_mut().poll(cx).is_pending(), "something is being given");
-        assert!(inode.pages.give().is_none(), "somebody is about to change the file");
+        assert!(inode.pages().give().is_none(), "somebody is about to change the file");
         drop(giving);
         let Poll::Ready(away) = begins.poll(cx) else { panic!("nothing is being given") };
-        assert!(inode.pages.give().is_none());
+        assert!(inode.pages().give().is_none());
         drop(away);
-        assert!(inode.pages.give().is_some());
+        assert!(inode.pages().give().is_some());
     }
 
     #[test]
     fn who_gives_up_to_begin_keeps_nothing_away() {
         let inode = Inode::root_for_tests();
-        let giving = inode.pages.give();
+        let giving = inode.pages().give();
         {
             let mut begins = pin!(Away::from(&inode));
             assert!(begins.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         }
         drop(giving);
-        assert!(inode.pages.give().is_some());
+        assert!(inode.pages().give().is_some());
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use p9::{Dir, DirSink, Entry, Errno, FileKind, Name, Reply};
+use p9::{Attr, Dir, DirSink, Entry, Errno, FileKind, Name, Reply};
 
 use crate::foresight::Foresight;
 use crate::listing::{Listed, Seen};
@@ -28,7 +28,7 @@ impl Foresight {
     pub(crate) fn remembered(&self, inode: &Inode) -> Option<Remembered> {
         let (listed, _) = self.own(inode.id).filter(|(listed, _)| listed.is_whole())?;
         let ttl = self.ttl();
-        listed.entries().iter().all(|seen| seen.attr.is_some()).then(|| Remembered {
+        listed.entries().iter().all(|seen| seen.attr().is_some()).then(|| Remembered {
             listed,
             ttl,
             given: AtomicUsize::new(0),
@@ -54,12 +54,11 @@ impl Remembered {
         near.or_else(|| entries.iter().position(is_last)).map(|last| last + 1).ok_or(Errno::EINVAL)
     }
 
-    /// What is told of a directory is told for a moment alone.
-    fn entry<'a>(&self, seen: &'a Seen) -> Option<Entry<'a>> {
-        let attr = seen.attr.as_ref()?;
+    /// An entry with these attributes. What is told of a directory is told for a moment alone.
+    fn entry<'a>(&self, seen: &'a Seen, attr: &'a Attr) -> Entry<'a> {
         let is_fresh = attr.qid.kind != FileKind::Dir || self.listed.is_younger(self.ttl / 2);
         let (kind, name): (_, Name<'a>) = (attr.mode & libc::S_IFMT, seen.name.as_name());
-        Some(Entry { cookie: seen.cookie, qid: attr.qid, kind, attr: Some(attr).filter(|_| is_fresh), name })
+        Entry { cookie: seen.cookie, qid: attr.qid, kind, attr: Some(attr).filter(|_| is_fresh), name }
     }
 }
 
@@ -72,7 +71,7 @@ impl Dir for Remembered {
         let mut given = after;
         for seen in &self.listed.entries()[after..] {
             given += 1;
-            if self.entry(seen).is_some_and(|entry| each(entry).is_break()) {
+            if seen.attr().is_some_and(|attr| each(self.entry(seen, &attr)).is_break()) {
                 break;
             }
         }

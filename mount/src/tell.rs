@@ -19,6 +19,7 @@ use p9::{Name, NameBuf};
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::Semaphore;
 
+use crate::allocator;
 use crate::kept::{File, Kept};
 use crate::leash::{Leash, Old};
 use crate::pages::Gift;
@@ -26,6 +27,9 @@ use crate::table::Inode;
 
 /// Files and directories about which the kernel is told at a time what it may have to wait for.
 const AT_A_TIME: usize = 16;
+
+/// What the kernel was told of so many files and names takes room that is worth giving back.
+const MANY: usize = 1000;
 
 /// Tells the kernel through one mount.
 #[derive(Clone)]
@@ -115,7 +119,7 @@ impl Teller {
     /// that are under way have ended.
     pub(crate) async fn contents_changed(&self, inode: &Inode) {
         let (Some(kernel), id) = (self.kernel.get().cloned(), INodeNo(inode.id)) else { return };
-        inode.pages.settled().await;
+        inode.pages().settled().await;
         _ = tokio::task::spawn_blocking(move || tell(&kernel, id, 0)).await;
     }
 
@@ -148,7 +152,11 @@ impl Teller {
         self.late.runtime.spawn(async move {
             loop {
                 tokio::time::sleep(ttl * 3 / 2).await;
+                let told = leash.upgrade().map_or(0, |leash| leash.told());
                 if leash.upgrade().is_none_or(|leash| !leash.forgets_old(ttl)) {
+                    if told >= MANY {
+                        _ = tokio::task::spawn_blocking(allocator::give_back).await;
+                    }
                     return;
                 }
             }
@@ -249,7 +257,7 @@ impl Late {
         let settled = inodes.clone();
         let settled = async move {
             for inode in settled {
-                inode.pages.settled().await;
+                inode.pages().settled().await;
             }
         };
         self.tell_after(settled, kernel, move |kernel| {

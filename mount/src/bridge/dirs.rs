@@ -244,7 +244,7 @@ impl Bridge {
         let seen = |(found, id): (Found, u64)| {
             // What the listing did not tell no lease covers.
             let attr = found.attr.filter(|_| found.node.is_none());
-            Seen { name: found.name, attr, id: Some(id), cookie: found.cookie }
+            Seen::new(found.name, attr.as_ref(), Some(id), found.cookie)
         };
         self.has_listed(&open, after, batch.into_iter().zip(ids).map(seen), ended);
         Ok(told)

@@ -110,7 +110,7 @@ impl Foresight {
         let begun = Instant::now();
         for place in next {
             let (entry, seen) = listed.at(order, place);
-            if seen.attr.is_none_or(|attr| attr.qid.kind != FileKind::Dir) {
+            if seen.attr().is_none_or(|attr| attr.qid.kind != FileKind::Dir) {
                 continue;
             }
             let (dir, name, asked) = (dir.clone(), seen.name.clone(), self.changes.count());

@@ -4,7 +4,7 @@
 //! never across a wait. Invariant: an open file pins its node, so that it is served although it has no name any more.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use p9::{Attr, FileKind, Name, NameBuf, NodeRef, Qid, Time};
@@ -22,8 +22,8 @@ pub(crate) struct Inode {
     /// The path of its qid.
     pub(crate) qid_path: u64,
     state: Mutex<State>,
-    /// Who gives the kernel pages of it.
-    pub(crate) pages: Pages,
+    /// Who gives the kernel pages of it, if anybody has or has kept them away.
+    pages: OnceLock<Box<Pages>>,
     /// Its length, as last heard.
     size: AtomicU64,
     /// Counts the writes through this mount, and whatever else makes old what was read before.
@@ -90,7 +90,7 @@ impl Inode {
             kind: qid.kind,
             qid_path: qid.path,
             state: Mutex::default(),
-            pages: Pages::default(),
+            pages: OnceLock::new(),
             size: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             mode: AtomicU32::new(0),
@@ -101,6 +101,11 @@ impl Inode {
     #[cfg(test)]
     pub(crate) fn root_for_tests() -> Arc<Self> {
         Arc::new(Self::new(super::ROOT, Qid::default()))
+    }
+
+    /// Who gives the kernel pages of it.
+    pub(crate) fn pages(&self) -> &Pages {
+        self.pages.get_or_init(Box::default)
     }
 
     /// Whether `qid` is this file's.
