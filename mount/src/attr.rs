@@ -36,7 +36,7 @@ pub(crate) fn missing() -> FileAttr {
 }
 
 /// The type bits of the mode; the qid's kind where a tree left them out.
-fn type_bits(attr: &Attr) -> u32 {
+pub(crate) fn type_bits(attr: &Attr) -> u32 {
     match attr.mode & libc::S_IFMT {
         0 => attr.qid.kind.mode_bits(),
         bits => bits,

@@ -172,8 +172,8 @@ impl Filesystem for Fs {
     }
 
     fn link(&self, r: &Request, id: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (name, ttl) = (owned(name), self.0.options.ttl);
-        answer!(self, r, Bounded, reply, |b| b.link(id, parent, &name), move |reply, attr| {
+        let name = owned(name);
+        answer!(self, r, Bounded, reply, |b| b.link(id, parent, &name), |reply, (attr, ttl)| {
             reply.entry(&ttl, &attr, ONLY);
         });
     }

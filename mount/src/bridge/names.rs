@@ -10,7 +10,7 @@ use fuser::{FileAttr, INodeNo};
 use p9::{Attr, Created, Errno, How, Name, New, NodeRef, Walk, Want, What};
 
 use super::Bridge;
-use crate::attr::{missing, to_fuse};
+use crate::attr::{missing, to_fuse, type_bits};
 use crate::foresight::Found;
 use crate::hold::Hold;
 use crate::open::Open;
@@ -111,11 +111,21 @@ impl Bridge {
         &self, parent: INodeNo, name: &[u8], what: What<'_>, mode: u32, owner: Owner,
     ) -> Result<FileAttr, Errno> {
         let (dir, name) = (self.inode(parent)?, Name::new(name)?);
+        let wanted = match what {
+            What::Dir => libc::S_IFDIR,
+            What::Link(_) => libc::S_IFLNK,
+            What::File(_) => libc::S_IFREG,
+            What::Device { kind, .. } => kind,
+        };
         let created = self.create_in(&dir, name, New { what, mode: mode & 0o7777, owner }, false, EIO).await?;
         if let Some(handle) = &created.handle {
             handle.close().await?;
         }
         let attr = attr_of(&created.node, created.attr).await?;
+        // Another may have moved something else there meanwhile: the kernel takes no other kind for what it asked for.
+        if type_bits(&attr) != wanted {
+            return Err(Errno::ENOENT);
+        }
         Ok(self.entry(&dir, name, created.node, &attr).1)
     }
 
@@ -169,18 +179,27 @@ impl Bridge {
         Ok((shown, self.opens.add(open), flags))
     }
 
-    /// Makes `name` in `parent` another name of `target`.
-    pub(super) async fn link(&self, target: INodeNo, parent: INodeNo, name: &[u8]) -> Result<FileAttr, Errno> {
+    /// Makes `name` in `parent` another name of `target`; gives what the kernel is told of it, and how long it may keep that.
+    pub(super) async fn link(
+        &self, target: INodeNo, parent: INodeNo, name: &[u8],
+    ) -> Result<(FileAttr, Duration), Errno> {
         let (target, dir, name) = (self.inode(target)?, self.inode(parent)?, Name::new(name)?);
         self.settle(&target).await;
         {
             let _changing = (self.changing(&target), self.changing_name(&dir, name));
             change!(self, EIO, [&dir, &target], |nodes| nodes[0].link(&nodes[1], name).await)?;
         }
-        // Asked for anew: the number of links has changed, and the node should be the one at this place.
-        let reached = ask!(self, &dir, |node| node.walk(&[name], Want::ATTR).await.and_then(Walk::reached))?;
-        let attr = attr_of(&reached.node, reached.attr).await?;
-        Ok(self.entry(&dir, name, reached.node, &attr).1)
+        // Asked for anew: the number of links has changed, and the node should be the one at this place, unless another has
+        // moved it on meanwhile.
+        let reached = ask!(self, &dir, |node| node.walk(&[name], Want::ATTR).await.and_then(Walk::reached));
+        let (node, attr, ttl) = match reached {
+            Ok(reached) if target.is(reached.node.qid()) => (reached.node, reached.attr, self.options.ttl),
+            Ok(_) | Err(Errno::ENOENT) => (self.table.node(&target).await?.0, None, Duration::ZERO),
+            Err(errno) => return Err(errno),
+        };
+        let gone = |errno| if errno == Errno::ESTALE { Errno::ENOENT } else { errno };
+        let attr = attr_of(&node, attr).await.map_err(gone)?;
+        Ok((self.entry(&dir, name, node, &attr).1, ttl))
     }
 
     /// Removes `name` from `parent`: an empty directory, if `directory`.

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use p9::{Attr, Errno, Handle, How, Name, Node, Qid, Reply, Walk, Want, synth};
+use p9::{Attr, Created, Errno, Handle, How, Name, New, Node, Qid, Reply, Walk, Want, synth};
 
 use super::*;
 
@@ -324,4 +324,51 @@ fn names_that_go_while_they_are_listed_are_left_out_and_end_nothing() {
     let (.., shown) = counted(500, 500);
     let list = std::process::Command::new("ls").arg(&*shown).output().unwrap();
     assert!(list.status.success(), "{list:?}");
+}
+
+/// A disk where somebody exchanges what was just made for what is called `other`.
+#[derive(Clone)]
+struct Exchanged(Arc<PathBuf>);
+
+impl Exchanged {
+    fn exchange(&self, name: Name<'_>) {
+        let [made, other] = [name.as_os_str(), "other".as_ref()].map(|name| self.0.join(name));
+        let (here, how) = (rustix::fs::CWD, rustix::fs::RenameFlags::EXCHANGE);
+        rustix::fs::renameat_with(here, made, here, other, how).unwrap();
+    }
+}
+
+impl p9::layer::Layer for Exchanged {
+    fn create<'a>(&'a self, below: &'a NodeRef, name: Name<'a>, what: New<'a>) -> Reply<'a, Created> {
+        Reply::later(async move {
+            let created = below.create(name, what).await?;
+            self.exchange(name);
+            let reached = below.walk(&[name], Want::ATTR).await?.reached()?;
+            Ok(self.created(name, Created { node: reached.node, attr: reached.attr, ..created }))
+        })
+    }
+
+    fn link<'a>(&'a self, below: &'a NodeRef, target: &'a NodeRef, name: Name<'a>) -> Reply<'a, ()> {
+        Reply::later(async move {
+            below.link(&self.ours(target)?.below, name).await?;
+            self.exchange(name);
+            Ok(())
+        })
+    }
+}
+
+#[test]
+fn what_another_moves_away_as_soon_as_it_is_made_is_no_error_of_the_disk() {
+    let (folder, root) = disk();
+    let there = |name: &str| folder.path().join(name);
+    fs::write(there("file"), "text").unwrap();
+    fs::write(there("other"), "another").unwrap();
+    let shown = Shown::new(p9::layer::Layer::over(Exchanged(Arc::new(folder.path().to_path_buf())), root));
+    let told = fs::create_dir(shown.path("made")).unwrap_err();
+    assert_eq!(told.kind(), std::io::ErrorKind::NotFound, "a file is there by now: {told}");
+    assert!(there("other").is_dir() && fs::read_to_string(shown.path("made")).unwrap() == "another");
+    fs::hard_link(shown.path("file"), shown.path("linked")).unwrap();
+    assert!(shown.path("linked").is_dir(), "what was exchanged for the link");
+    assert_eq!(fs::read_to_string(shown.path("other")).unwrap(), "text");
+    assert_eq!(fs::metadata(shown.path("file")).unwrap().nlink(), 2);
 }
