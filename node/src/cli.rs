@@ -258,6 +258,9 @@ pub struct Bind {
     /// Its contents may be cached
     #[arg(short = 'C')]
     pub cache: bool,
+    /// Directories of one name, in it and in what else was bound so, are one
+    #[arg(short)]
+    pub merge: bool,
     /// Say nothing if it cannot be done
     #[arg(short)]
     pub quiet: bool,
@@ -266,18 +269,18 @@ pub struct Bind {
     /// Where
     pub old: String,
     /// The mount [default: the one that OLD is in, else as `slashn mount`]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long = "mount", value_name = "DIR")]
     pub mount: Option<PathBuf>,
 }
 
 /// Take away what was bound or mounted at OLD: all of it, or NEW alone.
 #[derive(Args, Debug)]
 pub struct Unbind {
-    /// What, and where: [NEW] OLD
+    /// What, if not all of it, and where
     #[arg(required = true, num_args = 1..=2, value_names = ["NEW", "OLD"])]
     pub paths: Vec<String>,
     /// The mount [default: the one that OLD is in, else as `slashn mount`]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long = "mount", value_name = "DIR")]
     pub mount: Option<PathBuf>,
 }
 

@@ -4,6 +4,7 @@
 //! stands for (member, the member's cookie), so that going on asks that member to go on, and nothing is gathered; a
 //! place with a single source hands out that source's own cookies.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -23,6 +24,10 @@ pub(crate) struct Listing {
     /// What is mounted below and in no tree here, or hides what is; in the order of the names.
     mounts: Vec<(NameBuf, Qid)>,
     members: Vec<(Under, Arc<dyn Dir>)>,
+    /// By number, those that merge.
+    merging: Vec<usize>,
+    /// Which of those had each of their names first.
+    first: Mutex<HashMap<NameBuf, usize>>,
     /// Where each cookie that was handed out leads: cookie N is number N - 1. The mounts are member 0.
     cookies: Mutex<Vec<(usize, u64)>>,
 }
@@ -41,10 +46,13 @@ impl Listing {
                 mounts.push((name.into(), qid(name)));
             }
         }
-        let (mut open, mut failed) = (Vec::new(), None);
+        let (mut open, mut failed, mut merging) = (Vec::new(), None, Vec::new());
         for member in members {
             match member.node.open(how).await {
-                Ok(Handle::Dir(dir)) => open.push((Under { id: member.id, at: None }, dir)),
+                Ok(Handle::Dir(dir)) => {
+                    open.push((Under { id: member.id, at: None }, dir));
+                    merging.extend(member.merge.then_some(open.len()));
+                }
                 Ok(_) => failed = Some(Errno::ENOTDIR),
                 Err(Errno::EINTR) => return Err(Errno::EINTR),
                 Err(errno) => failed = Some(errno),
@@ -52,7 +60,7 @@ impl Listing {
         }
         match failed {
             Some(errno) if open.is_empty() && mounts.is_empty() => Err(errno),
-            _ => Ok(Self { mounts, members: open, cookies: Mutex::default() }),
+            _ => Ok(Self { mounts, members: open, merging, first: Mutex::default(), cookies: Mutex::default() }),
         }
     }
 
@@ -87,7 +95,18 @@ impl Listing {
         }
     }
 
-    fn hides(&self, name: Name<'_>) -> bool {
+    /// Whether the name, of member `at`, is listed as another's.
+    fn hides(&self, name: Name<'_>, at: usize) -> bool {
+        if self.merging.len() > 1 && self.merging.contains(&at) {
+            let mut first = self.first.lock();
+            let known = first.get(name.as_bytes()).copied();
+            if known.is_none() && first.len() < MAX_COOKIES {
+                first.insert(name.into(), at);
+            }
+            if known.is_some_and(|first| first != at) {
+                return true;
+            }
+        }
         self.mounts.binary_search_by(|(mount, _)| mount.as_name().cmp(&name)).is_ok()
     }
 
@@ -109,7 +128,7 @@ impl Listing {
         for (at, (under, dir)) in self.members.iter().enumerate().skip(member - 1) {
             let mut full = None;
             let mut take = |entry: Entry<'_>| {
-                if self.hides(entry.name) {
+                if self.hides(entry.name, at + 1) {
                     return ControlFlow::Continue(());
                 }
                 let Some(cookie) = self.cookie(last, at + 1, entry.cookie) else {

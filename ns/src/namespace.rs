@@ -122,6 +122,7 @@ impl Namespace {
         let from: Arc<str> = new.into();
         for member in &mut members {
             member.create = flags.create && (member.create || !many);
+            member.merge = flags.merge;
             member.from = from.clone();
         }
         let line = Line::Bind { flags, new: new.into(), old };
@@ -258,7 +259,13 @@ impl Namespace {
 
 /// The change that a mount makes.
 pub(crate) fn mount(server: &str, spec: &str, root: NodeRef, old: &str, flags: Flags) -> Result<Change, Error> {
-    let member = Member { id: TreeId::of(server, spec), node: root, create: flags.create, from: server.into() };
+    let member = Member {
+        id: TreeId::of(server, spec),
+        node: root,
+        create: flags.create,
+        merge: flags.merge,
+        from: server.into(),
+    };
     let path = split(old)?;
     let line = Line::Mount { flags, server: server.into(), old: clean("/", old), spec: spec.into() };
     Ok(Change { old: path, new: None, members: vec![member], original: None, flags, line })

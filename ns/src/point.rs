@@ -53,6 +53,28 @@ pub(crate) async fn first_with(members: &[Member], name: Name<'_>) -> Result<Opt
     Ok(None)
 }
 
+/// What `name` is in `members`: the file of the first that has it, or, where that is a directory and its member merges,
+/// those of all that do. Errors: `EINTR`.
+async fn all_with(members: &[Member], name: Name<'_>) -> Result<Vec<Member>, Errno> {
+    let mut all: Vec<Member> = Vec::new();
+    for member in members {
+        if all.is_empty() || member.merge {
+            let Some(mut found) = first_with(std::slice::from_ref(member), name).await? else { continue };
+            let is_dir = found.node.qid().kind == FileKind::Dir;
+            if member.merge && is_dir {
+                (found.create, found.merge) = (member.create, true);
+                all.push(found);
+            } else if all.is_empty() {
+                return Ok(vec![found]);
+            } else {
+                // A file of that name hides what is behind it, as it is hidden itself.
+                break;
+            }
+        }
+    }
+    Ok(all)
+}
+
 /// The directory that the file `new_name` of `new_dir` is in, or is to be in, when it is moved there out of `from`.
 pub(crate) async fn move_target(from: &Member, new_dir: &NodeRef, new_name: Name<'_>) -> Result<NodeRef, Errno> {
     target(from, new_dir, new_name).await.map(|dir| Lazy::real(&dir))
@@ -90,6 +112,14 @@ async fn target(from: &Member, new_dir: &NodeRef, new_name: Name<'_>) -> Result<
         Err(errno) => return Err(errno),
     };
     target.map(|member| member.node.clone()).ok_or(Errno::EXDEV)
+}
+
+/// A walk that came to `qid` and went on with `walk`.
+fn onward(qid: Qid, walk: Result<Walk, Errno>) -> Walk {
+    match walk {
+        Ok(walk) => Walk { qids: [vec![qid], walk.qids].concat(), end: walk.end },
+        Err(errno) => Walk { qids: vec![qid], end: Err(errno) },
+    }
 }
 
 impl Clone for Point {
@@ -147,7 +177,7 @@ impl Point {
         if !below.members.is_empty() {
             return Ok(Self::new(at, Vec::new()));
         }
-        Ok(Self::new(at, first_with(members, name).await?.into_iter().collect()))
+        Ok(Self::new(at, all_with(members, name).await?))
     }
 
     /// Follows `names` as far as the table knows them.
@@ -196,7 +226,13 @@ impl Point {
     /// whatever becomes of the rest.
     async fn beyond(&self, names: &[Name<'_>], want: Want) -> Result<Walk, Errno> {
         let mut missing = Errno::ENOENT;
-        for member in self.members() {
+        let members = self.members();
+        if let Some((first, rest)) = names.split_first()
+            && members.iter().any(|member| member.merge)
+        {
+            return self.merged(&members, *first, rest, want).await;
+        }
+        for member in members {
             match member.node.walk(names, want).await {
                 Ok(walk) => return Ok(self.over(&member).walked(names, walk)),
                 Err(Errno::EINTR) => return Err(Errno::EINTR),
@@ -206,6 +242,31 @@ impl Point {
             }
         }
         Err(missing)
+    }
+
+    /// The same where members merge: what is one directory of several is a place, further down, too.
+    async fn merged(&self, members: &[Member], first: Name<'_>, rest: &[Name<'_>], want: Want) -> Result<Walk, Errno> {
+        let all = all_with(members, first).await?;
+        let Some(one) = all.first() else {
+            // A member that cannot be asked may have it.
+            return Err(self.having(first, members).await.err().unwrap_or(Errno::ENOENT));
+        };
+        if !one.merge {
+            let under = self.over(one).enter(&[first]);
+            let (qid, node) = (under.qid(one.node.qid()), under.over(one.node.clone()));
+            if rest.is_empty() {
+                let attr = node.attr_if(want.attr).await?;
+                return Ok(Walk { qids: vec![qid], end: Ok(Reached { node, attr, lease: None }) });
+            }
+            return Ok(onward(qid, node.walk(rest, want).await));
+        }
+        let point = Self::new(self.at.enter(&[first]), all);
+        let qid = point.qid_here();
+        if rest.is_empty() {
+            let attr = if want.attr { Some(point.attr_here().await?) } else { None };
+            return Ok(Walk { qids: vec![qid], end: Ok(Reached { node: Arc::new(point), attr, lease: None }) });
+        }
+        Ok(onward(qid, Box::pin(point.walk_on(rest, want)).await))
     }
 
     pub(crate) async fn open_on(&self, names: &[Name<'_>], how: How, want: Want) -> Result<Opened, Errno> {
@@ -219,7 +280,7 @@ impl Point {
         }
         match &here.members()[..] {
             // One tree and nothing mounted further down: one request.
-            [only] => {
+            [only] if !only.merge => {
                 let opened = only.node.open_at(rest, how, want).await?;
                 Ok(here.over(only).opened(rest, opened))
             }

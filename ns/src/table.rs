@@ -21,6 +21,8 @@ pub(crate) struct Member {
     pub(crate) node: NodeRef,
     /// Whether files may be created in it (`-c`).
     pub(crate) create: bool,
+    /// Whether its directories are one with those of the same name in others of which this is so (`-m`).
+    pub(crate) merge: bool,
     /// What it was called when it was put here: a server, or the path of a bind. Empty for what was here before.
     pub(crate) from: Arc<str>,
 }
@@ -28,7 +30,7 @@ pub(crate) struct Member {
 impl Member {
     /// What a tree further up has at a place.
     pub(crate) fn beneath(id: TreeId, node: NodeRef) -> Self {
-        Self { id, node, create: true, from: "".into() }
+        Self { id, node, create: true, merge: false, from: "".into() }
     }
 
     fn is(&self, other: &Self) -> bool {
@@ -114,7 +116,7 @@ impl Table {
         let Change { old, new, members: added, original, flags, line } = change;
         Arc::make_mut(&mut self.root).change(&old, |members| {
             if members.is_empty() && flags.union() {
-                members.extend(original.map(|it| Member { create: false, from: "".into(), ..it }));
+                members.extend(original.map(|it| Member { create: false, merge: flags.merge, from: "".into(), ..it }));
             }
             match () {
                 () if flags.before => drop(members.splice(0..0, added)),

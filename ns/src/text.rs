@@ -29,6 +29,9 @@ pub struct Flags {
     pub create: bool,
     /// `-C`: its contents may be cached. They are anyway, as far as its server grants leases.
     pub cache: bool,
+    /// `-m`, which Plan 9 does not have: its directories and those of other members that say so are one, where they have
+    /// the same name, and so on down; of files of one name the first alone is there.
+    pub merge: bool,
     /// `-q`: if it cannot be done, go on without.
     pub quiet: bool,
 }
@@ -40,10 +43,10 @@ impl Flags {
     }
 }
 
-/// One line. `import [-abcCq] server [spec] old` is a [`Line::Mount`], whose `spec` is `old` if it is not given.
+/// One line. `import [-abcCmq] server [spec] old` is a [`Line::Mount`], whose `spec` is `old` if it is not given.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Line {
-    /// `mount [-abcCq] server old [spec]`
+    /// `mount [-abcCmq] server old [spec]`
     Mount {
         /// How.
         flags: Flags,
@@ -54,7 +57,7 @@ pub enum Line {
         /// What to attach to there; empty for the root.
         spec: String,
     },
-    /// `bind [-abcCq] new old`
+    /// `bind [-abcCmq] new old`
     Bind {
         /// How.
         flags: Flags,
@@ -109,7 +112,8 @@ impl Line {
 impl fmt::Display for Flags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let order = [(self.before, 'b'), (self.after, 'a')];
-        let letters = order.into_iter().chain([(self.create, 'c'), (self.cache, 'C'), (self.quiet, 'q')]);
+        let letters =
+            order.into_iter().chain([(self.create, 'c'), (self.cache, 'C'), (self.merge, 'm'), (self.quiet, 'q')]);
         let set: String = letters.filter(|(on, _)| *on).map(|(_, letter)| letter).collect();
         if set.is_empty() { Ok(()) } else { write!(f, " -{set}") }
     }

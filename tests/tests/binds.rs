@@ -96,9 +96,20 @@ fn a_union_is_made_and_taken_apart_while_it_is_looked_at(mut machine: Machine) {
     machine.slashn(&["unbind", &at(&b), &at(&n)]).succeeds();
     assert_eq!(names(&machine, &n), "alpha ");
     machine.command("cat").arg(n.join("y")).exits(1);
+    // Directories of one name are one where that is wanted.
+    machine.run("sh", &["-c", "cd ../files-alpha; mkdir a/d b/d; echo 1 >a/d/1; echo 2 >b/d/2"]);
+    for (flags, from) in [("-cm", &a), ("-am", &b)] {
+        machine.slashn(&["bind", flags, &at(from), &at(&n.join("m"))]).succeeds();
+    }
+    assert_eq!(
+        (names(&machine, &n.join("m")), names(&machine, &n.join("m/d"))),
+        ("both d new x y ".into(), "1 2 ".into())
+    );
+    machine.run("sh", &["-c", &format!("cd {}/m/d && echo 3 >3 && cat 1 2 3", n.display())]);
+    assert!(files.join("a/d/3").exists());
     // A node is mounted by its name.
     machine.slashn(&["bind", "alpha", &at(&n.join("again"))]).succeeds();
-    assert_eq!(names(&machine, &n.join("again/fs/files/b")), "both new y ");
+    assert_eq!(names(&machine, &n.join("again/fs/files/b")), "both d new y ");
 }
 
 fn the_text_of_a_mount_makes_the_same_mount(mut machine: Machine) {
@@ -138,7 +149,7 @@ fn what_cannot_be_bound_says_why_and_changes_nothing(mut machine: Machine) {
         (&["bind", "-a", &file, &format!("{b}/y")], "files have no unions"),
         (&["bind", &none, &b], "/none: No such file"),
         (&["bind", "-c", &a, &b], "in which nothing can be created"),
-        (&["bind", "nobody", &b], "mount nobody: No such file"),
+        (&["bind", "nobody", &b], "mount nobody: no node of that name is known"),
         (&["unbind", &b], "not mounted"),
         (&["unbind", &none], "not mounted"),
         (&["unbind", &none, &a], "/none: No such file"),

@@ -13,8 +13,8 @@ use crate::{Context, control, live};
 
 /// Runs `slashn bind`.
 pub fn bind(context: &Context, typed: &Bind) -> Result<ExitCode> {
-    let Bind { after, before, create, cache, quiet, new, old, mount } = typed;
-    let flags = Flags { after: *after, before: *before, create: *create, cache: *cache, quiet: *quiet };
+    let Bind { after, before, create, cache, merge, quiet, new, old, mount } = typed;
+    let flags = Flags { after: *after, before: *before, create: *create, cache: *cache, merge: *merge, quiet: *quiet };
     change(context, "bind", (Some(new), old), mount.as_deref(), |at| {
         let old = within(at, old)?;
         Ok(match is_server(new) {

@@ -191,7 +191,8 @@ fn line() -> impl Strategy<Value = Line> {
     let path =
         || prop::sample::select(vec!["/", "/a", "/b", "/a/c", "/a/c/d", "/b/x", "/a/y"]).prop_map(str::to_string);
     let server = prop::sample::select(vec!["t1", "t2", "t3"]).prop_map(str::to_string);
-    let flags = prop::sample::select(vec!["", "-a", "-b", "-ac", "-bc", "-c"]).prop_map(support::flags);
+    let flags =
+        prop::sample::select(vec!["", "-a", "-b", "-ac", "-bc", "-c", "-am", "-bcm", "-m"]).prop_map(support::flags);
     let spec = prop::sample::select(vec!["", "", "", "x"]).prop_map(str::to_string);
     prop_oneof![
         4 => (flags.clone(), server.clone(), path(), spec)

@@ -352,6 +352,50 @@ async fn paths_are_absolute_and_bounded() {
 }
 
 #[tokio::test]
+async fn directories_of_a_merging_union_are_one_however_deep() {
+    let (a, b, c) =
+        (Files::new(&["d/e/one", "d/x", "f"]), Files::new(&["d/e/two", "d/x", "f/not", "g/h"]), Files::new(&["d/no"]));
+    let ns = ns([("", "b", &b, "/u"), ("-a", "c", &c, "/u"), ("", "b", &b, "/v")]).await;
+    ns.mount("a", "", a.root().await, "/u", support::flags("-bcm")).await.unwrap();
+    assert_eq!(read(&ns, "/u/d/e/two").await, Err(Errno::ENOENT), "what was there did not say so, and does not merge");
+    ns.unmount(None, "/u").await.unwrap();
+    for (server, files, flags) in [("a", &a, "-cm"), ("b", &b, "-am"), ("c", &c, "-a")] {
+        ns.mount(server, "", files.root().await, "/u", support::flags(flags)).await.unwrap();
+    }
+    let sorted = async |path: &str| {
+        let mut names = names(&ns, path).await;
+        names.sort_unstable();
+        names.join(" ")
+    };
+    assert_eq!(sorted("/u").await, "d d f g", "that of c is another");
+    assert_eq!((sorted("/u/d").await.as_str(), sorted("/u/d/e").await.as_str()), ("e x", "one two"));
+    assert_eq!(read(&ns, "/u/d/e/one").await.unwrap(), "d/e/one");
+    assert_eq!(
+        (read(&ns, "/u/d/e/two").await.unwrap(), read(&ns, "/u/g/h").await.unwrap()),
+        ("d/e/two".into(), "g/h".into())
+    );
+    assert_eq!(read(&ns, "/u/f").await.unwrap(), "f", "a file hides a directory");
+    assert_eq!(refused(&ns, "/u/f/not").await, Errno::ENOTDIR);
+    assert_eq!((refused(&ns, "/u/d/no").await, refused(&ns, "/u/d/e/no").await), (Errno::ENOENT, Errno::ENOENT));
+    create(&ns, "/u/d/e", "new").await.unwrap();
+    assert!(a.has("d/e/new") && !b.has("d/e/new"));
+    write(&ns, "/u/d/e", "two", "changed").await.unwrap();
+    assert_eq!(b.text("d/e/two"), "changed", "what is there is changed where it is");
+    assert_eq!(create(&ns, "/u/g", "new").await, Err(Errno::EACCES), "it is in no member that allows it");
+    let d = walk(&ns, "/u/d").await.unwrap();
+    d.remove(support::name("x"), false).await.unwrap();
+    assert_eq!((a.has("d/x"), b.has("d/x"), read(&ns, "/u/d/x").await.unwrap()), (false, true, "d/x".into()));
+    // Something mounted within, and a bind of it, see the same.
+    ns.bind("/v/g", "/u/d/e/in", Flags::default()).await.unwrap();
+    assert_eq!(
+        (sorted("/u/d/e").await.as_str(), read(&ns, "/u/d/e/in/h").await.unwrap()),
+        ("in new one two", "g/h".into())
+    );
+    ns.bind("/u/d", "/w", support::flags("-m")).await.unwrap();
+    assert_eq!(sorted("/w/e").await, "in new one two");
+}
+
+#[tokio::test]
 async fn a_hundred_thousand_binds_in_one_table_work_and_it_is_bounded() {
     let ns = Namespace::new();
     ns.mount("t", "", Numbered::root(1), "/a", Flags::default()).await.unwrap();

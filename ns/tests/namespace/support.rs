@@ -66,7 +66,7 @@ pub(crate) fn name(text: &str) -> Name<'_> {
 /// `-abcC` as flags.
 pub(crate) fn flags(text: &str) -> Flags {
     let has = |letter| text.contains(letter);
-    Flags { before: has('b'), after: has('a'), create: has('c'), cache: has('C'), quiet: has('q') }
+    Flags { before: has('b'), after: has('a'), create: has('c'), cache: has('C'), merge: has('m'), quiet: has('q') }
 }
 
 /// The lines of a namespace file without variables.
