@@ -150,9 +150,10 @@ impl Teller {
     pub(crate) fn forgets_in_time(&self, leash: Weak<Leash>) {
         let ttl = self.ttl;
         self.late.runtime.spawn(async move {
+            let mut told = 0;
             loop {
                 tokio::time::sleep(ttl * 3 / 2).await;
-                let told = leash.upgrade().map_or(0, |leash| leash.told());
+                told = leash.upgrade().map_or(0, |leash| leash.told()).max(told);
                 if leash.upgrade().is_none_or(|leash| !leash.forgets_old(ttl)) {
                     if told >= MANY {
                         _ = tokio::task::spawn_blocking(allocator::give_back).await;

@@ -36,7 +36,11 @@ pub(crate) struct Inode {
 
 #[derive(Default)]
 struct State {
-    places: Vec<Place>,
+    /// The latest.
+    place: Option<Place>,
+    /// Those before it: most have none, and there may be very many files.
+    #[expect(clippy::box_collection, reason = "a pointer is a third of the room of an empty list")]
+    others: Option<Box<Vec<Place>>>,
     pinned: Option<NodeRef>,
     pins: usize,
     filled: Option<Box<Version>>,
@@ -119,30 +123,37 @@ impl Inode {
 
     /// Where it is seen, the latest last.
     pub(crate) fn places(&self) -> Vec<Place> {
-        self.state.lock().places.clone()
+        let state = self.state.lock();
+        state.others.iter().flat_map(|others| others.iter()).chain(&state.place).cloned().collect()
     }
 
     /// Where it was seen last.
     pub(crate) fn place(&self) -> Option<Place> {
-        self.state.lock().places.last().cloned()
+        self.state.lock().place.clone()
     }
 
     pub(super) fn add_place(&self, place: Place) {
-        let places = &mut self.state.lock().places;
-        if places.is_empty() {
-            // Most have one, and there may be very many.
-            *places = Vec::with_capacity(1);
+        let mut state = self.state.lock();
+        if let Some(before) = state.place.replace(place) {
+            state.others.get_or_insert_default().push(before);
         }
-        places.push(place);
     }
 
     pub(super) fn remove_place(&self, dir: u64, name: Name<'_>) {
-        self.state.lock().places.retain(|place| !place.is(dir, name));
+        let State { place, others, .. } = &mut *self.state.lock();
+        if let Some(others) = others {
+            others.retain(|other| !other.is(dir, name));
+        }
+        if place.as_ref().is_some_and(|place| place.is(dir, name)) {
+            *place = others.as_mut().and_then(|others| others.pop());
+        }
+        others.take_if(|others| others.is_empty());
     }
 
     /// Whether it is seen as `name` in `dir`.
     pub(super) fn is_at(&self, dir: u64, name: Name<'_>) -> bool {
-        self.state.lock().places.iter().any(|place| place.is(dir, name))
+        let state = self.state.lock();
+        state.others.iter().flat_map(|others| others.iter()).chain(&state.place).any(|place| place.is(dir, name))
     }
 
     pub(super) fn pinned(&self) -> Option<NodeRef> {
