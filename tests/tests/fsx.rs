@@ -16,8 +16,8 @@ fn a_file_holds_what_was_last_done_to_it() {
 
 #[test]
 #[ignore = "it takes minutes: run by ./check --full"]
-fn a_file_holds_what_was_last_done_to_it_ten_thousand_times() {
-    exercises(8, 10_000);
+fn a_file_holds_what_was_last_done_to_it_forty_thousand_times() {
+    exercises(8, 40_000);
 }
 
 /// Runs it for `count` operations that `seed` determines.

@@ -62,7 +62,7 @@ fn a_file_is_handed_over_between_two_mounts() {
 #[test]
 #[ignore = "it takes a while: run by ./check --full"]
 fn a_file_is_handed_over_between_two_mounts_for_long() {
-    hands_over(10..=13, 1_000);
+    hands_over(10..=13, 5_000);
 }
 
 fn hands_over(seeds: std::ops::RangeInclusive<u64>, count: u32) {
