@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 pub use crate::launch::Exit;
+pub use crate::signals::number as signal_number;
 pub use command::{Command, default_ns, environment, node_root_ns};
 pub use outcome::Error;
 
@@ -93,7 +94,7 @@ where
 }
 
 /// Starts `command` and leaves it running: gives the session's number. Arguments and errors as for [`run`]; the
-/// command reads nothing, and what it writes stays in the session until someone reads it.
+/// command reads nothing, and the last of what it writes stays in the session until someone reads it ([`attach`]).
 pub async fn start_detached<F>(
     node: NodeRef, serve: impl FnOnce(u64, String) -> F, command: Command,
 ) -> Result<u64, Error>
@@ -111,6 +112,36 @@ where
     tokio::try_join!(serving, remote.exec_detached(&command))?;
     remote.close().await;
     Ok(remote.id())
+}
+
+/// Takes part in the command of the session `id` on the node whose root is `node`: what it writes that nobody has read
+/// yet, and from then on, what it reads, and how it ends. It goes on when this is dropped. Errors: [`Error::Refused`] with
+/// `ENOENT` for no session of mine; those of [`run`].
+pub async fn attach(node: NodeRef, id: u64, stdio: Stdio, events: mpsc::Receiver<Event>) -> Result<Exit, Error> {
+    let remote = Remote::of(node, id).await?;
+    let (running, runs) = tokio::sync::watch::channel(true);
+    let ended = tokio::select! {
+        ended = streams::pump(&remote, stdio, &running) => ended,
+        err = remote.forward(events, runs) => Err(err),
+    };
+    remote.close().await;
+    ended
+}
+
+/// How the command of the session `id` ends, once it has. Errors: as for [`attach`].
+pub async fn wait(node: NodeRef, id: u64) -> Result<Exit, Error> {
+    let remote = Remote::of(node, id).await?;
+    let ended = streams::ended(&remote, || true).await;
+    remote.close().await;
+    ended
+}
+
+/// Sends the signal `number` to the command of the session `id`. Errors: as for [`attach`]; `ESRCH` if it does not run.
+pub async fn kill(node: NodeRef, id: u64, number: i32) -> Result<(), Error> {
+    let remote = Remote::of(node, id).await?;
+    let killed = remote.kill(number).await;
+    remote.close().await;
+    killed
 }
 
 /// The errors that say that a node or the way to it is gone, rather than what it answered.

@@ -120,6 +120,16 @@ pub enum Exit {
     },
 }
 
+impl From<Exit> for std::process::ExitCode {
+    /// As a shell says it: 128+N for signal N.
+    fn from(exit: Exit) -> Self {
+        match exit {
+            Exit::Code(code) => code.into(),
+            Exit::Signal { number, .. } => 128u8.saturating_add(u8::try_from(number).unwrap_or(u8::MAX)).into(),
+        }
+    }
+}
+
 /// What a job used: the program and all its descendants that were waited for, see getrusage(2).
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Usage {

@@ -143,7 +143,10 @@ impl Session {
             Ctl::Exec | Ctl::Start => self.start(cpu)?,
             Ctl::Kill(signal) => self.kill(signal)?,
             Ctl::Winsize(rows, cols) => self.resize(rows, cols)?,
-            Ctl::Detach => self.detached.store(true, Ordering::SeqCst),
+            Ctl::Detach => {
+                self.detached.store(true, Ordering::SeqCst);
+                [&self.stdout, &self.stderr].into_iter().for_each(|output| output.detach());
+            }
             Ctl::Eof => self.stdin.end(),
             part => self.ask(|spec| spec.apply(part))?,
         }

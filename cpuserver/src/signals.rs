@@ -1,7 +1,7 @@
 //! Signal names, as kill(1) takes them, and their numbers on this machine.
 //!
 //! Between machines a signal travels by name, since architectures number some of them differently. Used by the ctl
-//! parser and by the `rcpu` library.
+//! parser, by the `rcpu` library, and by whoever reads what a user typed.
 
 macro_rules! signals {
     ($($name:ident)*) => {
@@ -15,7 +15,7 @@ signals! {
 }
 
 /// The number of the signal that `word` names, with or without `SIG`, or numbers (1 to 64).
-pub(crate) fn number(word: &[u8]) -> Option<i32> {
+pub fn number(word: &[u8]) -> Option<i32> {
     let word = std::str::from_utf8(word).ok()?;
     if let Ok(number) = word.parse() {
         return (1..=64).contains(&number).then_some(number);

@@ -13,7 +13,9 @@ use p9::dial::HostPort;
 use p9::who::Only;
 
 use crate::authorized::parse_only;
+use crate::commands::sessions::SessionName;
 use crate::config::NodeName;
+use crate::error::{Error, Result};
 use crate::keys::check_fingerprint;
 
 /// What every command takes.
@@ -85,6 +87,14 @@ pub enum Command {
     Unbind(Unbind),
     /// Print a namespace as the text that rebuilds it
     Ns(Ns),
+    /// My commands, on all nodes that I know
+    Ps(Ps),
+    /// Send a signal to commands of mine
+    Kill(Kill),
+    /// Wait until a command of mine has ended, and end as it did
+    Wait(Wait),
+    /// See what a command of mine writes, until it ends
+    Attach(Attach),
     /// Print the completions of a shell
     Completions(Completions),
     /// Print the manual page of slashn, of one of its commands, or of rcpu
@@ -292,6 +302,67 @@ pub struct Ns {
     pub of: Option<OsString>,
 }
 
+/// My commands that run, on all nodes that I know: what each is called, its state, for how long, the command.
+#[derive(Args, Debug)]
+pub struct Ps {
+    /// Those too that have ended, as long as their nodes know them
+    #[arg(short = 'A')]
+    pub all: bool,
+    /// Only on these nodes
+    #[arg(value_name = "NODE")]
+    pub nodes: Vec<String>,
+}
+
+/// Send a signal to commands of mine: TERM, or another by its name or number (`-KILL`, `-9`, `-s HUP`).
+#[derive(Args, Debug)]
+pub struct Kill {
+    /// Which signal [default: TERM]
+    #[arg(short, value_name = "SIG")]
+    pub signal: Option<String>,
+    /// The commands, as `slashn ps` prints them
+    #[arg(required = true, value_name = "[-SIG] NODE/SESSION", allow_hyphen_values = true)]
+    pub words: Vec<String>,
+}
+
+impl Kill {
+    /// The signal, and to which commands. Errors: one of them is none.
+    pub fn parsed(&self) -> Result<(i32, Vec<SessionName>)> {
+        const STEP: &str = "kill";
+        let (first, rest) = self.words.split_first().map_or((None, &[][..]), |(first, rest)| (Some(first), rest));
+        let dashed = first.and_then(|word| word.strip_prefix('-'));
+        let (word, names) = match (&self.signal, dashed) {
+            (Some(signal), _) => (signal.as_str(), &self.words[..]),
+            (None, Some(word)) => (word, rest),
+            (None, None) => ("TERM", &self.words[..]),
+        };
+        let signal = cpuserver::client::signal_number(word.to_uppercase().as_bytes());
+        let usage = |thing: &str, reason: &str| Error::new(STEP, thing, reason).status(2).remedy("slashn kill --help");
+        let signal = signal.ok_or_else(|| usage(word, "there is no such signal"))?;
+        if names.is_empty() {
+            return Err(usage(&format!("-{word}"), "which command?"));
+        }
+        let parsed = |name: &String| name.parse().map_err(|reason: String| usage(name, &reason));
+        Ok((signal, names.iter().map(parsed).collect::<Result<_>>()?))
+    }
+}
+
+/// Wait until a command of mine has ended. The exit status is its own, as that of `rcpu`.
+#[derive(Args, Debug)]
+pub struct Wait {
+    /// The command, as `slashn ps` and `rcpu -d` print it
+    #[arg(value_name = "NODE/SESSION")]
+    pub session: SessionName,
+}
+
+/// See what a command of mine writes, from the oldest that nobody has seen (its node keeps the last MiB), until it ends. The
+/// exit status is its own, as that of `rcpu`, and signals go to it; but a terminal that is closed leaves it running.
+#[derive(Args, Debug)]
+pub struct Attach {
+    /// The command, as `slashn ps` and `rcpu -d` print it
+    #[arg(value_name = "NODE/SESSION")]
+    pub session: SessionName,
+}
+
 /// `slashn completions`
 #[derive(Args, Debug)]
 pub struct Completions {
@@ -330,6 +401,9 @@ pub struct Rcpu {
     /// Without a terminal
     #[arg(short = 'T')]
     pub no_tty: bool,
+    /// Print NODE/SESSION once it runs, and leave it running: `slashn ps`, `attach`, `wait`, `kill`
+    #[arg(short = 'd', conflicts_with = "tty")]
+    pub detach: bool,
     /// The namespace it runs in, instead of the default
     #[arg(long, value_name = "FILE")]
     pub ns: Option<PathBuf>,

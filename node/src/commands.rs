@@ -15,6 +15,7 @@ pub mod nodes;
 pub mod ns;
 pub mod rcpu;
 pub mod run;
+pub mod sessions;
 pub mod shell;
 pub mod status;
 pub mod stdio;
@@ -71,6 +72,10 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Bind(typed) => bind::bind(context, &typed),
         Command::Unbind(typed) => bind::unbind(context, &typed),
         Command::Ns(typed) => ns::run(context, &typed),
+        Command::Ps(typed) => sessions::ps(context, &typed),
+        Command::Kill(typed) => sessions::kill(context, &typed),
+        Command::Wait(typed) => sessions::wait(context, &typed),
+        Command::Attach(typed) => sessions::attach(context, &typed),
         Command::Launcher => launcher::run(),
         Command::Stdio => stdio::run(context),
         Command::Agent(typed) => agent::run(context, &typed),

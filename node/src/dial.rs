@@ -55,6 +55,11 @@ impl Dialer {
         }
     }
 
+    /// The nodes that I know now.
+    pub fn nodes(&self) -> Result<Vec<Node>> {
+        Ok(self.known()?.nodes().to_vec())
+    }
+
     /// The node called `name`, or at the address `name`. Errors: I know none.
     pub fn find(&self, name: &str) -> Result<Node> {
         let known = self.known()?;

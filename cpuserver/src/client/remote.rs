@@ -14,12 +14,12 @@ use crate::signals;
 /// The most that is read of a file that is one short text.
 const TEXT: u32 = 64 << 10;
 
-/// A session of ours; it lives while this does.
+/// A session of ours; one that was made by this lives while this does.
 pub(super) struct Remote {
     node: NodeRef,
     id: u64,
-    /// The clone file: reading gave the number, writing is writing ctl.
-    clone: Handle,
+    /// The clone file, of which reading gave the number, or `ctl`: writing is the same.
+    ctl: Handle,
 }
 
 impl Remote {
@@ -35,7 +35,16 @@ impl Remote {
         };
         let id = std::str::from_utf8(&first).ok().and_then(|text| text.lines().next()?.parse().ok());
         let id = id.ok_or(Error::Garbled("cpu/clone"))?;
-        Ok(Self { node, id, clone: opened.handle })
+        Ok(Self { node, id, ctl: opened.handle })
+    }
+
+    /// The session numbered `id`, which somebody made. Errors: `ENOENT` for none of mine.
+    pub(super) async fn of(node: NodeRef, id: u64) -> Result<Self, Error> {
+        let number = id.to_string();
+        let names = [name("cpu")?, name(&number)?, name("ctl")?];
+        let opened = node.open_at(&names, How::WRITE, Want::default()).await;
+        let ctl = opened.map_err(|errno| Error::of("the session", errno, false))?.handle;
+        Ok(Self { node, id, ctl })
     }
 
     pub(super) fn id(&self) -> u64 {
@@ -98,7 +107,7 @@ impl Remote {
     async fn say(&self, text: impl Into<Bytes>) -> Result<(), Errno> {
         let text = text.into();
         let length = text.len();
-        match self.clone.write(0, text).await {
+        match self.ctl.write(0, text).await {
             Ok(written) if (written.count as usize) < length => Err(Errno::EMSGSIZE),
             said => said.map(|_| ()),
         }
@@ -132,11 +141,17 @@ impl Remote {
         std::future::pending().await
     }
 
+    /// Sends a signal. Errors: `ESRCH` if the command does not run.
+    pub(super) async fn kill(&self, signal: i32) -> Result<(), Error> {
+        let said = self.say(format!("kill {}\n", signals::name(signal))).await;
+        said.map_err(|errno| Error::of("kill", errno, false))
+    }
+
     /// Ends the session, unless it was detached.
     pub(super) async fn close(&self) {
         const PATIENCE: Duration = Duration::from_secs(1);
         // A node that does not answer ends it when the connection goes.
-        let _ = tokio::time::timeout(PATIENCE, self.clone.close()).await;
+        let _ = tokio::time::timeout(PATIENCE, self.ctl.close()).await;
     }
 }
 

@@ -25,11 +25,7 @@ const DEPTH: usize = 8;
 pub(super) async fn pump(remote: &Remote, stdio: Stdio, running: &watch::Sender<bool>) -> Result<Exit, Error> {
     let Stdio { stdin, stdout, stderr } = stdio;
     let output = async |name, sink| copy_out(name, &remote.file(name, How::READ).await?, sink, running).await;
-    let ended = async {
-        let wait = remote.file("wait", How::READ).await?;
-        let text = wait.read(0, CHUNK).await.map_err(|errno| Error::of("wait", errno, *running.borrow()))?;
-        outcome::ended(&String::from_utf8_lossy(&text))
-    };
+    let ended = ended(remote, || *running.borrow());
     let all_out = async { tokio::try_join!(output("stdout", stdout), output("stderr", stderr), ended) };
     let all_in = async {
         copy_in(stdin, &remote.file("stdin", How::WRITE).await?).await?;
@@ -40,6 +36,13 @@ pub(super) async fn pump(remote: &Remote, stdio: Stdio, running: &watch::Sender<
         out = all_out => out.map(|((), (), exit)| exit),
         Err(err) = all_in => Err(err),
     }
+}
+
+/// How the command ends, once it has; `runs` says whether it runs.
+pub(super) async fn ended(remote: &Remote, runs: impl Fn() -> bool) -> Result<Exit, Error> {
+    let wait = remote.file("wait", How::READ).await?;
+    let text = wait.read(0, CHUNK).await.map_err(|errno| Error::of("wait", errno, runs()))?;
+    outcome::ended(&String::from_utf8_lossy(&text))
 }
 
 /// Copies what the command writes until its end.

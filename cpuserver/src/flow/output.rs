@@ -2,7 +2,8 @@
 //!
 //! A read at offset n says that everything below n has arrived, and frees it; but only what was given out before can
 //! have arrived, so that several reads may be in flight, each at the offset that the one before it would end at if it
-//! came back full. Files call [`OutputFile`], the job's task [`Output::fill`].
+//! came back full. What a detached command writes while nobody has the file open waits for nobody: the oldest makes room.
+//! Files call [`OutputFile`], the job's task [`Output::fill`].
 
 use std::sync::Arc;
 
@@ -35,6 +36,10 @@ struct State {
     ahead: Vec<(u64, u64)>,
     /// Nothing more will come.
     ended: bool,
+    /// Whether the command goes on while nobody reads.
+    detached: bool,
+    /// Files that are open.
+    readers: usize,
 }
 
 impl Output {
@@ -67,6 +72,12 @@ impl Output {
         self.changed.notify_waiters();
     }
 
+    /// From now on, what nobody reads keeps no writer waiting: only the last of it is kept.
+    pub(crate) fn detach(&self) {
+        self.state.lock().detached = true;
+        self.changed.notify_waiters();
+    }
+
     /// How many bytes the command has written so far.
     pub(crate) fn total(&self) -> u64 {
         self.state.lock().end()
@@ -74,7 +85,8 @@ impl Output {
 
     fn room(&self) -> Option<usize> {
         let state = self.state.lock();
-        let room = self.limit.saturating_sub(state.held.len());
+        // What comes then takes the place of the oldest.
+        let room = if state.waits_for_nobody() { CHUNK } else { self.limit.saturating_sub(state.held.len()) };
         (room > 0 || state.ended).then_some(room.min(CHUNK))
     }
 
@@ -85,7 +97,12 @@ impl Output {
         }
         state.held.reserve(room);
         // The descriptor does not block, so the lock is not held for long.
-        source.try_read_buf(&mut (&mut state.held).limit(room))
+        let read = source.try_read_buf(&mut (&mut state.held).limit(room));
+        if state.waits_for_nobody() {
+            let over = state.held.len().saturating_sub(self.limit);
+            state.drop_oldest(over);
+        }
+        read
     }
 
     /// What a read at `place` gives now; `None` if it has to wait.
@@ -113,6 +130,17 @@ impl State {
         self.held.advance(freed as usize);
         self.base += freed;
         freed > 0
+    }
+
+    fn waits_for_nobody(&self) -> bool {
+        self.detached && self.readers == 0
+    }
+
+    /// Frees the oldest `count` bytes, whoever has them.
+    fn drop_oldest(&mut self, count: usize) {
+        self.held.advance(count);
+        self.base += count as u64;
+        self.given = self.given.max(self.base);
     }
 
     fn read(&mut self, place: u64, count: u32) -> Option<Result<Bytes, Errno>> {
@@ -149,7 +177,15 @@ pub(crate) struct OutputFile {
 
 impl OutputFile {
     pub(crate) fn open(flow: &Arc<Output>) -> Arc<dyn Stream> {
+        flow.state.lock().readers += 1;
         Arc::new(Self { flow: flow.clone(), frame: Frame::default() })
+    }
+}
+
+impl Drop for OutputFile {
+    fn drop(&mut self) {
+        self.flow.state.lock().readers -= 1;
+        self.flow.changed.notify_waiters();
     }
 }
 
@@ -231,6 +267,31 @@ mod tests {
         assert_eq!(first.read(6, 9).await.unwrap(), "three");
         let second = OutputFile::open(&flow);
         assert_eq!(second.read(0, 9).await.unwrap(), "three");
+    }
+
+    #[tokio::test]
+    async fn what_nobody_reads_of_a_detached_command_makes_room() {
+        let (flow, mut writer, filled) = flow(1000);
+        flow.detach();
+        let wrote = tokio::task::spawn_blocking(move || {
+            (0..100_000).for_each(|n| writeln!(writer, "{n:05}").unwrap());
+            writer
+        });
+        let mut writer = wrote.await.unwrap();
+        until(&flow.changed, || (flow.total() == 600_000).then_some(())).await;
+        let file = OutputFile::open(&flow);
+        let last = file.read(0, 4000).await.unwrap();
+        assert!(last.len() <= 1000 && last.ends_with(b"\n99998\n99999\n"), "{last:?}");
+        // Whoever has it open misses nothing.
+        let more = tokio::task::spawn_blocking(move || writer.write_all(&[b'x'; 5000]).unwrap());
+        let (mut offset, mut all) = (last.len() as u64, 0);
+        while all < 5000 {
+            let bytes = file.read(offset, 4000).await.unwrap();
+            (offset, all) = (offset + bytes.len() as u64, all + bytes.len());
+        }
+        more.await.unwrap();
+        assert_eq!(file.read(offset, 10).await.unwrap(), "");
+        filled.await.unwrap();
     }
 
     #[tokio::test]

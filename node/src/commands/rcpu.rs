@@ -34,7 +34,7 @@ fn rcpu(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
     let home = context.open_home()?;
     let dialer = Dialer::open(&home, context.agent())?;
     let node = dialer.find(&typed.node)?;
-    let terminal = terminal::Terminal::wanted(typed);
+    let terminal = !typed.detach && terminal::Terminal::wanted(typed);
     let command = command(context, typed, &node, terminal)?;
     let serve = serve_request(context, typed, &node, &command)?;
     if context.verbose > 0 {
@@ -42,6 +42,18 @@ fn rcpu(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
         rules.print().lines().for_each(|line| output::note(format_args!("{}: {line}", node.name)));
     }
     let runtime = runtime()?;
+    if typed.detach {
+        let session = runtime.block_on(async {
+            let agent = agent_root(context, &home);
+            let (agent, attached) = tokio::join!(agent, dialer.attach(&node, LINGER));
+            let (agent, (_client, root)) = (agent?, attached?);
+            let started = client::start_detached(root, |id, nonce| served(agent, serve, id, nonce), command).await;
+            started.map_err(|err| explain(&node, err))
+        })?;
+        runtime.shutdown_background();
+        output::line(format_args!("{}/{session}", node.name))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let raw = terminal.then(terminal::Raw::enter).transpose().at("use the terminal", "stdin")?;
     let ended = runtime.block_on(async {
         let agent = agent_root(context, &home);
@@ -52,10 +64,7 @@ fn rcpu(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
     drop(raw);
     // A read of stdin may be under way that nothing can end.
     runtime.shutdown_background();
-    Ok(match ended? {
-        Exit::Code(code) => ExitCode::from(code),
-        Exit::Signal { number, .. } => ExitCode::from(128u8.saturating_add(number as u8)),
-    })
+    ended.map(Exit::into)
 }
 
 /// The agent's files; it is started if nobody answers.
@@ -75,29 +84,61 @@ async fn agent_root(context: &Context, home: &Home) -> Result<NodeRef> {
 async fn on_node(
     root: NodeRef, agent: NodeRef, serve: Serve, command: Command, terminal: bool,
 ) -> Result<Exit, client::Error> {
-    let stdio = Stdio {
-        stdin: Box::new(tokio::io::stdin()),
-        stdout: Box::new(tokio::io::stdout()),
-        stderr: Box::new(tokio::io::stderr()),
-    };
     let (events, received) = mpsc::channel(16);
     let forwarding = tokio::spawn(forward(events, terminal));
-    let ask = |session, nonce| async move {
-        let request = Serve { session, nonce, ..serve };
-        let line = serde_json::to_vec(&request).map_err(|err| err.to_string())?;
-        control::write(&agent, "serve", line).await.map_err(|errno| format!("the agent could not serve it: {errno}"))
-    };
-    let ended = client::run(root, ask, command, stdio, received).await;
+    let ask = |id, nonce| served(agent, serve, id, nonce);
+    let ended = client::run(root, ask, command, stdio(), received).await;
     forwarding.abort();
     ended
 }
 
+/// Has the agent serve my files to the session `session`.
+async fn served(agent: NodeRef, serve: Serve, session: u64, nonce: String) -> Result<(), String> {
+    let request = Serve { session, nonce, ..serve };
+    let line = serde_json::to_vec(&request).map_err(|err| err.to_string())?;
+    control::write(&agent, "serve", line).await.map_err(|errno| format!("the agent could not serve it: {errno}"))
+}
+
+/// This process's own.
+pub(super) fn stdio() -> Stdio {
+    Stdio {
+        stdin: Box::new(tokio::io::stdin()),
+        stdout: Box::new(tokio::io::stdout()),
+        stderr: Box::new(tokio::io::stderr()),
+    }
+}
+
 /// Signals that are the command's, and the terminal's size whenever it changes.
 async fn forward(events: mpsc::Sender<Event>, terminal: bool) {
-    let kinds = [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::quit(), SignalKind::terminate()];
+    let hangup = [SignalKind::hangup()];
+    tokio::join!(signals(events.clone(), &hangup), forward_more(events, terminal));
+}
+
+/// The same, but for the terminal and its end.
+pub(super) async fn forward_but_hangup(events: mpsc::Sender<Event>) {
+    forward_more(events, false).await;
+}
+
+async fn forward_more(events: mpsc::Sender<Event>, terminal: bool) {
+    let kinds = [SignalKind::interrupt(), SignalKind::quit(), SignalKind::terminate()];
     let others = [SignalKind::user_defined1(), SignalKind::user_defined2()];
+    let all = [&kinds[..], &others[..]].concat();
+    let sizes = async {
+        if terminal && let Ok(mut changes) = signal(SignalKind::window_change()) {
+            while changes.recv().await.is_some() {
+                let Some((rows, columns)) = terminal::size() else { continue };
+                if events.send(Event::Winsize(rows, columns)).await.is_err() {
+                    return;
+                }
+            }
+        }
+    };
+    tokio::join!(signals(events.clone(), &all), sizes);
+}
+
+async fn signals(events: mpsc::Sender<Event>, kinds: &[SignalKind]) {
     let mut tasks = tokio::task::JoinSet::new();
-    for kind in kinds.into_iter().chain(others) {
+    for kind in kinds.iter().copied() {
         let events = events.clone();
         tasks.spawn(async move {
             let Ok(mut signals) = signal(kind) else { return };
@@ -107,14 +148,6 @@ async fn forward(events: mpsc::Sender<Event>, terminal: bool) {
                 }
             }
         });
-    }
-    if terminal && let Ok(mut changes) = signal(SignalKind::window_change()) {
-        while changes.recv().await.is_some() {
-            let Some((rows, columns)) = terminal::size() else { continue };
-            if events.send(Event::Winsize(rows, columns)).await.is_err() {
-                return;
-            }
-        }
     }
     while tasks.join_next().await.is_some() {}
 }
