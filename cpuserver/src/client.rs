@@ -49,8 +49,8 @@ pub enum Event {
 /// [`crate::serve_back::line`] brings the caller's tree to that node; its error ends the command. It may end early or
 /// last. A command whose namespace does not mention the caller needs none, and `serve` is not called.
 ///
-/// A signal that would end a program (`HUP`, `INT`, `QUIT`, `TERM`), arriving before the command runs, ends the attempt.
-/// When the future is dropped, the session and the command end.
+/// A signal that would end a program (`HUP`, `INT`, `QUIT`, `TERM`), arriving before the command runs, ends the
+/// attempt. When the future is dropped, the session and the command end.
 pub async fn run<F>(
     node: NodeRef, serve: impl FnOnce(u64, String) -> F, command: Command, stdio: Stdio, events: mpsc::Receiver<Event>,
 ) -> Result<Exit, Error>
@@ -115,8 +115,8 @@ where
 }
 
 /// Takes part in the command of the session `id` on the node whose root is `node`: what it writes that nobody has read
-/// yet, and from then on, what it reads, and how it ends. It goes on when this is dropped. Errors: [`Error::Refused`] with
-/// `ENOENT` for no session of mine; those of [`run`].
+/// yet, and from then on, what it reads, and how it ends. It goes on when this is dropped. Errors: [`Error::Refused`]
+/// with `ENOENT` for no session of mine; those of [`run`].
 pub async fn attach(node: NodeRef, id: u64, stdio: Stdio, events: mpsc::Receiver<Event>) -> Result<Exit, Error> {
     let remote = Remote::of(node, id).await?;
     let (running, runs) = tokio::sync::watch::channel(true);

@@ -1,7 +1,8 @@
 //! Starts commands, each in namespaces of its own with a FUSE file system as its root.
 //!
-//! The daemon has threads, and a process with threads can neither fork safely nor be a parent that the kernel tells
-//! of its death by `PR_SET_PDEATHSIG` (prctl(2)). So it starts, once, a process of one thread, and asks that one for each job:
+//! The daemon has threads, and a process with threads can neither fork safely nor be a parent that the kernel tells of
+//! its death by `PR_SET_PDEATHSIG` (prctl(2)). So it starts, once, a process of one thread, and asks that one for each
+//! job:
 //!
 //! ```text
 //! daemon      serves the FUSE root; stays in the host's namespaces, so that it never touches its own mount

@@ -3,8 +3,9 @@
 //! It begins with the line `serve N NONCE`, which no 9P frame begins with; then the roles turn and this node is the
 //! client. The node calls [`Cpu::serve_back`] from the task of that connection, once it has proven its key; a session
 //! takes a tree only from its own owner, and only with its nonce, once. When the connection is lost the caller brings
-//! another with the same words, on which the same 9P session goes on. Once there was bulk on it, the caller brings one more
-//! beside it, with `bulk` after these words: that carries the session's lane for bulk, so that what is small never waits.
+//! another with the same words, on which the same 9P session goes on. Once there was bulk on it, the caller brings one
+//! more beside it, with `bulk` after these words: that carries the session's lane for bulk, so that what is small never
+//! waits.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -257,7 +257,8 @@ impl Leases {
         calls.call();
     }
 
-    /// Whether the leases on `key` were not broken so often that one on changes, or on a directory's entries, is not worth it.
+    /// Whether the leases on `key` were not broken so often that one on changes, or on a directory's entries, is not
+    /// worth it.
     fn calm(&self, key: u64) -> bool {
         self.shard(key).lock().breaks.get(&key).is_none_or(|breaks| breaks.allow(Instant::now()))
     }

@@ -8,8 +8,8 @@
 //! A file that a rule protects may have other paths that the rules do not know: a hard link, a bind mount, another
 //! spelling where case does not count. So each file met is also compared with those that the protected paths lead to.
 //!
-//! A file gets no set-user-id or set-group-id bit and no capabilities through it: a node that may write a file here must
-//! not be able to make a program that acts as its owner.
+//! A file gets no set-user-id or set-group-id bit and no capabilities through it: a node that may write a file here
+//! must not be able to make a program that acts as its owner.
 
 use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt;

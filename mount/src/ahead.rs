@@ -2,8 +2,8 @@
 //!
 //! Used by the read of an open file, in the request's task; what is fetched ahead runs in tasks of its own, which end
 //! when the file is closed or read elsewhere, as [`crate::scattered`] says. The kernel asks for 128 KiB at a time; this
-//! keeps chunks of 1 MiB under way, more of them the longer one takes. Invariant: nothing fetched before a write through
-//! this mount has returned is given out after it.
+//! keeps chunks of 1 MiB under way, more of them the longer one takes. Invariant: nothing fetched before a write
+//! through this mount has returned is given out after it.
 
 use std::collections::VecDeque;
 use std::future::ready;

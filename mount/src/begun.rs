@@ -1,7 +1,7 @@
 //! A task that is begun where it is asked for, and goes on in the runtime only if it has to wait.
 //!
-//! To hand work to the runtime's thread costs its waking; much of what a mount does needs no more than one message sent,
-//! which whoever asks can do.
+//! To hand work to the runtime's thread costs its waking; much of what a mount does needs no more than one message
+//! sent, which whoever asks can do.
 
 use std::future::Future;
 

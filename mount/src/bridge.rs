@@ -2,8 +2,8 @@
 //!
 //! `fs` takes requests on fuser's threads and gives each to [`Bridge::answer`], with the work it asks for (in `names`,
 //! `attrs`, `files`, `dirs`). The work is polled once in place: what is at hand is answered there. Otherwise it goes on
-//! in a task of the runtime, parked with the watch. Invariant: each reply is used exactly once, and nothing of a request
-//! happens after it was answered.
+//! in a task of the runtime, parked with the watch. Invariant: each reply is used exactly once, and nothing of a
+//! request happens after it was answered.
 
 /// Asks `$inode`'s node something that may be asked again: if the node at hand turns out to be dead, another is walked
 /// to. (A function would take a closure whose future is `Send` for every lifetime, which cannot be said yet.)
@@ -27,8 +27,8 @@ macro_rules! ask {
     }};
 }
 
-/// Asks for a change, of the nodes of these inodes. If one of them turns out to be dead, others are walked to and it is asked
-/// for again, unless it may have been done by then: that ends with `$unproven`, where it may not be done twice.
+/// Asks for a change, of the nodes of these inodes. If one of them turns out to be dead, others are walked to and it is
+/// asked for again, unless it may have been done by then: that ends with `$unproven`, where it may not be done twice.
 macro_rules! change {
     ($bridge:ident, $unproven:expr, [$($inode:expr),+], |$nodes:ident| $question:expr) => {{
         $bridge.writable()?;
@@ -96,9 +96,9 @@ use crate::table::{Inode, Table};
 use crate::tell::Teller;
 use crate::watch::Watch;
 
-/// How much longer than [`Options::timeout`] a name or an attribute is waited for, so that the tree can say first what is
-/// wrong. There has to be a limit: the kernel holds locks meanwhile, and the processes that wait for those cannot be seen
-/// from here.
+/// How much longer than [`Options::timeout`] a name or an attribute is waited for, so that the tree can say first what
+/// is wrong. There has to be a limit: the kernel holds locks meanwhile, and the processes that wait for those cannot be
+/// seen from here.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long what is held is written out when the mount ends.
 const LAST_WRITES: Duration = Duration::from_secs(8);
@@ -261,8 +261,8 @@ impl Bridge {
         self.table.get(id.0)
     }
 
-    /// Writes out what is held back of `inode`, about which somebody asks, and tells nothing that is older than what the kernel
-    /// writes by itself.
+    /// Writes out what is held back of `inode`, about which somebody asks, and tells nothing that is older than what
+    /// the kernel writes by itself.
     async fn settle(&self, inode: &Inode) {
         if self.backings.writes(inode.id) {
             self.changed(inode);

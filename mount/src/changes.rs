@@ -1,9 +1,9 @@
 //! What was changed through this mount, so that nothing older is told.
 //!
-//! A mount's own changes break none of its own leases. So each is noted here once it was answered, by the file and by the
-//! name; and whatever is kept was asked for at some count of changes, and is told only while neither its file nor its name
-//! changed since. Noted and asked by requests, in any task; the lock is held for moments. Files and directories go by
-//! their qids, so that it does not matter at which of several places one was changed.
+//! A mount's own changes break none of its own leases. So each is noted here once it was answered, by the file and by
+//! the name; and whatever is kept was asked for at some count of changes, and is told only while neither its file nor
+//! its name changed since. Noted and asked by requests, in any task; the lock is held for moments. Files and
+//! directories go by their qids, so that it does not matter at which of several places one was changed.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};

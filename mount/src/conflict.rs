@@ -1,10 +1,10 @@
 //! What was held back of a file and could not be written, because its lease was lost.
 //!
-//! A server waits for whoever holds changes back, but not for ever: then it goes on without them, and refuses what they still
-//! write to what was open. One that was started anew knows of no lease at all. Called by [`crate::hold`], in the task that
-//! writes out, one at a time for each open file. Where the file is what it was known to be, what was held is written to it after
-//! all; where somebody else has written it all goes to one file beside it, and the log says so. Invariant: what was held is in
-//! one of the two, or the program and the log are told that it is lost.
+//! A server waits for whoever holds changes back, but not for ever: then it goes on without them, and refuses what they
+//! still write to what was open. One that was started anew knows of no lease at all. Called by [`crate::hold`], in the
+//! task that writes out, one at a time for each open file. Where the file is what it was known to be, what was held is
+//! written to it after all; where somebody else has written it all goes to one file beside it, and the log says so.
+//! Invariant: what was held is in one of the two, or the program and the log are told that it is lost.
 
 use std::sync::Arc;
 
@@ -58,8 +58,8 @@ impl Written {
     }
 }
 
-/// Writes `data`, held back at `offset` of `inode`, to its `home`, which is found first by what is `known` of it. Errors:
-/// `ESTALE` unless the file has it.
+/// Writes `data`, held back at `offset` of `inode`, to its `home`, which is found first by what is `known` of it.
+/// Errors: `ESTALE` unless the file has it.
 pub(crate) async fn keep(
     table: &Table, changes: &Changes, inode: &Arc<Inode>, (home, known): (&mut Option<Home>, Known), offset: u64,
     data: Bytes,
@@ -113,8 +113,8 @@ async fn find(table: &Table, changes: &Changes, inode: &Arc<Inode>, known: Known
     Err(Errno::EEXIST)
 }
 
-/// Whether nobody else seems to have written to the file `node`, whose attributes are `now`: it is as it was, or some of what was
-/// written here is found in it and says why it is not.
+/// Whether nobody else seems to have written to the file `node`, whose attributes are `now`: it is as it was, or some
+/// of what was written here is found in it and says why it is not.
 async fn is_known(node: &NodeRef, known: &Known, now: &Attr) -> bool {
     let Known { attr, written } = known;
     if (now.size, now.mtime) == (attr.size, attr.mtime) {

@@ -2,10 +2,10 @@
 //!
 //! A file goes by its qid and its version: when it changed last, and how long it is. That is told by the open, or the
 //! listing, which is asked in any case; so what is here is never asked about by itself, and never served for a file
-//! that has changed. Contents go in units of up to 64 KiB, as they were read, each named by the hash of its bytes, so that
-//! what is the same in two files is kept once. Filled by reads, and asked by them, in any task; written by a thread of its own, which leaves out what it
-//! cannot keep up with. Invariants: what is given out has the hash that it was kept by; no more is kept than was
-//! allowed, and what was used last goes last.
+//! that has changed. Contents go in units of up to 64 KiB, as they were read, each named by the hash of its bytes, so
+//! that what is the same in two files is kept once. Filled by reads, and asked by them, in any task; written by a
+//! thread of its own, which leaves out what it cannot keep up with. Invariants: what is given out has the hash that it
+//! was kept by; no more is kept than was allowed, and what was used last goes last.
 
 mod entry;
 mod index;
@@ -122,8 +122,8 @@ impl Disk {
         Self { cache, runtime }
     }
 
-    /// Whether the start of the file with this qid path is kept, as it seems by its length and the time of its last change:
-    /// then its bytes need not come along when it is opened.
+    /// Whether the start of the file with this qid path is kept, as it seems by its length and the time of its last
+    /// change: then its bytes need not come along when it is opened.
     pub(crate) fn knows(&self, qid_path: u64, size: u64, ctime: Time) -> bool {
         let Some(cache) = &self.cache else { return false };
         let version = cache.store.index.version(cache.file(qid_path));

@@ -1,9 +1,9 @@
 //! The contents of a file that were fetched without opening it, as an open file.
 //!
 //! Made ahead of a program that goes through a listed directory (see [`crate::foresight`]), asked by reads, in the
-//! request's task. While the directory's lease says that the file is as it was listed, what was fetched is all there is to
-//! read. Before it may be removed or moved, and once somebody else may have changed it, a file that is in use is opened after
-//! all, once; where it is not found any more whoever has it open still has what it held.
+//! request's task. While the directory's lease says that the file is as it was listed, what was fetched is all there is
+//! to read. Before it may be removed or moved, and once somebody else may have changed it, a file that is in use is
+//! opened after all, once; where it is not found any more whoever has it open still has what it held.
 
 use std::sync::Weak;
 

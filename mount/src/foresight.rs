@@ -1,11 +1,12 @@
 //! Files that are about to be looked up or opened, asked about before the kernel does.
 //!
-//! A program that has listed a directory often goes through its files one after the other, as they were listed or in the
-//! order of their names: `ls -l`, `cat *`, `grep -r`, `tar`. Each is a question that waits for its answer. Once a few came
-//! in order the next ones are asked about together: their attributes where they are looked up; where they are opened,
-//! they are fetched under the directory's lease, or else opened, each with its first bytes and a lease. The lookup or open
-//! that comes finds its answer here. Used by lookups, opens and listings, in the request's task. Invariant: no answer is given for a name that was
-//! changed through this mount since, nor one without a lease that is older than the kernel may keep one.
+//! A program that has listed a directory often goes through its files one after the other, as they were listed or in
+//! the order of their names: `ls -l`, `cat *`, `grep -r`, `tar`. Each is a question that waits for its answer. Once a
+//! few came in order the next ones are asked about together: their attributes where they are looked up; where they are
+//! opened, they are fetched under the directory's lease, or else opened, each with its first bytes and a lease. The
+//! lookup or open that comes finds its answer here. Used by lookups, opens and listings, in the request's task.
+//! Invariant: no answer is given for a name that was changed through this mount since, nor one without a lease that is
+//! older than the kernel may keep one.
 
 use std::ops::{ControlFlow, Range};
 use std::pin::Pin;
@@ -128,8 +129,8 @@ pub(crate) enum Found {
 }
 
 impl Foresight {
-    /// Answers without a lease are given for `ttl` after they were asked for; first bytes that nobody has opened yet are so
-    /// `many`.
+    /// Answers without a lease are given for `ttl` after they were asked for; first bytes that nobody has opened yet
+    /// are so `many`.
     pub(crate) fn new(
         (ttl, many): (Duration, u64), runtime: Runtime, changes: Arc<Changes>, kept: Arc<Kept>, teller: Teller,
         table: Arc<Table>, disk: Disk,
@@ -240,8 +241,8 @@ impl Foresight {
         }
     }
 
-    /// The attributes of the directory that the kernel calls `id`, if they are known by what was listed of it, and it is
-    /// still what is called `name` in the directory `above`. The kernel is told both.
+    /// The attributes of the directory that the kernel calls `id`, if they are known by what was listed of it, and it
+    /// is still what is called `name` in the directory `above`. The kernel is told both.
     pub(crate) fn own_at(&self, above: u64, name: Name<'_>, id: u64) -> Option<Attr> {
         let find = || {
             let (listed, attr) = self.own(id)?;
@@ -459,8 +460,8 @@ impl Foresight {
         }
     }
 
-    /// How long the kernel may keep that `name` in `listed` has the attributes `attr`, which were asked for at a time when
-    /// there had been `count` changes.
+    /// How long the kernel may keep that `name` in `listed` has the attributes `attr`, which were asked for at a time
+    /// when there had been `count` changes.
     fn still_for(
         &self, listed: &Listed, name: Name<'_>, attr: &Attr, (begun, count): (Instant, u64),
     ) -> Option<Duration> {

@@ -1,11 +1,11 @@
 //! What is written to an open file, held back under a lease on writing it.
 //!
 //! Nobody else has the file open then, or can see what it is. A small file is made, written and closed: what is written
-//! stays here, and goes out together with what the closing asks. Of more than that parts go out while the program writes
-//! the next ones, several at a time, as over a long way they must. Filled by writes, on fuser's threads; written out by a
-//! flush, by whatever else asks about the file, and by a task once somebody else wants to see it: only then is the lease
-//! given back. Invariants: no answer about the file is given, and no lease on it given back, while something is held; no
-//! two parts that are under way overlap.
+//! stays here, and goes out together with what the closing asks. Of more than that parts go out while the program
+//! writes the next ones, several at a time, as over a long way they must. Filled by writes, on fuser's threads; written
+//! out by a flush, by whatever else asks about the file, and by a task once somebody else wants to see it: only then is
+//! the lease given back. Invariants: no answer about the file is given, and no lease on it given back, while something
+//! is held; no two parts that are under way overlap.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -164,7 +164,8 @@ impl Held {
 }
 
 impl Hold {
-    /// For the file `inode`, with these attributes when it was opened as `handle`, under `lease`; the rest is of the mount.
+    /// For the file `inode`, with these attributes when it was opened as `handle`, under `lease`; the rest is of the
+    /// mount.
     pub(crate) fn new(
         (inode, made, handle): (Arc<Inode>, Attr, Handle), lease: &Lease,
         (table, changes, all): (Arc<Table>, Arc<Changes>, Arc<Held>),
@@ -221,8 +222,8 @@ impl Hold {
         }
     }
 
-    /// Begins to write `part`. In a task of its own: what was written by one program is not lost if another gives up that
-    /// only looks at the file.
+    /// Begins to write `part`. In a task of its own: what was written by one program is not lost if another gives up
+    /// that only looks at the file.
     fn begin(self: &Arc<Self>, Part { number, offset, data, flush }: Part) {
         let ends = Ends { hold: self.clone(), number, size: data.len(), flushed: false, failed: Some(Errno::EIO) };
         let (begun, before) = (Instant::now(), self.all.state.lock().bytes);
@@ -260,8 +261,8 @@ impl Hold {
         self.state.lock().seen = *attr;
     }
 
-    /// Hears what the file's attributes are now that some of it was written out, for when the server is started anew. Nobody
-    /// waits for it.
+    /// Hears what the file's attributes are now that some of it was written out, for when the server is started anew.
+    /// Nobody waits for it.
     fn looks(self: &Arc<Self>) {
         let Some(node) = self.table.at_hand(&self.inode) else { return };
         if std::mem::replace(&mut self.state.lock().asking, true) {

@@ -1,10 +1,10 @@
 //! Files that were opened for reading and may be opened again without asking.
 //!
 //! A file is opened together with a lease on its attributes. While nobody else changes it the lease is not broken, so
-//! whoever opens it again sees what an open asked of the server would show: its attributes, the same open file, its first
-//! bytes, and the kernel's pages. Filled and asked by opens and lookups, in the request's task; broken by the task that
-//! reads from the server, or whichever thread changes the file. Invariant: what is given out was asked for after the
-//! lease was, and neither the lease was broken nor the file changed through this mount since.
+//! whoever opens it again sees what an open asked of the server would show: its attributes, the same open file, its
+//! first bytes, and the kernel's pages. Filled and asked by opens and lookups, in the request's task; broken by the
+//! task that reads from the server, or whichever thread changes the file. Invariant: what is given out was asked for
+//! after the lease was, and neither the lease was broken nor the file changed through this mount since.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -69,8 +69,8 @@ struct State {
 }
 
 impl File {
-    /// What was `opened` as `node` when there had been `asked` changes, if that may be kept. `teller` tells the kernel when
-    /// it no longer may.
+    /// What was `opened` as `node` when there had been `asked` changes, if that may be kept. `teller` tells the kernel
+    /// when it no longer may.
     pub(crate) fn of(
         node: &NodeRef, opened: &Opened, (asked, changes): (u64, &Arc<Changes>), teller: &Teller,
     ) -> Option<Arc<Self>> {
@@ -251,8 +251,8 @@ impl Kept {
         self.files.remove(&id);
     }
 
-    /// A lease was refused. It may be that the server grants no more: so those that are kept are given back now and then,
-    /// or they would be all that is ever kept.
+    /// A lease was refused. It may be that the server grants no more: so those that are kept are given back now and
+    /// then, or they would be all that is ever kept.
     pub(crate) fn refused(&self) {
         let mut made_room = self.made_room.lock();
         let now = Instant::now();

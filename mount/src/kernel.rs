@@ -1,7 +1,7 @@
 //! Mounting and unmounting: the system calls for root, `fusermount3` for everybody else.
 //!
-//! Called when a mount begins and ends, from any thread that may block; never from one that serves the mount. Mounts are
-//! found in /proc/thread-self/mountinfo, which tells of them without touching them.
+//! Called when a mount begins and ends, from any thread that may block; never from one that serves the mount. Mounts
+//! are found in /proc/thread-self/mountinfo, which tells of them without touching them.
 
 mod fusermount;
 mod table;

@@ -1,9 +1,9 @@
 //! Open files that outlive the restart of their server.
 //!
-//! What a server had open is gone when it is started anew. Whoever then asks something of an open file walks to it again
-//! by its name, sees that it is the very file (`ESTALE` if not), opens it as it was, and asks once more. Made when a file
-//! is opened, used by reads and writes, in the request's task. Invariant: what is asked again may be done twice; an append
-//! may not, and is `EIO` then, and so is everything once locks were lost.
+//! What a server had open is gone when it is started anew. Whoever then asks something of an open file walks to it
+//! again by its name, sees that it is the very file (`ESTALE` if not), opens it as it was, and asks once more. Made
+//! when a file is opened, used by reads and writes, in the request's task. Invariant: what is asked again may be done
+//! twice; an append may not, and is `EIO` then, and so is everything once locks were lost.
 
 mod dir;
 
@@ -46,8 +46,8 @@ struct State {
     unlocked: bool,
 }
 
-/// Asks `$question` of the handle that there is, and again of another one if that is lost. What may be done by then, and
-/// may not be done twice, is not: it ends with the error `$unproven`.
+/// Asks `$question` of the handle that there is, and again of another one if that is lost. What may be done by then,
+/// and may not be done twice, is not: it ends with the error `$unproven`.
 macro_rules! ask {
     ($self:ident, $unproven:expr, |$handle:ident| $question:expr) => {
         Reply::later(async move {
@@ -92,9 +92,9 @@ impl Lasting {
         if state.unlocked { Err(Errno::EIO) } else { Ok(state) }
     }
 
-    /// Writes to `handle` what was held back since it was opened, and with `flush` does that, too. For whoever wrote it the
-    /// write is over, so it is not done with the file opened anew: others may have been let in by then, for whom it would undo
-    /// what they wrote. Errors: `ESTALE` then.
+    /// Writes to `handle` what was held back since it was opened, and with `flush` does that, too. For whoever wrote it
+    /// the write is over, so it is not done with the file opened anew: others may have been let in by then, for whom it
+    /// would undo what they wrote. Errors: `ESTALE` then.
     pub(crate) async fn write_held(handle: &Handle, offset: u64, data: Bytes, flush: bool) -> Result<Written, Errno> {
         let write = async |handle: &Handle| match flush {
             true => handle.write_and_flush(offset, data.clone()).await,
@@ -118,8 +118,8 @@ impl Lasting {
         }
     }
 
-    /// Opens the file again, if the handle that answered `errno`, when it had been opened so many `times`, has gone with its
-    /// server. Errors: `errno` if it has not.
+    /// Opens the file again, if the handle that answered `errno`, when it had been opened so many `times`, has gone
+    /// with its server. Errors: `errno` if it has not.
     async fn open_again(&self, times: u64, errno: Errno) -> Result<(), Errno> {
         let _turn = self.turn.lock().await;
         let State { node, times: now, .. } = self.now()?;

@@ -1,9 +1,9 @@
 //! A lease on a directory, what of it is left, and what the kernel was told under it.
 //!
 //! Made as soon as a directory is opened, which is before it has been listed, and shared by the listing and whoever has
-//! open what was fetched under it. It is broken by the task that reads from the server; the thread of [`crate::tell`] then
-//! gives it back. Invariant: it is not given back, by a break or because nobody needs it any more, before the kernel was
-//! told that what it was told under it may be old.
+//! open what was fetched under it. It is broken by the task that reads from the server; the thread of [`crate::tell`]
+//! then gives it back. Invariant: it is not given back, by a break or because nobody needs it any more, before the
+//! kernel was told that what it was told under it may be old.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -140,8 +140,8 @@ impl Leash {
         !told.is_empty()
     }
 
-    /// The kernel was told `what` by an answer that has gone out now. If there was a break meanwhile it came before that, and
-    /// was told too early.
+    /// The kernel was told `what` by an answer that has gone out now. If there was a break meanwhile it came before
+    /// that, and was told too early.
     pub(crate) fn has_told(self: &Arc<Self>, what: &[(NameBuf, u64)]) {
         if self.is_broken() {
             what.iter().for_each(|(name, id)| self.tells(name.as_name(), *id));

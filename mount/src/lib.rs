@@ -4,9 +4,9 @@
 //! descriptor that is mounted already, as the root of a job is. Both give a [`Mount`], which unmounts when dropped.
 //! A mount of a daemon that was killed is found by [`stale`] and taken away by [`clean`].
 //!
-//! What holds: no waiting caller is stuck. A request that is not answered at once is watched, and ends with `EINTR` when
-//! its caller is dying or asked to end; names and attributes are answered within a time-out in any case. The process
-//! that serves a mount never touches it.
+//! What holds: no waiting caller is stuck. A request that is not answered at once is watched, and ends with `EINTR`
+//! when its caller is dying or asked to end; names and attributes are answered within a time-out in any case. The
+//! process that serves a mount never touches it.
 
 mod ahead;
 mod allocator;
@@ -47,8 +47,8 @@ pub use serve::{Mount, mount, serve};
 pub struct Options {
     /// How long the kernel may keep names, missing names and attributes without asking again.
     pub ttl: Duration,
-    /// Threads that take requests from the kernel. It wakes them in turn, so one that is awake already is of no use to it
-    /// where there are more: by default half as many as there are processors, and no more than four.
+    /// Threads that take requests from the kernel. It wakes them in turn, so one that is awake already is of no use to
+    /// it where there are more: by default half as many as there are processors, and no more than four.
     pub threads: usize,
     /// Whether it is for every user of this machine, not for the one alone who mounts. The kernel then checks the
     /// rights of each by owner, group and mode before it asks, and what a user makes is given to that user: so it is
@@ -60,8 +60,8 @@ pub struct Options {
     /// The most files that are kept at hand (as a fid of a server, say) without being open.
     pub max_inodes_held: usize,
     /// What may be kept in this process of what was read, is read ahead or is held back, in bytes: a quarter of it for
-    /// files that were read, a quarter for what is read ahead of programs, an eighth for small files that are fetched ahead,
-    /// an eighth for what was written and is on its way. The kernel's own pages are not counted.
+    /// files that were read, a quarter for what is read ahead of programs, an eighth for small files that are fetched
+    /// ahead, an eighth for what was written and is on its way. The kernel's own pages are not counted.
     pub cache: u64,
     /// Where contents of files that were read are kept on disk, for the next mount; nowhere by default. The qids of the
     /// tree are to be those of the same files then, whichever process shows it.

@@ -1,8 +1,9 @@
 //! What a directory held when it was listed, and what of that may be told without asking.
 //!
-//! Made when a listing has come to its end, asked by lookups, in the request's task. Under a lease on the directory's contents it answers for its files and for names that are not there, until
-//! somebody else changes one; without, for a moment, and for what is there alone. Invariant: what was changed through this
-//! mount since the listing began is not told (see [`crate::changes`]).
+//! Made when a listing has come to its end, asked by lookups, in the request's task. Under a lease on the directory's
+//! contents it answers for its files and for names that are not there, until somebody else changes one; without, for a
+//! moment, and for what is there alone. Invariant: what was changed through this mount since the listing began is not
+//! told (see [`crate::changes`]).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -82,8 +83,8 @@ impl Gathered {
         self.entries.iter().filter_map(|seen| Some((seen.name.as_name(), seen.id?)))
     }
 
-    /// Adds entries that were listed after the cookie `after`, 0 for the start; none follow if it `ended`. Gives whether
-    /// what was gathered has no gap. Whoever reads goes back to the last entry for which it had room.
+    /// Adds entries that were listed after the cookie `after`, 0 for the start; none follow if it `ended`. Gives
+    /// whether what was gathered has no gap. Whoever reads goes back to the last entry for which it had room.
     pub(crate) fn add(
         &mut self, after: u64, entries: impl IntoIterator<Item = Seen>, ended: bool, most: usize,
     ) -> bool {

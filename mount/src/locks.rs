@@ -1,8 +1,8 @@
 //! Who holds locks in a mount, and the locks of files whose tree keeps none.
 //!
-//! The kernel keeps no locks of a mount itself, or two mounts of one tree could not exclude each other. It names an owner by
-//! a number, and says when one closes a file: then all that this owner has locked is given back. Used by the requests
-//! about locks, in any task. Invariant: whoever may hold a lock is in here.
+//! The kernel keeps no locks of a mount itself, or two mounts of one tree could not exclude each other. It names an
+//! owner by a number, and says when one closes a file: then all that this owner has locked is given back. Used by the
+//! requests about locks, in any task. Invariant: whoever may hold a lock is in here.
 
 use std::pin::pin;
 use std::sync::Arc;

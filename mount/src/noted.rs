@@ -1,7 +1,7 @@
 //! Attributes that are noted of what was listed, in little room: there may be very many.
 //!
-//! Made when a directory is listed, read whenever one of its names is looked up. What does not fit, a device say, is not noted,
-//! and is asked about; when a file was made is left out, since a mount tells nobody.
+//! Made when a directory is listed, read whenever one of its names is looked up. What does not fit, a device say, is
+//! not noted, and is asked about; when a file was made is left out, since a mount tells nobody.
 
 use p9::{Attr, FileKind, Qid, Time};
 

@@ -1,8 +1,8 @@
 //! Open files, by the number that the kernel gives back with each request on them.
 //!
 //! Made by open, create and opendir; used by the requests on the open file, in any task; taken out by release, which
-//! the kernel sends once nothing else is under way on it. Invariant: an open file pins its inode's node for as long as it
-//! is in here.
+//! the kernel sends once nothing else is under way on it. Invariant: an open file pins its inode's node for as long as
+//! it is in here.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -59,7 +59,8 @@ pub(crate) struct Open {
     pub(crate) too_many: Mutex<Vec<NameBuf>>,
     /// What it shares with others who have the file open, if it does.
     pub(crate) kept: Option<Arc<File>>,
-    /// The directory's lease that covers it, where it has none of its own; of a directory, that which says what it holds.
+    /// The directory's lease that covers it, where it has none of its own; of a directory, that which says what it
+    /// holds.
     pub(crate) leash: Option<Arc<Leash>>,
     /// Keeps pages of it away from the kernel, if it was opened to change the file.
     pub(crate) away: Option<Away>,

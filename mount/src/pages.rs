@@ -3,9 +3,9 @@
 //! What is given takes the place of what the kernel has there. So nothing is given while somebody may change the file
 //! through this mount, whose changes the kernel may not have sent yet, and whoever begins to waits until what is being
 //! given has arrived; so does whoever has the kernel drop its pages, once what they hold is old. Asked in the requests'
-//! tasks, and by the threads that tell the kernel. To give may wait for reads of the same pages. Invariant: whoever waits
-//! for pages to be given is the only one who gives any of that file: those whose reads are waited for never wait so
-//! themselves.
+//! tasks, and by the threads that tell the kernel. To give may wait for reads of the same pages. Invariant: whoever
+//! waits for pages to be given is the only one who gives any of that file: those whose reads are waited for never wait
+//! so themselves.
 
 use std::sync::Arc;
 
@@ -93,8 +93,8 @@ pub(crate) struct Gift {
 }
 
 impl Gift {
-    /// These `pages` of `inode`, each with its offset, which were read of `file` when [`Inode::writes`] was `writes`. What
-    /// does not end the file is of whole pages.
+    /// These `pages` of `inode`, each with its offset, which were read of `file` when [`Inode::writes`] was `writes`.
+    /// What does not end the file is of whole pages.
     pub(crate) fn of(inode: &Arc<Inode>, file: &Arc<File>, writes: u64, pages: Vec<(u64, Bytes)>) -> Self {
         Self { inode: inode.clone(), file: file.clone(), writes, pages }
     }

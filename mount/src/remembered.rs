@@ -1,8 +1,8 @@
 //! A directory that is opened again while all that it holds is known: it is listed without asking anybody.
 //!
 //! Made by opendir, under the lease that its listing came with, and listed by readdir, in the request's task. What is
-//! listed is what was there when it was opened, as of any directory; attributes are told only while the lease holds, which
-//! whoever tells them checks. Invariant: nothing was changed in it through this mount since it was listed.
+//! listed is what was there when it was opened, as of any directory; attributes are told only while the lease holds,
+//! which whoever tells them checks. Invariant: nothing was changed in it through this mount since it was listed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,9 +1,9 @@
 //! A file that is read here and there: a database, an archive, a program that is being started.
 //!
-//! Each read has to go for its few bytes what may be a long way. So more is fetched around them, and the kernel is given
-//! it. How much says the way itself: as long as to fetch some costs no more than a few times what a page alone costs, the
-//! next is twice as long; so a reader never waits for more than a few times what it would have without. Asked by the read
-//! of an open file, in the request's task. Invariant: no part of a file is fetched twice for this.
+//! Each read has to go for its few bytes what may be a long way. So more is fetched around them, and the kernel is
+//! given it. How much says the way itself: as long as to fetch some costs no more than a few times what a page alone
+//! costs, the next is twice as long; so a reader never waits for more than a few times what it would have without.
+//! Asked by the read of an open file, in the request's task. Invariant: no part of a file is fetched twice for this.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -30,8 +30,8 @@ pub(crate) struct Scattered {
 }
 
 impl Scattered {
-    /// Something is read at `offset`, away from what was read before, of a file that is `size` long. Gives what is to be
-    /// fetched around it: whole units, in which `offset` is; `None` if it is to be read alone.
+    /// Something is read at `offset`, away from what was read before, of a file that is `size` long. Gives what is to
+    /// be fetched around it: whole units, in which `offset` is; `None` if it is to be read alone.
     pub(crate) fn around(&mut self, offset: u64, size: u64) -> Option<Range<u64>> {
         self.reads = self.reads.saturating_add(1);
         self.alone?;

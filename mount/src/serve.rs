@@ -104,9 +104,9 @@ impl Mount {
         _ = self.ended.clone().wait_for(|ended| *ended).await;
     }
 
-    /// What `path` leads to in the tree, and all below it, may be something else from now on, as it is in a namespace where
-    /// something was bound: nothing that was known before is told any more, nor kept by the kernel. What is open stays
-    /// what it was. It blocks as long as requests that are under way have the directories of the path locked.
+    /// What `path` leads to in the tree, and all below it, may be something else from now on, as it is in a namespace
+    /// where something was bound: nothing that was known before is told any more, nor kept by the kernel. What is open
+    /// stays what it was. It blocks as long as requests that are under way have the directories of the path locked.
     pub fn exchanged(&self, path: &[Name<'_>]) {
         self.bridge.exchanged(path);
     }
@@ -165,7 +165,8 @@ impl Place {
         kernel::mounted(&self.at).map(|there| there.minor) != self.minor
     }
 
-    /// Ends the connection, where fusectl is at hand. Elsewhere those who are left are answered, and it ends as they go.
+    /// Ends the connection, where fusectl is at hand. Elsewhere those who are left are answered, and it ends as they
+    /// go.
     fn abort(&self) {
         if let Some(minor) = self.minor {
             kernel::abort(minor);

@@ -62,7 +62,8 @@ impl Table {
         self.maps.lock().ids.get(&id).map(|known| known.inode.clone()).ok_or(Errno::ESTALE)
     }
 
-    /// Takes note that the file `qid` is called `name` in `dir`, and that the kernel is told so; `node` is kept at hand.
+    /// Takes note that the file `qid` is called `name` in `dir`, and that the kernel is told so; `node` is kept at
+    /// hand.
     pub(crate) fn enter(&self, dir: &Arc<Inode>, name: Name<'_>, qid: Qid, node: Option<NodeRef>) -> Arc<Inode> {
         let mut maps = self.maps.lock();
         let inode = maps.at_place(dir, name, qid);

@@ -1,9 +1,9 @@
 //! Telling the kernel that what it was told is old, when somebody else changes a file or a directory.
 //!
-//! Told by whoever hears of a broken lease, from any thread. A thread tells the kernel of attributes, for which it waits
-//! for nobody, then gives the lease back, and whoever waits for it goes on. Pages and names are told after that, each file
-//! and directory by itself, since the kernel waits for reads that are under way, or for whoever has the directory
-//! locked. Invariant: no lease waits for pages or names.
+//! Told by whoever hears of a broken lease, from any thread. A thread tells the kernel of attributes, for which it
+//! waits for nobody, then gives the lease back, and whoever waits for it goes on. Pages and names are told after that,
+//! each file and directory by itself, since the kernel waits for reads that are under way, or for whoever has the
+//! directory locked. Invariant: no lease waits for pages or names.
 
 use std::ffi::OsStr;
 use std::io;
@@ -69,8 +69,8 @@ struct Thread {
 }
 
 impl Teller {
-    /// Starts the thread, which also takes out of `kept` what is broken; it ends with the last clone. The kernel keeps what
-    /// it is told for `ttl`.
+    /// Starts the thread, which also takes out of `kept` what is broken; it ends with the last clone. The kernel keeps
+    /// what it is told for `ttl`.
     pub(crate) fn start(kept: &Arc<Kept>, ttl: Duration, runtime: Runtime) -> io::Result<Self> {
         let (broken, breaks) = channel();
         let kernel: Arc<OnceLock<Kernel>> = Arc::default();
@@ -105,8 +105,8 @@ impl Teller {
         self.late.tell(&self.kernel, move |kernel| tell_names(kernel, id, &names));
     }
 
-    /// The attributes of `dirs` and what `names` stand for in directories are old. Returns when the kernel knows it, which
-    /// may take until nobody has those directories locked.
+    /// The attributes of `dirs` and what `names` stand for in directories are old. Returns when the kernel knows it,
+    /// which may take until nobody has those directories locked.
     pub(crate) fn exchanged<'a>(&self, dirs: &[u64], names: impl Iterator<Item = (u64, Name<'a>)>) {
         let Some(kernel) = self.kernel.get() else { return };
         for (dir, name) in names {
@@ -115,8 +115,8 @@ impl Teller {
         dirs.iter().for_each(|dir| tell(kernel, INodeNo(*dir), -1));
     }
 
-    /// The kernel's attributes and pages of `inode` are old. Waits until it has dropped them, which it does when the reads
-    /// that are under way have ended.
+    /// The kernel's attributes and pages of `inode` are old. Waits until it has dropped them, which it does when the
+    /// reads that are under way have ended.
     pub(crate) async fn contents_changed(&self, inode: &Inode) {
         let (Some(kernel), id) = (self.kernel.get().cloned(), INodeNo(inode.id)) else { return };
         inode.pages().settled().await;

@@ -2,9 +2,9 @@
 //!
 //! `rcpu` starts it when none answers on `run/agent`, and writes one line to its file `serve` for each command. The
 //! agent dials the node, says `serve SESSION NONCE`, and from then on answers 9P on that connection: the caller dials
-//! every connection, also the second for a command that reads or writes much, and the agent outlives the `rcpu` that asked. What the node may reach was settled before it is
-//! served: rules by path, from the trust that the caller has in that node. The agent ends by itself after ten minutes
-//! without work.
+//! every connection, also the second for a command that reads or writes much, and the agent outlives the `rcpu` that
+//! asked. What the node may reach was settled before it is served: rules by path, from the trust that the caller has in
+//! that node. The agent ends by itself after ten minutes without work.
 
 use std::ffi::OsStr;
 use std::io;
@@ -236,8 +236,8 @@ impl Serving {
         }
     }
 
-    /// Once there was bulk, has one more connection at hand for that, always: what is asked on it waits for the next when
-    /// it is lost. It never returns.
+    /// Once there was bulk, has one more connection at hand for that, always: what is asked on it waits for the next
+    /// when it is lost. It never returns.
     async fn bulk(&self, sessions: &Sessions) {
         sessions.carry_bulk(BULK).await;
         let (mut pause, mut fruitless, mut wanted) = (PAUSES.0, 0, false);

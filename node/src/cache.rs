@@ -1,7 +1,7 @@
 //! What this user's mounts and commands keep on disk of what they read.
 //!
-//! It is in the home, since that is nobody else's and is never shown to a node: what is kept is of other nodes' files. Opened
-//! once by each process that mounts. Where that cannot be the files are fetched each time, and that is all.
+//! It is in the home, since that is nobody else's and is never shown to a node: what is kept is of other nodes' files.
+//! Opened once by each process that mounts. Where that cannot be the files are fetched each time, and that is all.
 
 use crate::home::Home;
 

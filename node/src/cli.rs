@@ -251,9 +251,9 @@ pub struct Run {
 
 /// Show what is at NEW at OLD, too: instead of what is there, or as a union with it.
 ///
-/// Both are paths in a mount: as they are seen there, or, from its root on, as `slashn ns` prints them. NEW may also be a
-/// server: a node's name, tls!HOST!PORT, tcp!HOST!PORT, unix!PATH, local!PATH, exec!COMMAND, ssh!HOST. What is open stays
-/// what it was.
+/// Both are paths in a mount: as they are seen there, or, from its root on, as `slashn ns` prints them. NEW may also be
+/// a server: a node's name, tls!HOST!PORT, tcp!HOST!PORT, unix!PATH, local!PATH, exec!COMMAND, ssh!HOST. What is open
+/// stays what it was.
 #[derive(Args, Debug)]
 pub struct Bind {
     /// After what is there
@@ -354,8 +354,9 @@ pub struct Wait {
     pub session: SessionName,
 }
 
-/// See what a command of mine writes, from the oldest that nobody has seen (its node keeps the last MiB), until it ends. The
-/// exit status is its own, as that of `rcpu`, and signals go to it; but a terminal that is closed leaves it running.
+/// See what a command of mine writes, from the oldest that nobody has seen (its node keeps the last MiB), until it
+/// ends. The exit status is its own, as that of `rcpu`, and signals go to it; but a terminal that is closed leaves it
+/// running.
 #[derive(Args, Debug)]
 pub struct Attach {
     /// The command, as `slashn ps` and `rcpu -d` print it

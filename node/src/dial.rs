@@ -1,8 +1,8 @@
 //! Dialling the nodes that I know: TLS with my key, and the key that known_nodes has for them.
 //!
 //! Used by the mount, the agent and `rcpu`, each in its own runtime. The file is read at each use, so that `slashn add`
-//! takes effect at once. Handshakes run where blocking is allowed, since an ssh-agent may ask a person. What is attached
-//! is a session: a connection that is lost is made again.
+//! takes effect at once. Handshakes run where blocking is allowed, since an ssh-agent may ask a person. What is
+//! attached is a session: a connection that is lost is made again.
 
 use std::io;
 use std::path::Path;
@@ -160,8 +160,8 @@ impl Dialer {
         Ok((client, root))
     }
 
-    /// Whether the node called `name` may come back by itself: it is known, with the key that it shows, and lets me in as far
-    /// as can be seen.
+    /// Whether the node called `name` may come back by itself: it is known, with the key that it shows, and lets me in
+    /// as far as can be seen.
     pub async fn may_come_back(&self, name: &str) -> bool {
         match self.connect_again(name).await {
             Ok(_) => true,

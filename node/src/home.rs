@@ -183,8 +183,8 @@ impl Home {
         Ok(Lock { _file: file })
     }
 
-    /// Waits for its turn to look who serves `name` in `run/`, and to serve it; it lasts until what it gives is dropped, and
-    /// should be short.
+    /// Waits for its turn to look who serves `name` in `run/`, and to serve it; it lasts until what it gives is
+    /// dropped, and should be short.
     pub fn turn(&self, name: &str) -> Result<File> {
         let path = self.run()?.join(format!("{name}.turn"));
         let open = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);

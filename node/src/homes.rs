@@ -1,7 +1,7 @@
 //! The homes of slashn that this user has, wherever they are: none of them is ever shown to a node.
 //!
-//! A home is noted when it is made and whenever it is opened; whoever settles what a node may reach of this machine asks
-//! for all of them. The list is in the user's own directory, one path to a NUL, and hidden itself.
+//! A home is noted when it is made and whenever it is opened; whoever settles what a node may reach of this machine
+//! asks for all of them. The list is in the user's own directory, one path to a NUL, and hidden itself.
 
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, OpenOptions};

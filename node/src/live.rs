@@ -1,8 +1,8 @@
 //! A mounted namespace, which `slashn bind` and `unbind` change.
 //!
-//! The mount's control directory has a file `change`: what is written to it is a line of namespace(6), and reading it then
-//! gives nothing if that was done, else why not. A line is done as a whole or not at all; by the time it is answered the
-//! kernel knows.
+//! The mount's control directory has a file `change`: what is written to it is a line of namespace(6), and reading it
+//! then gives nothing if that was done, else why not. A line is done as a whole or not at all; by the time it is
+//! answered the kernel knows.
 
 use std::sync::Arc;
 use std::time::Duration;

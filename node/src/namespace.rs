@@ -1,8 +1,8 @@
 //! Namespace files: which is read when none is named, and what their variables stand for.
 //!
-//! Read by `slashn mount` and `slashn run`. `/etc/slashn/namespace`, or what is shipped where there is none, is followed
-//! by the home's `namespace`, which may add to it or begin anew with `clear`. `$n` is where the grid is to be: `/` in a mount,
-//! which is it, `/n` for a command, which has a root of its own.
+//! Read by `slashn mount` and `slashn run`. `/etc/slashn/namespace`, or what is shipped where there is none, is
+//! followed by the home's `namespace`, which may add to it or begin anew with `clear`. `$n` is where the grid is to be:
+//! `/` in a mount, which is it, `/n` for a command, which has a root of its own.
 
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;

@@ -1,8 +1,8 @@
 //! What the kernel mounts for a namespace, where its root is this machine's: the rest is what the server shows.
 //!
-//! Made by the server of `slashn run` from what its namespace has where. What is one directory or file of this machine is
-//! a bind mount, and costs nothing; what is not is shown by FUSE, at the place itself or, where this machine has no such
-//! place, from the nearest directory above that it has.
+//! Made by the server of `slashn run` from what its namespace has where. What is one directory or file of this machine
+//! is a bind mount, and costs nothing; what is not is shown by FUSE, at the place itself or, where this machine has no
+//! such place, from the nearest directory above that it has.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -41,8 +41,8 @@ pub fn plan(places: Vec<Shown>, exists: &dyn Fn(&Path) -> bool) -> Plan {
     Plan { whole, mounts }
 }
 
-/// What has to be shown for `at` to be there: itself, or the nearest directory above that this machine has; or, where that
-/// is the root, what is next below it, which has to be made.
+/// What has to be shown for `at` to be there: itself, or the nearest directory above that this machine has; or, where
+/// that is the root, what is next below it, which has to be made.
 fn nearest(at: &Path, exists: &dyn Fn(&Path) -> bool) -> (PathBuf, bool) {
     if exists(at) {
         return (at.to_path_buf(), false);

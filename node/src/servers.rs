@@ -1,10 +1,10 @@
 //! What a namespace of mine may name as a server: `#grid`, nodes that I know, and dial strings.
 //!
-//! Used by the mount and by `slashn run`, in their runtimes. `tls!host!port` is a known node, too, by its address; `tcp!`
-//! and `unix!` speak 9P in the clear; `local!path` is a directory or file of this machine; `exec!command` a program,
-//! `ssh!host` another machine's files. A server is reached once for all who use it, and again when it was lost: a program
-//! is started when something in it is first looked at, and anew when it has died, but not more often than it is worth.
-//! Texts of others never come here: a node that runs a command for somebody knows none of these.
+//! Used by the mount and by `slashn run`, in their runtimes. `tls!host!port` is a known node, too, by its address;
+//! `tcp!` and `unix!` speak 9P in the clear; `local!path` is a directory or file of this machine; `exec!command` a
+//! program, `ssh!host` another machine's files. A server is reached once for all who use it, and again when it was
+//! lost: a program is started when something in it is first looked at, and anew when it has died, but not more often
+//! than it is worth. Texts of others never come here: a node that runs a command for somebody knows none of these.
 
 use std::collections::VecDeque;
 use std::os::unix::ffi::OsStrExt;

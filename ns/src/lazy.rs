@@ -1,8 +1,8 @@
 //! The root of a server that is reached when it is used, and again when it was lost.
 //!
-//! Everything is passed on to what is at the server's root at that moment. Until it was reached the first time, and while
-//! it cannot be, it is an empty directory that cannot be opened: looking at it from outside starts nothing. It is one file
-//! however often the server comes and goes, with an identity of its own.
+//! Everything is passed on to what is at the server's root at that moment. Until it was reached the first time, and
+//! while it cannot be, it is an empty directory that cannot be opened: looking at it from outside starts nothing. It is
+//! one file however often the server comes and goes, with an identity of its own.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -29,7 +29,8 @@ pub struct Lazy {
 }
 
 impl Lazy {
-    /// The directory `spec` of what `servers` reach under the name `server`; empty: the root. Errors: `spec` is no path.
+    /// The directory `spec` of what `servers` reach under the name `server`; empty: the root. Errors: `spec` is no
+    /// path.
     pub fn node(servers: Arc<dyn Names>, server: &str, spec: &str) -> Result<NodeRef, Errno> {
         let spec = Name::split(spec.as_bytes())?.into_iter().map(NameBuf::from).collect();
         let (qid, live) = (synth::dir([]).qid(), Mutex::default());

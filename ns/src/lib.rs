@@ -1,7 +1,7 @@
 //! The namespace: mount, bind and union as one tree that prints as the text that rebuilds it.
 //!
-//! A [`Namespace`] is a table from paths to ordered lists of trees, and itself a tree. Whoever shows it (a FUSE mount, a
-//! server) never learns where one tree ends and the next begins. [`text`] reads and prints namespace(6) files,
+//! A [`Namespace`] is a table from paths to ordered lists of trees, and itself a tree. Whoever shows it (a FUSE mount,
+//! a server) never learns where one tree ends and the next begins. [`text`] reads and prints namespace(6) files,
 //! [`Build`] makes a namespace from one, and [`Grid`] is the directory at /n whose entries are dialled when used.
 //!
 //! The rules are Plan 9's (bind(2), namespace(6)), with one addition: a mount point need not exist beneath. Where it

@@ -2,7 +2,8 @@
 //!
 //! A line whose effect is gone is dropped, where no later line was read in its light: where none bound what was at that
 //! path, above or below it, and none mounted below it. That is asked at each change, so for each path it is kept which
-//! line was the last to do so; where that line has been dropped since, a line may stay that could go, which is harmless.
+//! line was the last to do so; where that line has been dropped since, a line may stay that could go, which is
+//! harmless.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -129,8 +129,8 @@ impl Namespace {
         self.put(new, Change { old: path, new: Some(source), members, original: None, flags, line }).await
     }
 
-    /// Unmounts all that is at `old`, or of it what `new` says: what was mounted or bound under that name, or else under
-    /// whichever name what is at that path now was. Errors: [`Error::NotMounted`], [`Error::NotInUnion`],
+    /// Unmounts all that is at `old`, or of it what `new` says: what was mounted or bound under that name, or else
+    /// under whichever name what is at that path now was. Errors: [`Error::NotMounted`], [`Error::NotInUnion`],
     /// [`Error::Path`].
     pub async fn unmount(&self, new: Option<&str>, old: &str) -> Result<(), Error> {
         let path = split(old)?;

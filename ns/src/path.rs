@@ -34,7 +34,8 @@ impl Path {
         self.0.as_ref().map_or(0, |link| link.depth)
     }
 
-    /// Follows its names from `first`, by `next`, as far as they lead. It allocates nothing, and is as deep as the path.
+    /// Follows its names from `first`, by `next`, as far as they lead. It allocates nothing, and is as deep as the
+    /// path.
     pub(crate) fn lead<'a, T>(
         &self, first: &'a T, next: &mut impl FnMut(&'a T, &NameBuf) -> Option<&'a T>,
     ) -> Option<&'a T> {

@@ -1,8 +1,8 @@
 //! The table: which trees are mounted where, and the lines that make it so.
 //!
 //! A tree of places, each of them shared with whoever looks at it: a change copies those on the way to it that somebody
-//! looks at just now and changes the others where they are, so that whoever looks has either what was before it or what is after,
-//! and a table of many places costs no more to change than a small one. Nothing here asks anyone anything.
+//! looks at just now and changes the others where they are, so that whoever looks has either what was before it or what
+//! is after, and a table of many places costs no more to change than a small one. Nothing here asks anyone anything.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -29,8 +29,8 @@ pub struct Flags {
     pub create: bool,
     /// `-C`: its contents may be cached. They are anyway, as far as its server grants leases.
     pub cache: bool,
-    /// `-m`, which Plan 9 does not have: its directories and those of other members that say so are one, where they have
-    /// the same name, and so on down; of files of one name the first alone is there.
+    /// `-m`, which Plan 9 does not have: its directories and those of other members that say so are one, where they
+    /// have the same name, and so on down; of files of one name the first alone is there.
     pub merge: bool,
     /// `-q`: if it cannot be done, go on without.
     pub quiet: bool,

@@ -26,9 +26,9 @@ pub(crate) struct TreeId(u64);
 /// The key of all identities in this process.
 static KEY: OnceLock<(u64, u64)> = OnceLock::new();
 
-/// Keys the identities of files in the namespaces of this process, so that they are the same in the next one that is given
-/// the same secret `key`. Without, each process has its own. To be called before there is a namespace; of no effect
-/// afterwards.
+/// Keys the identities of files in the namespaces of this process, so that they are the same in the next one that is
+/// given the same secret `key`. Without, each process has its own. To be called before there is a namespace; of no
+/// effect afterwards.
 pub fn identify_by(key: [u8; 16]) {
     let [low, high] =
         [0, 8].map(|at| key[at..at + 8].iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte)));

@@ -1,9 +1,9 @@
 //! Work that blocks, but as a rule for some microseconds: a change of a directory that the kernel has in memory, say.
 //!
-//! To hand it to the blocking pool and hear of its end costs several times the work. So it is done in place, in whatever
-//! task asks, as long as nobody is kept waiting by it: by one task of the process at a time, only where the runtime has
-//! another thread for the others, and not for a while after it slept for long (a disk that is busy, a file of many
-//! extents). What only had to wait for a processor says nothing.
+//! To hand it to the blocking pool and hear of its end costs several times the work. So it is done in place, in
+//! whatever task asks, as long as nobody is kept waiting by it: by one task of the process at a time, only where the
+//! runtime has another thread for the others, and not for a while after it slept for long (a disk that is busy, a file
+//! of many extents). What only had to wait for a processor says nothing.
 
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};

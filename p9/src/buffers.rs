@@ -2,8 +2,8 @@
 //!
 //! What comes and goes with each message (the heads of replies, the data of reads and writes) is cut off one buffer
 //! after another, and belongs to whoever uses it as [`bytes::Bytes`] for as long as that likes. Nothing is ever given
-//! back: a buffer is free again when all that was cut off it has been dropped. Invariant: what is kept here for later is
-//! bounded; what is in use is bounded elsewhere.
+//! back: a buffer is free again when all that was cut off it has been dropped. Invariant: what is kept here for later
+//! is bounded; what is in use is bounded elsewhere.
 
 use std::collections::VecDeque;
 use std::sync::LazyLock;

@@ -102,8 +102,8 @@ pub trait Stream: Any + Send + Sync + 'static {
         Reply::ok(())
     }
 
-    /// What is known to have gone wrong with what was written so far, as each close(2) of a descriptor tells it: nothing
-    /// need be safe yet, and more may be written.
+    /// What is known to have gone wrong with what was written so far, as each close(2) of a descriptor tells it:
+    /// nothing need be safe yet, and more may be written.
     fn flush(&self) -> Reply<'_, ()> {
         Reply::ok(())
     }
@@ -126,7 +126,8 @@ pub trait Stream: Any + Send + Sync + 'static {
         Errno::EOPNOTSUPP.into()
     }
 
-    /// Copies `length` bytes from `offset` to `to_offset` in `to`, at the server, as copy_file_range(2); gives how many.
+    /// Copies `length` bytes from `offset` to `to_offset` in `to`, at the server, as copy_file_range(2); gives how
+    /// many.
     fn copy<'a>(&'a self, _offset: u64, _to: &'a Handle, _to_offset: u64, _length: u64) -> Reply<'a, u64> {
         Errno::EOPNOTSUPP.into()
     }

@@ -1,8 +1,8 @@
 //! Byte-range locks of one file, as fcntl(2) has them: who holds what.
 //!
 //! For trees that keep locks themselves. [`Ranges`] decides, and knows nothing of files or of waiting; a lock that is
-//! waited for is a matter of whoever holds the ranges: try, and try again when something was given back. `O` says whose a
-//! lock is. Invariant: an owner's ranges do not overlap, those of two owners only where both are shared.
+//! waited for is a matter of whoever holds the ranges: try, and try again when something was given back. `O` says whose
+//! a lock is. Invariant: an owner's ranges do not overlap, those of two owners only where both are shared.
 
 use crate::Errno;
 use crate::tree::{Lock, LockKind};
@@ -50,8 +50,8 @@ impl<O> Default for Ranges<O> {
 }
 
 impl<O: Clone + Eq> Ranges<O> {
-    /// The lock of another than `owner` that stands in the way of `lock`: that with the lowest start. Its `owner` is what
-    /// `name` says.
+    /// The lock of another than `owner` that stands in the way of `lock`: that with the lowest start. Its `owner` is
+    /// what `name` says.
     pub fn conflict(&self, owner: &O, lock: &Lock, name: impl Fn(&O) -> u64) -> Result<Option<Lock>, Errno> {
         let (first, last) = lock.range()?;
         if lock.kind == LockKind::Unlock {
@@ -69,8 +69,8 @@ impl<O: Clone + Eq> Ranges<O> {
         }))
     }
 
-    /// Takes, changes or drops `lock` for `owner`. There must be no conflict. Whether something that was held may be free
-    /// now. Errors: `ENOLCK` beyond `most` ranges.
+    /// Takes, changes or drops `lock` for `owner`. There must be no conflict. Whether something that was held may be
+    /// free now. Errors: `ENOLCK` beyond `most` ranges.
     pub fn set(&mut self, owner: &O, lock: &Lock, most: usize) -> Result<bool, Errno> {
         let (first, last) = lock.range()?;
         // At most, one range becomes two, and there is a new one.

@@ -1,9 +1,9 @@
 //! What makes a reliable stream of frames out of connections that break: numbers, what is kept, what is acknowledged.
 //!
-//! Used on both sides of a session (see `DIALECT.md`), one [`Ledger`] for each lane: by [`crate::server`] for the replies
-//! that it sends and the requests that it takes, by [`crate::client`] the other way round. There is no I/O here and no
-//! clock. Invariant: a frame that was sent is kept until the other side has said that it came, and what came is counted
-//! once it was taken up for good; so that after a loss each side sends again exactly what the other has not.
+//! Used on both sides of a session (see `DIALECT.md`), one [`Ledger`] for each lane: by [`crate::server`] for the
+//! replies that it sends and the requests that it takes, by [`crate::client`] the other way round. There is no I/O here
+//! and no clock. Invariant: a frame that was sent is kept until the other side has said that it came, and what came is
+//! counted once it was taken up for good; so that after a loss each side sends again exactly what the other has not.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -53,9 +53,9 @@ pub trait Node: Any + Send + Sync + 'static {
         open_in_steps(self, names, how, want)
     }
 
-    /// What file `name` of this directory is, and up to `count` bytes from its start: a walk, an open, a read and a close
-    /// in one, for regular files alone. Errors: theirs; `EINVAL` for what is no regular file; `EBUSY` where it has to be
-    /// opened.
+    /// What file `name` of this directory is, and up to `count` bytes from its start: a walk, an open, a read and a
+    /// close in one, for regular files alone. Errors: theirs; `EINVAL` for what is no regular file; `EBUSY` where it
+    /// has to be opened.
     fn fetch<'a>(&'a self, name: Name<'a>, count: u32) -> Reply<'a, (Qid, Bytes)> {
         fetch_in_steps(self, name, count)
     }
@@ -147,8 +147,8 @@ pub trait Node: Any + Send + Sync + 'static {
         Errno::EOPNOTSUPP.into()
     }
 
-    /// A lease on what `want` says, or on as much of it as can be had: `None` where that is nothing. Own operations never
-    /// break a lease: those of the client that this node was attached for.
+    /// A lease on what `want` says, or on as much of it as can be had: `None` where that is nothing. Own operations
+    /// never break a lease: those of the client that this node was attached for.
     fn lease(&self, _want: LeaseKind, _on_break: OnBreak) -> Reply<'_, Option<Lease>> {
         Reply::ok(None)
     }
@@ -511,8 +511,8 @@ impl Lease {
     }
 }
 
-/// Called from any thread when another needs a lease back, with what may still be kept: from this moment on nothing else
-/// may be used any more. The holder answers by [`Lease::keep`] or by dropping the lease, after it has written back what
-/// it must, in bounded time; it may be called again, with less, and before the lease itself was handed out. It must not
-/// block.
+/// Called from any thread when another needs a lease back, with what may still be kept: from this moment on nothing
+/// else may be used any more. The holder answers by [`Lease::keep`] or by dropping the lease, after it has written back
+/// what it must, in bounded time; it may be called again, with less, and before the lease itself was handed out. It
+/// must not block.
 pub type OnBreak = Arc<dyn Fn(LeaseKind) + Send + Sync>;

@@ -1,7 +1,7 @@
 //! 9P2000.L on the wire: one table for each direction, and nothing said twice.
 //!
-//! Used by [`crate::server`] and [`crate::client`]. A message is decoded whole, borrowing from its frame: every field is
-//! taken by a parser that cannot read past the frame, and a frame with bytes left over is refused. The numbers are
+//! Used by [`crate::server`] and [`crate::client`]. A message is decoded whole, borrowing from its frame: every field
+//! is taken by a parser that cannot read past the frame, and a frame with bytes left over is refused. The numbers are
 //! those of the Linux kernel's `include/net/9p/9p.h`; the fields are described in diod's protocol.md.
 
 use bytes::BufMut;
@@ -39,8 +39,8 @@ pub const HEADER: usize = 7;
 /// Bytes of an `Rread` or `Twrite` that are not data, and a few to spare: `IOHDRSZ` in Plan 9.
 pub const IO_HEADER: u32 = 24;
 
-/// `datasync` of a `Tfsync` in our dialect that asks only what is known to have gone wrong with what was written, as close(2)
-/// does: nothing need be safe.
+/// `datasync` of a `Tfsync` in our dialect that asks only what is known to have gone wrong with what was written, as
+/// close(2) does: nothing need be safe.
 pub const FSYNC_FLUSH: u32 = 2;
 
 /// Declares the messages of one direction: the enum, its codes, its decoder and its encoder.

@@ -1,7 +1,8 @@
 //! Messages on their way into a stream: all that are ready go out in as few calls as it takes.
 //!
-//! Used by the one writer of a connection: the server's for replies, the client's for requests. Small pieces are gathered into one buffer; the data of large reads goes out from where it lies. One small reply at
-//! a time would cost a system call each, 5 to 9 us on loopback against 0.3 us in a batch.
+//! Used by the one writer of a connection: the server's for replies, the client's for requests. Small pieces are
+//! gathered into one buffer; the data of large reads goes out from where it lies. One small reply at a time would cost
+//! a system call each, 5 to 9 us on loopback against 0.3 us in a batch.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};

@@ -1,7 +1,8 @@
 //! What a message costs the server's allocator, counted: nothing, once the connection is warm.
 //!
-//! The server has a thread of its own, and what that allocates is counted. The client is in the test's thread, and speaks
-//! bytes that it made before; where it is our own that is counted, it is the other way round. A test binary of its own, because the allocator is.
+//! The server has a thread of its own, and what that allocates is counted. The client is in the test's thread, and
+//! speaks bytes that it made before; where it is our own that is counted, it is the other way round. A test binary of
+//! its own, because the allocator is.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -177,8 +178,8 @@ fn a_message_costs_the_server_no_allocation() {
 
 static CLIENT: Count = Count::new();
 
-/// The future that waits, what its reply comes by, the lists of what was asked and of what is waited for; and a new buffer
-/// for the next small replies, where the last is still in use. Nothing for the data.
+/// The future that waits, what its reply comes by, the lists of what was asked and of what is waited for; and a new
+/// buffer for the next small replies, where the last is still in use. Nothing for the data.
 #[test]
 fn a_read_costs_the_client_what_its_waiting_takes() {
     let _alone = alone();

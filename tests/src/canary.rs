@@ -1,8 +1,8 @@
 //! A directory to be served, and beside it a canary: files that nobody who is served may ever touch.
 //!
-//! Links in the export lead to the canary by every way that links have. Its contents, the name of a file in it, its size
-//! and its times are marks (`MARKS`) that no reply may carry; the kernel tells (inotify(7)) who opened, listed or changed it,
-//! whatever became of the reply. It is the test's: made before, and judged after what it is about.
+//! Links in the export lead to the canary by every way that links have. Its contents, the name of a file in it, its
+//! size and its times are marks (`MARKS`) that no reply may carry; the kernel tells (inotify(7)) who opened, listed or
+//! changed it, whatever became of the reply. It is the test's: made before, and judged after what it is about.
 
 use std::fs::{self, FileTimes, Metadata};
 use std::mem::MaybeUninit;

@@ -79,8 +79,8 @@ pub fn gated() -> (DuplexStream, DuplexStream, watch::Sender<bool>, Arc<AtomicU6
     (near, far, shut, said)
 }
 
-/// Two ends of a slow link, and how often the near end said something after it had heard something: how often it may have waited, if
-/// `delay` is longer than what goes on at either end.
+/// Two ends of a slow link, and how often the near end said something after it had heard something: how often it may
+/// have waited, if `delay` is longer than what goes on at either end.
 pub fn turns(delay: Duration) -> (DuplexStream, DuplexStream, Arc<AtomicU64>) {
     let (near, mut near_far) = tokio::io::duplex(NOBODY_WAITS);
     let (far_near, far) = slow_with(delay, NOBODY_WAITS);

@@ -181,7 +181,8 @@ impl Machine {
         at
     }
 
-    /// Mounts an empty disk of `size` bytes, where at most `files` more can be made, at the folder `name`. Gives the place.
+    /// Mounts an empty disk of `size` bytes, where at most `files` more can be made, at the folder `name`. Gives the
+    /// place.
     pub fn small_disk(&mut self, name: &str, size: u64, files: u64) -> PathBuf {
         let (at, id) = (self.at(name), self.uid);
         self.run("mkdir", &["-p", at.to_str().expect("a readable path")]);

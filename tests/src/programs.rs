@@ -1,5 +1,5 @@
-//! What programs expect of a file system, asked of a mount of a tree: the cases of `tests/v9fs/guest.c`, which the Linux
-//! kernel's own 9P client is asked, too (tests/tests/v9fs.rs).
+//! What programs expect of a file system, asked of a mount of a tree: the cases of `tests/v9fs/guest.c`, which the
+//! Linux kernel's own 9P client is asked, too (tests/tests/v9fs.rs).
 
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -1,8 +1,8 @@
 //! Messages of a peer that may say anything: well-formed ones about fids that exist and others, and garbled ones.
 //!
 //! Each is made from one number, so that proptest makes a conversation smaller by leaving messages out. The table says
-//! what fields each message has, written down from the protocol's description and not taken from the crate; numbers that
-//! the crate knows and the table does not yet are given fields at random.
+//! what fields each message has, written down from the protocol's description and not taken from the crate; numbers
+//! that the crate knows and the table does not yet are given fields at random.
 
 use std::fmt;
 use std::ops::Range;
@@ -54,12 +54,12 @@ impl fmt::Debug for Said {
 }
 
 /// Each message: its type byte, how often it is said, and its fields. `f` a fid, `D` one that is a directory as long as
-/// nothing was done to that, `F` one that anything is done to, `W` one that is made; `n` a name, `N` names to walk, `t` the
-/// target of a link, `a` an aname, `x` the name of an attribute, `v` a version; `d` data, `S` a stat; `o` the flags of an
-/// open, `m` permissions, `M` those with a type, `p` those of 9P2000, `b` a mode of 9P2000, `l` a length, `k` one that is
-/// small, `A` the mode of fallocate(2), `h` what lseek(2) looks for, `K` and `B` the type and the flags of a lock, `i` the
-/// name of a session, `c` a count, `g` an owner, `s` a set of flags, `r` a set of flags for a removal, `1` a byte, `4` a
-/// number, `?` no fid, `T` an old tag.
+/// nothing was done to that, `F` one that anything is done to, `W` one that is made; `n` a name, `N` names to walk, `t`
+/// the target of a link, `a` an aname, `x` the name of an attribute, `v` a version; `d` data, `S` a stat; `o` the flags
+/// of an open, `m` permissions, `M` those with a type, `p` those of 9P2000, `b` a mode of 9P2000, `l` a length, `k` one
+/// that is small, `A` the mode of fallocate(2), `h` what lseek(2) looks for, `K` and `B` the type and the flags of a
+/// lock, `i` the name of a session, `c` a count, `g` an owner, `s` a set of flags, `r` a set of flags for a removal,
+/// `1` a byte, `4` a number, `?` no fid, `T` an old tag.
 const TABLE: &[(u8, u8, &str)] = &[
     (8, 1, "f"),
     (12, 16, "Fo"),

@@ -1,8 +1,9 @@
-//! The client's side of a session, written down from the protocol's description: one lane, over connections that are cut.
+//! The client's side of a session, written down from the protocol's description: one lane, over connections that are
+//! cut.
 //!
-//! [`Wanted::lane`] gives a stream that is the same to a conversation as a connection is: it says Tsession after the first
-//! Tversion, acknowledges what came, and sends again what the server has not. A Tsession that is said on the stream later
-//! is no message but an accident, of the kind that its lane says; a Tack goes out as it is.
+//! [`Wanted::lane`] gives a stream that is the same to a conversation as a connection is: it says Tsession after the
+//! first Tversion, acknowledges what came, and sends again what the server has not. A Tsession that is said on the
+//! stream later is no message but an accident, of the kind that its lane says; a Tack goes out as it is.
 
 use std::collections::VecDeque;
 use std::io;
@@ -204,8 +205,8 @@ impl Lane {
         [&self.version[..], &encoded(&session)].concat()
     }
 
-    /// A connection on which the lane goes on, and what the server answered to Tversion. It is told that `received` frames
-    /// were received.
+    /// A connection on which the lane goes on, and what the server answered to Tversion. It is told that `received`
+    /// frames were received.
     async fn greet(&mut self, received: u64) -> io::Result<(Connection, Vec<u8>)> {
         for _ in 0..ATTEMPTS {
             let mut connection = Connection::of((self.wanted.dial)());

@@ -15,7 +15,8 @@ as_both! {
     what_cannot_be_bound_says_why_and_changes_nothing
 }
 
-/// Alpha with the folders `a` (with `x` and `both`) and `b` (with `y` and `both`), and its grid. Gives the mount and the export there.
+/// Alpha with the folders `a` (with `x` and `both`) and `b` (with `y` and `both`), and its grid. Gives the mount and
+/// the export there.
 fn grid(machine: &mut Machine) -> (PathBuf, PathBuf) {
     machine.node("alpha");
     let files = machine.at("files-alpha");

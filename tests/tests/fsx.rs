@@ -1,5 +1,5 @@
-//! fsx on a mount of a node's export: reads, writes, stores in mappings, truncations, holes and copies in any order, each
-//! compared with what the file must hold by then. `./check` installs it; `./check --full` lets it run for longer.
+//! fsx on a mount of a node's export: reads, writes, stores in mappings, truncations, holes and copies in any order,
+//! each compared with what the file must hold by then. `./check` installs it; `./check --full` lets it run for longer.
 
 #![allow(clippy::unwrap_used, reason = "it is a test: a failure here is the test's")]
 

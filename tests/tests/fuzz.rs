@@ -211,8 +211,8 @@ impl Served {
         }
     }
 
-    /// Returns when nobody holds a lock. One that was being taken when its client went may still be taken, and is then given
-    /// back.
+    /// Returns when nobody holds a lock. One that was being taken when its client went may still be taken, and is then
+    /// given back.
     async fn unlocked(&self) -> Result<(), String> {
         for _ in 0..2_000 {
             if self.locked().await.is_none() {

@@ -1,5 +1,5 @@
-//! Very much of everything in one mount: entries of a directory, and files that the kernel knows. What the mount's process
-//! takes is printed, and bounded.
+//! Very much of everything in one mount: entries of a directory, and files that the kernel knows. What the mount's
+//! process takes is printed, and bounded.
 
 #![allow(clippy::unwrap_used, reason = "it is a test: a failure here is the test's")]
 #![allow(clippy::print_stdout, reason = "what was measured is to be seen")]
@@ -11,8 +11,8 @@ use std::time::Instant;
 use tests::machine::{Done, Machine, Text};
 use tests::mounted::{behind_a_link, once, script};
 
-/// What the process that serves the mount takes and took at most, in MiB: of memory that is its own, and with the pages of
-/// its program.
+/// What the process that serves the mount takes and took at most, in MiB: of memory that is its own, and with the pages
+/// of its program.
 struct Memory {
     own: u64,
     all: u64,

@@ -1,7 +1,7 @@
-//! Trees do what a tree in memory does, operation by operation: a disk, also under rules, and a namespace over it, directly
-//! and in each dialect over two connections at a time, of which one is slower than the other; and in sessions whose links
-//! delay, reorder, stall and are cut. Operations on several open files are under way together. `SLASHN_SEED` tries one case
-//! again.
+//! Trees do what a tree in memory does, operation by operation: a disk, also under rules, and a namespace over it,
+//! directly and in each dialect over two connections at a time, of which one is slower than the other; and in sessions
+//! whose links delay, reorder, stall and are cut. Operations on several open files are under way together.
+//! `SLASHN_SEED` tries one case again.
 
 #![allow(
     clippy::unwrap_used,

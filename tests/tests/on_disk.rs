@@ -1,5 +1,5 @@
-//! What a mount or a command has read is on this machine's disk for the next one, whatever ended the one before. What is
-//! read are files that were there long before the test: young ones are not kept.
+//! What a mount or a command has read is on this machine's disk for the next one, whatever ended the one before. What
+//! is read are files that were there long before the test: young ones are not kept.
 
 #![allow(clippy::unwrap_used, reason = "it is a test: a failure here is the test's")]
 

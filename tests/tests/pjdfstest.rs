@@ -1,7 +1,7 @@
 //! pjdfstest, which asks of a file system what POSIX promises, on a mount for every user of a disk.
 //!
-//! Run by `./check --full`, which builds the program from the crate registry into target/tools. What is expected to fail
-//! is in tests/pjdfstest/config.toml, each case with its reason; one that passes after all fails the run, too.
+//! Run by `./check --full`, which builds the program from the crate registry into target/tools. What is expected to
+//! fail is in tests/pjdfstest/config.toml, each case with its reason; one that passes after all fails the run, too.
 
 #![allow(
     clippy::unwrap_used,

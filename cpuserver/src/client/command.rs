@@ -116,8 +116,8 @@ pub fn default_ns(node_name: &str) -> String {
     text + "mount caller /mnt/term\n"
 }
 
-/// The namespace of `--root node`: the software of the node called `node_name`, and the caller's directories `mine` (its
-/// home and where it works), each at its own path.
+/// The namespace of `--root node`: the software of the node called `node_name`, and the caller's directories `mine`
+/// (its home and where it works), each at its own path.
 pub fn node_root_ns(node_name: &str, mine: &[&str]) -> String {
     let mut text = String::from("mount '#root' /\n") + &of_the_node(node_name) + "mount caller /mnt/term\n";
     for path in mine {

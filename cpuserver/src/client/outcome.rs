@@ -13,8 +13,8 @@ use crate::launch::Exit;
 /// Why [`super::run`] has no exit status to give.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The command was never started, or the node lost it; `code` is what a shell would exit with: 127 not found, 126 not executable, 255
-    /// anything else.
+    /// The command was never started, or the node lost it; `code` is what a shell would exit with: 127 not found, 126
+    /// not executable, 255 anything else.
     #[error("{reason}")]
     NeverStarted {
         /// 127, 126 or 255.

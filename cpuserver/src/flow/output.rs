@@ -2,8 +2,8 @@
 //!
 //! A read at offset n says that everything below n has arrived, and frees it; but only what was given out before can
 //! have arrived, so that several reads may be in flight, each at the offset that the one before it would end at if it
-//! came back full. What a detached command writes while nobody has the file open waits for nobody: the oldest makes room.
-//! Files call [`OutputFile`], the job's task [`Output::fill`].
+//! came back full. What a detached command writes while nobody has the file open waits for nobody: the oldest makes
+//! room. Files call [`OutputFile`], the job's task [`Output::fill`].
 
 use std::sync::Arc;
 

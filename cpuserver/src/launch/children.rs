@@ -1,8 +1,8 @@
 //! The processes of a job that has no pid namespace, found by descent.
 //!
-//! Used by the mounter, which is a subreaper then: what loses its parent, and at last its init, becomes its child; and by
-//! the launcher's watcher, which gets what loses even its mounter.
-//! Invariant: only children of this process are ever signalled, and a child's pid is its own until it is waited for.
+//! Used by the mounter, which is a subreaper then: what loses its parent, and at last its init, becomes its child; and
+//! by the launcher's watcher, which gets what loses even its mounter. Invariant: only children of this process are ever
+//! signalled, and a child's pid is its own until it is waited for.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

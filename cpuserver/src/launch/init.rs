@@ -117,8 +117,8 @@ impl Init {
         }
     }
 
-    /// Tells how the program ended, and ends. What is left is killed: by the kernel, as this process is pid 1, or by the
-    /// mounter.
+    /// Tells how the program ended, and ends. What is left is killed: by the kernel, as this process is pid 1, or by
+    /// the mounter.
     fn report(&self, socket: &OwnedFd, exit: Exit) -> ! {
         let _ = message::send(socket, &Event::Exited { exit, usage: sys::children_usage() }, &[]);
         sys::exit(0)

@@ -26,8 +26,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Runs the launcher on `socket`, the far end of the one that [`super::Launcher`] holds, and watches it: returns when it
-/// has ended, and everything that it started.
+/// Runs the launcher on `socket`, the far end of the one that [`super::Launcher`] holds, and watches it: returns when
+/// it has ended, and everything that it started.
 ///
 /// The caller has one thread, and its standard descriptors are open.
 pub fn run(socket: OwnedFd) -> ExitCode {

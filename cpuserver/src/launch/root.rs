@@ -1,8 +1,8 @@
 //! What the kernel mounts over a job's FUSE root, and the change of root.
 //!
 //! Called by init, in this order: [`prepare`] gets hold of everything that is this machine's while it is in sight,
-//! [`pivot`] makes the FUSE root the root, [`attach`] puts the rest in place. Invariant: no name is looked up in the FUSE
-//! root before `pivot`, and none of this machine's after it, so that a link in the one never leads into the other.
+//! [`pivot`] makes the FUSE root the root, [`attach`] puts the rest in place. Invariant: no name is looked up in the
+//! FUSE root before `pivot`, and none of this machine's after it, so that a link in the one never leads into the other.
 
 use std::fs;
 use std::io;

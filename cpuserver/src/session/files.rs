@@ -133,7 +133,8 @@ fn resources(ended: &Ended) -> String {
     )
 }
 
-/// What `wait` says: `exit CODE` or `signal N [core]`; then the resources used (seconds, KiB), or why it never ran or was lost.
+/// What `wait` says: `exit CODE` or `signal N [core]`; then the resources used (seconds, KiB), or why it never ran or
+/// was lost.
 fn wait_text(ended: &Ended) -> String {
     match &ended.outcome {
         Ok(exit) => exit_line(exit) + &resources(ended),

@@ -45,7 +45,8 @@ enum Spot {
     Lost,
 }
 
-/// The open files of an inode, and whether each is open for writing: as long as one lives, the file is reached through it.
+/// The open files of an inode, and whether each is open for writing: as long as one lives, the file is reached through
+/// it.
 #[derive(Default)]
 struct Open {
     files: Vec<(Weak<LocalFile>, bool)>,

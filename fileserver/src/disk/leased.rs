@@ -34,8 +34,8 @@ impl DiskNode {
         &self.inode.disk.options.leases
     }
 
-    /// Does `work`, which changes the inodes that `keys` finds (`EAGAIN` where that would wait and is not to), once other
-    /// clients have given their leases on them back.
+    /// Does `work`, which changes the inodes that `keys` finds (`EAGAIN` where that would wait and is not to), once
+    /// other clients have given their leases on them back.
     pub(super) fn changing<'a, T: Send + 'static>(
         &self, pace: Pace, keys: impl Fn(&Self, bool) -> Result<Vec<u64>, Errno> + Send + 'static,
         work: impl FnOnce(Self) -> Result<T, Errno> + Send + 'static,
@@ -65,7 +65,8 @@ impl DiskNode {
         })
     }
 
-    /// The directories and those of their entries, so far as they are there. With `cached`, `EAGAIN` where that might wait.
+    /// The directories and those of their entries, so far as they are there. With `cached`, `EAGAIN` where that might
+    /// wait.
     pub(super) fn keys(entries: &[(&Self, &NameBuf)], cached: bool) -> Result<Vec<u64>, Errno> {
         let mut keys = Vec::with_capacity(2 * entries.len());
         for (dir, name) in entries {

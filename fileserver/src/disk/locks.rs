@@ -1,7 +1,7 @@
 //! Locks on files of the disk, and the clients that hold them.
 //!
-//! Asked by a node in any task. What the tree's own clients hold is in a table of each file, through whichever mount that
-//! is reached, which decides between them and knows who they are; each owner's locks are also the kernel's, on a
+//! Asked by a node in any task. What the tree's own clients hold is in a table of each file, through whichever mount
+//! that is reached, which decides between them and knows who they are; each owner's locks are also the kernel's, on a
 //! descriptor of their own (open file description locks, fcntl(2)), which exclude this machine's own processes. A lock
 //! that is waited for is a future and no thread: it is tried again when another client gives something back, and ever
 //! more rarely while it is a local process that holds it. Invariant: the kernel knows each lock before the table does,
@@ -163,8 +163,8 @@ impl DiskNode {
         Ok(Tried::Done)
     }
 
-    /// Takes the lock from the kernel: whether no local process stands in the way. What may not be opened in the way that
-    /// the kernel wants for such a lock is kept in the table alone.
+    /// Takes the lock from the kernel: whether no local process stands in the way. What may not be opened in the way
+    /// that the kernel wants for such a lock is kept in the table alone.
     fn ask_kernel(&self, held: &mut Held, owner: Owner, lock: &Lock) -> Result<bool, Errno> {
         let descriptor = match held.descriptors.entry(owner) {
             Entry::Occupied(there) => there.into_mut(),
@@ -208,8 +208,8 @@ impl Held {
 }
 
 impl Descriptor {
-    /// Opens the file for locks of either kind, or of that kind for which this process may. Errors: `ENOLCK` if there are
-    /// too many; `EAGAIN` while a local process has a lease on it.
+    /// Opens the file for locks of either kind, or of that kind for which this process may. Errors: `ENOLCK` if there
+    /// are too many; `EAGAIN` while a local process has a lease on it.
     fn open(inode: &Arc<Inode>) -> Result<Self, Errno> {
         let disk = inode.disk.clone();
         let reach = inode.reach(false)?;

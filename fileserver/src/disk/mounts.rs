@@ -1,8 +1,8 @@
 //! The mounts that a disk tree may meet: which it must not enter, and which have a server of their own.
 //!
-//! Read from /proc/thread-self/mountinfo (proc_pid_mountinfo(5)), and again only when the kernel says by poll(2) that it has
-//! changed. Asked by every look at a file on another mount than its directory. A mount is judged by what is written
-//! there and never touched first: the daemon behind it may be this process.
+//! Read from /proc/thread-self/mountinfo (proc_pid_mountinfo(5)), and again only when the kernel says by poll(2) that
+//! it has changed. Asked by every look at a file on another mount than its directory. A mount is judged by what is
+//! written there and never touched first: the daemon behind it may be this process.
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -1,8 +1,8 @@
 //! Changes of a directory as lines that a script can read.
 //!
-//! Opened by [`super::Leases::events`], filled by the thread in [`super::watch`], read by whoever has the stream. A line
-//! is what happened, a space, and the name (a directory's with `/` at its end); in names a backslash and a line end are
-//! written as `\134` and `\012`. What nobody reads in time is dropped, and said to be: `overflow`.
+//! Opened by [`super::Leases::events`], filled by the thread in [`super::watch`], read by whoever has the stream. A
+//! line is what happened, a space, and the name (a directory's with `/` at its end); in names a backslash and a line
+//! end are written as `\134` and `\012`. What nobody reads in time is dropped, and said to be: `overflow`.
 
 use std::pin::pin;
 use std::sync::Arc;

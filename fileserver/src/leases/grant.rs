@@ -1,8 +1,8 @@
 //! How a lease is granted, and what keeps its promise against local processes.
 //!
-//! Asked for by the disk tree in any task. First the lease is recorded, so that every change from then on breaks it; then
-//! local processes are watched and, where contents are leased, kept out; what cannot be had of that is given back before
-//! the lease is handed out.
+//! Asked for by the disk tree in any task. First the lease is recorded, so that every change from then on breaks it;
+//! then local processes are watched and, where contents are leased, kept out; what cannot be had of that is given back
+//! before the lease is handed out.
 
 use std::os::fd::OwnedFd;
 use std::pin::pin;
@@ -126,7 +126,8 @@ impl Leases {
         Ok(())
     }
 
-    /// Keeps local processes from writing the inode `key`, so that `client` may hold `want` of it; gives how much of it.
+    /// Keeps local processes from writing the inode `key`, so that `client` may hold `want` of it; gives how much of
+    /// it.
     fn exclude(self: &Arc<Self>, client: u64, key: u64, want: LeaseKind, place: &impl Place) -> LeaseKind {
         let (sole, breaking, writes) = self.with(key, |entry| {
             let kernel = entry.kernel.as_ref();
@@ -155,8 +156,8 @@ impl Leases {
         }
     }
 
-    /// Lets go of what keeps local processes out of the inode `key`, since `client` is about to open it itself. What the
-    /// client held of its contents is asked for where `for_good`; else it has to be [gripped again](Self::regrip).
+    /// Lets go of what keeps local processes out of the inode `key`, since `client` is about to open it itself. What
+    /// the client held of its contents is asked for where `for_good`; else it has to be [gripped again](Self::regrip).
     pub(crate) fn make_way(&self, client: u64, key: u64, for_good: bool) {
         if self.is_quiet() {
             return;

@@ -1,8 +1,8 @@
 //! What proves that local processes leave a leased inode alone, or tells when they do not.
 //!
 //! Taken on the blocking pool when a lease is granted, kept in the inode's entry, dropped outside its lock when the
-//! lease goes. A kernel lease (fcntl(2)) keeps every other process from opening the file for writing, or, while a client
-//! of ours has it open for writing, from opening it at all, until our holders have let go.
+//! lease goes. A kernel lease (fcntl(2)) keeps every other process from opening the file for writing, or, while a
+//! client of ours has it open for writing, from opening it at all, until our holders have let go.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -25,8 +25,9 @@ pub(super) struct KernelLease {
 }
 
 impl KernelLease {
-    /// Takes one on the inode `key`, open as `fd`: for reading, if nobody is to write; or as the only descriptor that is
-    /// open for writing (a duplicate of it), if nobody else is to open it. Errors: `EAGAIN` where others have it open.
+    /// Takes one on the inode `key`, open as `fd`: for reading, if nobody is to write; or as the only descriptor that
+    /// is open for writing (a duplicate of it), if nobody else is to open it. Errors: `EAGAIN` where others have it
+    /// open.
     pub(super) fn take(fd: OwnedFd, kind: sys::Kind, key: u64, watch: &Arc<Watch>) -> Result<Self, Errno> {
         // Before it is taken: it may be broken at once.
         watch.leased(fd.as_raw_fd(), key);

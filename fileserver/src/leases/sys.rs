@@ -27,8 +27,8 @@ fn signal() -> libc::c_int {
     libc::SIGRTMIN() + 7
 }
 
-/// Takes a lease on the file open as `fd`, whose break is told to the thread `tid`. Errors: `EAGAIN` where it is open in
-/// another way; `EACCES` for another user's file.
+/// Takes a lease on the file open as `fd`, whose break is told to the thread `tid`. Errors: `EAGAIN` where it is open
+/// in another way; `EACCES` for another user's file.
 pub(super) fn lease(fd: BorrowedFd<'_>, kind: Kind, tid: libc::pid_t) -> Result<(), Errno> {
     /// Of asm-generic/fcntl.h.
     #[repr(C)]

@@ -28,8 +28,8 @@ pub(super) struct Entry {
     pub(super) kernel: Option<KernelLease>,
     /// What tells of changes by local processes.
     pub(super) watch: Option<Watched>,
-    /// Leases on a directory's contents that are no more, and the entries that each covered, to be unlinked once no lock is
-    /// held.
+    /// Leases on a directory's contents that are no more, and the entries that each covered, to be unlinked once no
+    /// lock is held.
     pub(super) untold: Vec<(u64, Vec<u64>)>,
     /// Holders that hold nothing any more, to be dropped once no lock is held.
     pub(super) gone: Vec<OnBreak>,

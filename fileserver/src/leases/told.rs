@@ -1,9 +1,9 @@
 //! Entries that were told with their attributes under a lease of their directory.
 //!
 //! A lease on the contents of a directory covers the attributes of what is listed. So whoever changes such an entry, by
-//! whatever name, has the lease of the directory broken down to the names. Linked by listings, on the blocking pool, and
-//! looked up by every operation that has to make others give something back. Invariant: an entry is linked before it
-//! is looked at for the last time, and a claim is recorded before its links are looked up; so that either the claim
+//! whatever name, has the lease of the directory broken down to the names. Linked by listings, on the blocking pool,
+//! and looked up by every operation that has to make others give something back. Invariant: an entry is linked before
+//! it is looked at for the last time, and a claim is recorded before its links are looked up; so that either the claim
 //! finds the link, or the listing finds the claim, or it looked after the change.
 
 use std::sync::atomic::Ordering;
@@ -29,8 +29,8 @@ impl Leases {
         self.ended.load(Ordering::SeqCst)
     }
 
-    /// Links the inode `key`, an entry of the directory `dir`, to the lease `lease` of `client`. Whether its attributes are
-    /// covered from now on: not while another changes it.
+    /// Links the inode `key`, an entry of the directory `dir`, to the lease `lease` of `client`. Whether its attributes
+    /// are covered from now on: not while another changes it.
     pub(crate) fn link(&self, client: u64, dir: u64, lease: u64, key: u64) -> bool {
         {
             let mut shard = self.shard(key).lock();

@@ -105,8 +105,8 @@ impl Watch {
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
-    /// Watches the file that `place` stands for. Errors: `ENOSPC` for one watch too many; whatever keeps the kernel from
-    /// telling of changes there.
+    /// Watches the file that `place` stands for. Errors: `ENOSPC` for one watch too many; whatever keeps the kernel
+    /// from telling of changes there.
     pub(super) fn add(self: &Arc<Self>, place: Arc<OwnedFd>, target: Target) -> Result<Mark, Errno> {
         // Under the lock, so that nobody takes a mark away that was just found to be there.
         let mut marks = self.marks.lock();

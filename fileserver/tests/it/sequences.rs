@@ -1,5 +1,5 @@
-//! Messages in any order, in every dialect, on a directory with links that lead out: no peer gets out, no answer fails to
-//! come, and nothing is kept when the peers have gone.
+//! Messages in any order, in every dialect, on a directory with links that lead out: no peer gets out, no answer fails
+//! to come, and nothing is kept when the peers have gone.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;

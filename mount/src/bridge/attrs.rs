@@ -1,7 +1,7 @@
 //! Attributes of files and of the file system, rights, and extended attributes.
 //!
-//! Called through `fs`, in the request's own task. The kernel checks no rights itself (`default_permissions` is not asked
-//! for): who serves the tree does, by whom it serves. access(2) is answered from the attributes.
+//! Called through `fs`, in the request's own task. The kernel checks no rights itself (`default_permissions` is not
+//! asked for): who serves the tree does, by whom it serves. access(2) is answered from the attributes.
 
 use std::sync::Arc;
 use std::time::Duration;

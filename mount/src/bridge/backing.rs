@@ -1,9 +1,9 @@
 //! Open files of this machine's own disk, which the kernel reads and writes itself (FUSE passthrough, Linux 6.9).
 //!
-//! Only root may ask for it. Asked when a file is opened, as the answer is sent, and whenever a file is asked about: what is
-//! written goes past this process, so nothing that was heard of the file before is told while somebody has it open so for
-//! writing. Invariant, the kernel's: all openings of a file that are so share one backing file, and beside them there is none
-//! that goes by pages of its own.
+//! Only root may ask for it. Asked when a file is opened, as the answer is sent, and whenever a file is asked about:
+//! what is written goes past this process, so nothing that was heard of the file before is told while somebody has it
+//! open so for writing. Invariant, the kernel's: all openings of a file that are so share one backing file, and beside
+//! them there is none that goes by pages of its own.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -82,8 +82,8 @@ impl Bridge {
         }
     }
 
-    /// What stands behind the open file `number`, if the kernel is to read and write that itself; `open` tells the kernel of
-    /// one.
+    /// What stands behind the open file `number`, if the kernel is to read and write that itself; `open` tells the
+    /// kernel of one.
     fn backing(
         self: &Arc<Self>, number: u64, open: impl FnOnce(&p9::LocalFile) -> std::io::Result<BackingId>,
     ) -> Option<Arc<BackingId>> {

@@ -1,11 +1,11 @@
 //! Opening what a name leads to now.
 //!
-//! Called when a file is opened, in the request's task. The kernel opens by the names that it knows, which may be a second
-//! old where there is no lease: by now another file may have taken the name, or none has it any more. So what is opened is
-//! looked for by its name, in the same round trip. If it has gone from there the answer is `ESTALE`, upon which the kernel
-//! looks the name up anew, and asks once more: if it has gone again meanwhile, what it led to when it was looked up is
-//! opened, as a local file system would. Invariant: what has no name left is opened as it is at hand, as through
-//! /proc/self/fd.
+//! Called when a file is opened, in the request's task. The kernel opens by the names that it knows, which may be a
+//! second old where there is no lease: by now another file may have taken the name, or none has it any more. So what is
+//! opened is looked for by its name, in the same round trip. If it has gone from there the answer is `ESTALE`, upon
+//! which the kernel looks the name up anew, and asks once more: if it has gone again meanwhile, what it led to when it
+//! was looked up is opened, as a local file system would. Invariant: what has no name left is opened as it is at hand,
+//! as through /proc/self/fd.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

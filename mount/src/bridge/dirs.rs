@@ -1,10 +1,10 @@
 //! Directories: opening and listing them, with attributes and without.
 //!
-//! Called through `fs`, in the request's own task. The offsets that the kernel gives back are the tree's cookies; `.` and
-//! `..`, which a tree does not list, have two that no file system is known to use. A listing with attributes asks for
-//! those that the tree did not give along, all of a batch at once; the kernel then looks none of these names up. It is what
-//! the kernel always asks for, since most trees give attributes along: of one that does not they are asked for only where
-//! somebody seems to look at its files.
+//! Called through `fs`, in the request's own task. The offsets that the kernel gives back are the tree's cookies; `.`
+//! and `..`, which a tree does not list, have two that no file system is known to use. A listing with attributes asks
+//! for those that the tree did not give along, all of a batch at once; the kernel then looks none of these names up. It
+//! is what the kernel always asks for, since most trees give attributes along: of one that does not they are asked for
+//! only where somebody seems to look at its files.
 
 use std::ffi::OsStr;
 use std::ops::ControlFlow;
@@ -192,8 +192,8 @@ impl Bridge {
         answer
     }
 
-    /// Fills `list` with the entries after `offset` and their attributes. Gives what the lease is to hear of once that has
-    /// gone out.
+    /// Fills `list` with the entries after `offset` and their attributes. Gives what the lease is to hear of once that
+    /// has gone out.
     pub(super) async fn list_plus(
         &self, fh: FileHandle, offset: u64, list: Filling<ReplyDirectoryPlus>,
     ) -> Result<Option<ToldUnder>, Errno> {
@@ -282,8 +282,8 @@ impl Bridge {
         }
     }
 
-    /// Adds `found`, an entry of `open`, to `list` and to what the kernel knows, by the number that is given; `None` if it is
-    /// full.
+    /// Adds `found`, an entry of `open`, to `list` and to what the kernel knows, by the number that is given; `None` if
+    /// it is full.
     fn add_to(
         &self, list: &Filling<ReplyDirectoryPlus>, found: &Found, open: &Open, lease: Option<&Leash>,
     ) -> Option<u64> {

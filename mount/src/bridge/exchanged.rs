@@ -1,7 +1,7 @@
 //! What the tree exchanged by itself, as a namespace does where something is bound: nothing older is told from then on.
 //!
-//! Called through [`crate::Mount::exchanged`], on a thread that may block: the kernel is told of names, for which it waits
-//! until nobody has their directory locked. What is open stays what it was.
+//! Called through [`crate::Mount::exchanged`], on a thread that may block: the kernel is told of names, for which it
+//! waits until nobody has their directory locked. What is open stays what it was.
 
 use p9::Name;
 

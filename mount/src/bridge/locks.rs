@@ -39,8 +39,8 @@ impl Bridge {
         Ok(())
     }
 
-    /// A lock on the file was taken: whoever had it before may have changed the file, and what the kernel has of that is
-    /// old. Where the lock is all that matters nobody waits any more who was asked to end: it has the lock.
+    /// A lock on the file was taken: whoever had it before may have changed the file, and what the kernel has of that
+    /// is old. Where the lock is all that matters nobody waits any more who was asked to end: it has the lock.
     async fn locked(&self, inode: &Arc<Inode>, node: &NodeRef) {
         if self.kept.get(inode.id).is_some() {
             return;
@@ -70,8 +70,8 @@ impl Bridge {
         }
     }
 
-    /// Gives back all that an owner holds who has closed the file, who need not wait for ever for that: a server that does
-    /// not answer is asked in the background.
+    /// Gives back all that an owner holds who has closed the file, who need not wait for ever for that: a server that
+    /// does not answer is asked in the background.
     pub(super) async fn unlock_all(self: &Arc<Self>, id: INodeNo, owner: u64) {
         let Some(holder) = self.locks.holder(id.0, owner) else { return };
         let ending = holder.ending.clone().lock_owned().await;

@@ -1,7 +1,8 @@
 //! Names: looking them up, making, moving and removing them.
 //!
 //! Called through `fs`, in the request's own task. The kernel holds the directory's lock meanwhile, so each of these is
-//! bounded. Modes arrive with the caller's umask taken off: the kernel does it, since `FUSE_DONT_MASK` is not asked for.
+//! bounded. Modes arrive with the caller's umask taken off: the kernel does it, since `FUSE_DONT_MASK` is not asked
+//! for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -179,7 +180,8 @@ impl Bridge {
         Ok((shown, self.opens.add(open), flags))
     }
 
-    /// Makes `name` in `parent` another name of `target`; gives what the kernel is told of it, and how long it may keep that.
+    /// Makes `name` in `parent` another name of `target`; gives what the kernel is told of it, and how long it may keep
+    /// that.
     pub(super) async fn link(
         &self, target: INodeNo, parent: INodeNo, name: &[u8],
     ) -> Result<(FileAttr, Duration), Errno> {

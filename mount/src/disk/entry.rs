@@ -1,7 +1,7 @@
 //! What the index of a segment says of one unit, in 64 bytes.
 //!
-//! Each entry has a hash of its own, so that one that was not written to its end, or has been garbled since, is left out
-//! whatever stands around it.
+//! Each entry has a hash of its own, so that one that was not written to its end, or has been garbled since, is left
+//! out whatever stands around it.
 
 use super::FileId;
 
@@ -27,7 +27,8 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// format\[4] page\[4] file\[8] version\[8] offset\[8] hash\[16] length\[4] zero\[4] check\[8], the lowest byte first.
+    /// format\[4] page\[4] file\[8] version\[8] offset\[8] hash\[16] length\[4] zero\[4] check\[8], the lowest byte
+    /// first.
     pub(super) fn encode(&self, key: &[u8; 32]) -> [u8; LENGTH] {
         let mut bytes = [0; LENGTH];
         bytes[..4].copy_from_slice(FORMAT);

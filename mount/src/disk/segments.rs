@@ -1,10 +1,10 @@
 //! The files that a cache is made of.
 //!
-//! A segment is two files: bytes one after the other in `NAME.data`, and in `NAME.index` an entry for each unit. They grow at
-//! their ends, bytes before their entry, and are removed as one; so whatever a crash leaves is read by what it says, and the
-//! bytes prove themselves. Nothing is ever synced. A segment has a sixteenth of the room: where that is used up the one that
-//! was used least recently goes, which its modification time says, to other processes and the next one, too. A process that
-//! writes holds a lock on its segment's index.
+//! A segment is two files: bytes one after the other in `NAME.data`, and in `NAME.index` an entry for each unit. They
+//! grow at their ends, bytes before their entry, and are removed as one; so whatever a crash leaves is read by what it
+//! says, and the bytes prove themselves. Nothing is ever synced. A segment has a sixteenth of the room: where that is
+//! used up the one that was used least recently goes, which its modification time says, to other processes and the next
+//! one, too. A process that writes holds a lock on its segment's index.
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -140,8 +140,8 @@ impl Segments {
         Some(file)
     }
 
-    /// One to write to: the latest that has room, or a new one, for which room is made. Errors: `StorageFull` where the file
-    /// system has less room left than all of them may take: that is for others.
+    /// One to write to: the latest that has room, or a new one, for which room is made. Errors: `StorageFull` where the
+    /// file system has less room left than all of them may take: that is for others.
     pub(super) fn to_write(&self, index: &Index) -> io::Result<Open> {
         let mut found = self.found();
         found.reverse();

@@ -1,7 +1,7 @@
 //! An open file that is read from the disk of this machine, where that has it.
 //!
-//! Made when a file is opened for reading, over where its bytes are. Invariant: it is read so only while nothing has made
-//! old what was read since it was opened.
+//! Made when a file is opened for reading, over where its bytes are. Invariant: it is read so only while nothing has
+//! made old what was read since it was opened.
 
 use std::sync::Arc;
 

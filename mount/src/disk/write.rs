@@ -1,7 +1,7 @@
 //! Writing what was read, behind the back of whoever reads.
 //!
-//! One thread for each cache, which gives way to everything else. What is to be written waits in a queue that has room for
-//! some; what comes while it is full is left out.
+//! One thread for each cache, which gives way to everything else. What is to be written waits in a queue that has room
+//! for some; what comes while it is full is left out.
 
 use std::io::{self, Write};
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Directories that are about to be listed, opened before the kernel does: each with a lease and its first entries.
 //!
-//! Whoever goes through a whole tree (`ls -R`, `find`, `tar`) lists the directories of each directory one after the other.
-//! Once some came in order those that come next are opened together. Each is for one opening, and not for long.
+//! Whoever goes through a whole tree (`ls -R`, `find`, `tar`) lists the directories of each directory one after the
+//! other. Once some came in order those that come next are opened together. Each is for one opening, and not for long.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -46,8 +46,8 @@ pub(super) struct Coming {
 }
 
 impl Foresight {
-    /// A name is looked up in the directory `inode`, called `name` in `dir`, which the kernel calls `id`. If it was opened
-    /// ahead, it is listed by what came along.
+    /// A name is looked up in the directory `inode`, called `name` in `dir`, which the kernel calls `id`. If it was
+    /// opened ahead, it is listed by what came along.
     pub(crate) async fn enter(self: &Arc<Self>, inode: &Arc<Inode>, (id, dir): (u64, &NodeRef), name: Name<'_>) {
         if self.knows(inode.id) || self.to_list.peek(&inode.id).is_some() {
             return;
@@ -61,8 +61,8 @@ impl Foresight {
         }
     }
 
-    /// The directory `name` of `listed`, if it was opened ahead: what it is, its attributes, and when they were asked for
-    /// and after how many changes.
+    /// The directory `name` of `listed`, if it was opened ahead: what it is, its attributes, and when they were asked
+    /// for and after how many changes.
     pub(super) async fn look_ahead(&self, listed: &Listed, name: Name<'_>) -> Option<(NodeRef, Attr, (Instant, u64))> {
         let entry = listed.find(name)?[0];
         let (mut looked, asked) = {

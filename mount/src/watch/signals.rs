@@ -1,8 +1,8 @@
 //! Which signals wait for a thread, read from procfs: see proc_pid_status(5) and signal(7).
 //!
 //! Called by the watch thread alone. Only those asked to end are freed: a caught signal makes the interrupted call fail
-//! with `EINTR` even under `SA_RESTART`, since FUSE cannot restart it, and runtimes send themselves `SIGURG`, `SIGPROF`,
-//! `SIGCHLD` and real-time signals all the time.
+//! with `EINTR` even under `SA_RESTART`, since FUSE cannot restart it, and runtimes send themselves `SIGURG`,
+//! `SIGPROF`, `SIGCHLD` and real-time signals all the time.
 
 use std::fs;
 use std::io::ErrorKind;

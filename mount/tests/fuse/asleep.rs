@@ -71,7 +71,8 @@ async fn carry(
     }
 }
 
-/// A folder, the tree of it, which does not wait for long for who does not give back, and two mounts: of a sleeper, and of another.
+/// A folder, the tree of it, which does not wait for long for who does not give back, and two mounts: of a sleeper, and
+/// of another.
 fn two(ttl: Duration) -> (TempDir, Sleeper, Shown, Shown) {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("f"), "old").unwrap();
@@ -83,8 +84,8 @@ fn two(ttl: Duration) -> (TempDir, Sleeper, Shown, Shown) {
     (folder, sleeper, shown, Shown::far(tree))
 }
 
-/// What `elsewhere` does to a file while the machine sleeps that has made it and written to it: what the program is then told,
-/// what the file holds, and what is beside it.
+/// What `elsewhere` does to a file while the machine sleeps that has made it and written to it: what the program is
+/// then told, what the file holds, and what is beside it.
 fn held_back_while(elsewhere: impl FnOnce(&Path)) -> (Result<(), Option<i32>>, String, Option<String>) {
     // The kernel asks nothing when what was just made is written to.
     let (folder, sleeper, shown, other) = two(Duration::from_secs(3600));

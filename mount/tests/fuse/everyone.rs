@@ -1,5 +1,5 @@
-//! A mount for every user of the machine, as root makes it of a tree that it serves itself. (pjdfstest asks for the rest:
-//! tests/tests/pjdfstest.rs.)
+//! A mount for every user of the machine, as root makes it of a tree that it serves itself. (pjdfstest asks for the
+//! rest: tests/tests/pjdfstest.rs.)
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

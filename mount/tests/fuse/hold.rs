@@ -1,4 +1,5 @@
-//! Small files that are made, written and closed: how little is asked for that, and that nobody misses what is held back.
+//! Small files that are made, written and closed: how little is asked for that, and that nobody misses what is held
+//! back.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};

@@ -1,4 +1,5 @@
-//! Directories that were listed answer for their names, under a lease: what that saves, and that nobody sees what is old.
+//! Directories that were listed answer for their names, under a lease: what that saves, and that nobody sees what is
+//! old.
 //!
 //! The kernel keeps nothing here, so that each question reaches the mount.
 

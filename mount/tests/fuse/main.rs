@@ -1,7 +1,7 @@
 //! Real mounts of real and made-up trees, used through the kernel as programs use them.
 //!
-//! Each test mounts in a temporary folder of its own. They need /dev/fuse, and those that become another user need root:
-//! where that is missing they fail.
+//! Each test mounts in a temporary folder of its own. They need /dev/fuse, and those that become another user need
+//! root: where that is missing they fail.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails may panic, in its helpers too")]
 
@@ -113,8 +113,8 @@ impl Drop for Shown {
     }
 }
 
-/// Made in a mount namespace of this thread and of those that it starts from now on, so that a test which is killed leaves
-/// no dead mount behind. An ordinary user has to do without.
+/// Made in a mount namespace of this thread and of those that it starts from now on, so that a test which is killed
+/// leaves no dead mount behind. An ordinary user has to do without.
 fn runtime() -> Runtime {
     use rustix::mount::{MountPropagationFlags, mount_change};
     thread_local!(static APART: Cell<bool> = const { Cell::new(false) });

@@ -1,5 +1,5 @@
-//! How soon what a local process of the server changes is seen. The kernel keeps everything for a second: it is seen before
-//! because the mount was told.
+//! How soon what a local process of the server changes is seen. The kernel keeps everything for a second: it is seen
+//! before because the mount was told.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

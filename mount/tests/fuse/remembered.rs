@@ -10,7 +10,8 @@ use super::*;
 
 const COUNT: usize = 300;
 
-/// A folder with a directory of files whose names are long, so that it takes several reads to list them; and two mounts of it.
+/// A folder with a directory of files whose names are long, so that it takes several reads to list them; and two mounts
+/// of it.
 fn two() -> (TempDir, Client, Shown, Shown) {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir_all(folder.path().join("dir/within")).unwrap();

@@ -10,8 +10,8 @@ use super::*;
 const COUNT: usize = 300;
 const FOREVER: Duration = Duration::from_secs(3600);
 
-/// A folder with files of long names, so that a program that has read the first entries has not been told the last; and two
-/// mounts of it.
+/// A folder with files of long names, so that a program that has read the first entries has not been told the last; and
+/// two mounts of it.
 fn two() -> (TempDir, Shown, Shown) {
     let folder = tempfile::tempdir().unwrap();
     (0..COUNT).for_each(|n| fs::write(folder.path().join(format!("{n:0200}")), "old").unwrap());

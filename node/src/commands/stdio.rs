@@ -1,7 +1,7 @@
 //! `slashn stdio`: the files of this machine on standard input and output, for the user whose ssh started it.
 //!
-//! `ssh!HOST` in a namespace runs this there. It needs no home and leaves nothing: whoever could log in may do here what
-//! the user may.
+//! `ssh!HOST` in a namespace runs this there. It needs no home and leaves nothing: whoever could log in may do here
+//! what the user may.
 
 use std::process::ExitCode;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! Reads namespace files, with nom. An error tells where the text stops being one, and what would have been right there.
+//! Reads namespace files, with nom. An error tells where the text stops being one, and what would have been right
+//! there.
 
 use nom::bytes::complete::take_while1;
 use nom::character::complete::{char, none_of, space0, space1};

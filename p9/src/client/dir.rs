@@ -62,8 +62,8 @@ impl RemoteDir {
         Arc::new(Self { fid, left: Mutex::new(left), plus, watch })
     }
 
-    /// Whether `left` may be given out: what follows others does not change, but the start, and the word that there are no
-    /// more, is old once this client has had something changed, and after a while, unless a lease is held.
+    /// Whether `left` may be given out: what follows others does not change, but the start, and the word that there are
+    /// no more, is old once this client has had something changed, and after a while, unless a lease is held.
     fn is_good(&self, left: &Left) -> bool {
         left.after != 0 && !left.ended || left.changes == self.fid.link.changes() && self.is_fresh(left)
     }

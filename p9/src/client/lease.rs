@@ -1,10 +1,10 @@
 //! Leases from a server, and the clock by which they end.
 //!
-//! A lease is held by a fid, its own or that of the open file that it came along with; giving the fid back gives it back.
-//! A break is told by the task that reads, before it takes the next message off the stream: whoever has seen a later
-//! answer has seen the break. What is kept may be used for [`LEASE`] from when the last request was sent that was answered
-//! since: a server that hears nothing from us waits for so long, and then goes on without us. The clock goes on while the
-//! machine sleeps.
+//! A lease is held by a fid, its own or that of the open file that it came along with; giving the fid back gives it
+//! back. A break is told by the task that reads, before it takes the next message off the stream: whoever has seen a
+//! later answer has seen the break. What is kept may be used for [`LEASE`] from when the last request was sent that was
+//! answered since: a server that hears nothing from us waits for so long, and then goes on without us. The clock goes
+//! on while the machine sleeps.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -1,7 +1,7 @@
 //! A file of a server that speaks 9P2000 and nothing newer: Plan 9's, or one of its kin.
 //!
-//! Made by [`super::Client`] in place of a [`Remote`], of which it uses the walk. Each thing is asked for in 9P2000's own
-//! messages, since such a server may drop a client that sends others. What 9P2000 cannot say answers `EOPNOTSUPP`:
+//! Made by [`super::Client`] in place of a [`Remote`], of which it uses the walk. Each thing is asked for in 9P2000's
+//! own messages, since such a server may drop a client that sends others. What 9P2000 cannot say answers `EOPNOTSUPP`:
 //! links, devices, extended attributes, locks; a move between directories is `EXDEV`, a change of the owner `EPERM`.
 
 use std::any::Any;

@@ -241,8 +241,8 @@ impl Wire {
         self.waits.lock().under_way()
     }
 
-    /// Sends `messages` together, each with the data that follows it, as bulk of `fid` if there is one, and gives for each its ticket and where its reply
-    /// will come. Errors: `EHOSTUNREACH` or `ESTALE` once the link has ended.
+    /// Sends `messages` together, each with the data that follows it, as bulk of `fid` if there is one, and gives for
+    /// each its ticket and where its reply will come. Errors: `EHOSTUNREACH` or `ESTALE` once the link has ended.
     pub(super) fn send(
         &self, messages: &[(T<'_>, Bytes)], mut permit: OwnedSemaphorePermit, fid: Option<&Arc<Fid>>,
     ) -> Result<Vec<(Ticket, oneshot::Receiver<Frame>)>, Errno> {
@@ -258,7 +258,8 @@ impl Wire {
         sent
     }
 
-    /// Sees to it that what is in the outbox goes out: `new` messages that somebody waits for, and what was there before.
+    /// Sees to it that what is in the outbox goes out: `new` messages that somebody waits for, and what was there
+    /// before.
     fn send_out(&self, waits: MutexGuard<'_, Waits>, new: usize) {
         let alone = waits.waited_for() == new;
         drop(waits);
@@ -465,8 +466,8 @@ impl Wire {
         }
     }
 
-    /// Ends the link: whoever calls, or waits for what was never sent, meets `verdict`. In a session of which others may make
-    /// another what was sent meets `ECONNRESET`: it may have been done.
+    /// Ends the link: whoever calls, or waits for what was never sent, meets `verdict`. In a session of which others
+    /// may make another what was sent meets `ECONNRESET`: it may have been done.
     pub(super) fn close(&self, verdict: Errno) {
         let unproven = if self.ledger.lock().is_some() { Errno::ECONNRESET } else { verdict };
         let (gone, unsent) = {

@@ -16,8 +16,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 
 impl Remote {
-    /// Who asks, as the server is to know it: to a plain server both together say who, and both must be the same whenever
-    /// the owner is.
+    /// Who asks, as the server is to know it: to a plain server both together say who, and both must be the same
+    /// whenever the owner is.
     fn owner(&self, lock: &Lock) -> (u32, String) {
         let proc_id = if self.fid.link.ordered { lock.pid } else { (lock.owner ^ lock.owner >> 32) as u32 };
         (proc_id, format!("{:016x}", lock.owner))

@@ -1,7 +1,8 @@
 //! Making, moving and removing names in a directory of the server's.
 //!
-//! Called by a node's methods. A server may be older than `Tunlinkat` and `Trenameat`, as diod 1.0 is: it is asked again
-//! by `Tremove` and `Trename`, as the Linux kernel does. That looks at the name first, so that it is no longer one step.
+//! Called by a node's methods. A server may be older than `Tunlinkat` and `Trenameat`, as diod 1.0 is: it is asked
+//! again by `Tremove` and `Trename`, as the Linux kernel does. That looks at the name first, so that it is no longer
+//! one step.
 
 use std::sync::Arc;
 

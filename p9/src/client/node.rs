@@ -159,8 +159,8 @@ impl Remote {
         take_attr(&mut link.calls(&[get]).await?).await
     }
 
-    /// An answer about this very file. A plain server may know a fid by its path, as diod does, and no more once the file
-    /// was moved: whoever knows the place is told to walk there again.
+    /// An answer about this very file. A plain server may know a fid by its path, as diod does, and no more once the
+    /// file was moved: whoever knows the place is told to walk there again.
     fn own<T>(&self, answer: Result<T, Errno>) -> Result<T, Errno> {
         match answer {
             Err(Errno::ENOENT) if !self.fid.link.ordered => Err(Errno::ESTALE),

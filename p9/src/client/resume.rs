@@ -46,8 +46,8 @@ pub struct Resume {
     pub dial: Dial,
     /// How long the server is asked to keep what I have there; it may keep it for a shorter time.
     pub linger: Duration,
-    /// How long the server may be away before what is then asked is refused at once, with `EHOSTUNREACH`. What was asked
-    /// before goes on waiting.
+    /// How long the server may be away before what is then asked is refused at once, with `EHOSTUNREACH`. What was
+    /// asked before goes on waiting.
     pub patience: Duration,
     /// How to make one more connection beside the first, for bulk data alone; none where there can be one at a time.
     pub bulk: Option<Dial>,

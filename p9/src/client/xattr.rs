@@ -1,7 +1,7 @@
 //! Extended attributes of a file of the server's.
 //!
-//! A value is read through a fid of its own, and written through another that sets it when it is clunked; where fids are
-//! ordered, what can be sent together is.
+//! A value is read through a fid of its own, and written through another that sets it when it is clunked; where fids
+//! are ordered, what can be sent together is.
 
 use bytes::{Bytes, BytesMut};
 

@@ -122,8 +122,8 @@ impl LocalFile {
         self.token.as_ref().map_or(Ok(()), |token| token.may_write())
     }
 
-    /// What the file system of another machine keeps to itself until close(2), which does there what fdatasync(2) does. A
-    /// local one said all at each write.
+    /// What the file system of another machine keeps to itself until close(2), which does there what fdatasync(2) does.
+    /// A local one said all at each write.
     pub(super) fn flush(self: &Arc<Self>) -> Reply<'_, ()> {
         if self.is_elsewhere() { self.sync(true) } else { Reply::ok(()) }
     }

@@ -1,5 +1,5 @@
-//! Reading into room that holds nothing yet, which rustix has no call for: filling it with zeros first would cost as much
-//! as the reading.
+//! Reading into room that holds nothing yet, which rustix has no call for: filling it with zeros first would cost as
+//! much as the reading.
 
 use std::os::fd::{AsFd, AsRawFd};
 

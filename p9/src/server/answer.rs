@@ -106,8 +106,8 @@ impl Answer {
     }
 }
 
-/// `head`, which was encoded with no data, as what goes before `data`: that follows from where it lies, and only the two
-/// counts in front of it change.
+/// `head`, which was encoded with no data, as what goes before `data`: that follows from where it lies, and only the
+/// two counts in front of it change.
 fn followed(head: &mut [u8], data: Payload) -> Payload {
     let count = data.bytes.len();
     let (at, size) = (head.len() - 4, head.len() + count);
@@ -145,8 +145,8 @@ pub(super) async fn make(
     }
 }
 
-/// Answers any other message; `body` is what it was decoded from. A getattr is answered by what the walk met that it came
-/// along with, if `met`.
+/// Answers any other message; `body` is what it was decoded from. A getattr is answered by what the walk met that it
+/// came along with, if `met`.
 pub(super) async fn answer(
     context: &Context, message: &T<'_>, claim: Claim, met: bool, body: &Bytes,
 ) -> Result<Answer, Errno> {

@@ -1,9 +1,9 @@
 //! The leases that a connection's fids hold.
 //!
-//! Granted by a request that has its fid alone; given back by the reader, as soon as it is read and before anything that
-//! waits for it, and with the fid. A break goes to the peer in the order of the replies, from whichever thread it comes.
-//! Invariant: a number of a fid is one place in the table from the first Tlease after it was made until the clunk that
-//! ends it arrives; what is granted to a place that has gone is given back at once.
+//! Granted by a request that has its fid alone; given back by the reader, as soon as it is read and before anything
+//! that waits for it, and with the fid. A break goes to the peer in the order of the replies, from whichever thread it
+//! comes. Invariant: a number of a fid is one place in the table from the first Tlease after it was made until the
+//! clunk that ends it arrives; what is granted to a place that has gone is given back at once.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -2,8 +2,8 @@
 //!
 //! A disk frees by itself what a client held; to a namespace, or to another server behind this one, all clients of this
 //! server are one. Noted by a request for a lock, before it is made; given back when the client is gone. A request that
-//! is dropped may still be taking its lock elsewhere: it is seen to its end by a task of its own, which holds the notes.
-//! Invariant: nothing is given back for good while a lock is being taken.
+//! is dropped may still be taking its lock elsewhere: it is seen to its end by a task of its own, which holds the
+//! notes. Invariant: nothing is given back for good while a lock is being taken.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -128,8 +128,8 @@ impl Notes {
         self.0.lock().get(&key).filter(|note| note.asked == note.ended).map(|note| note.asked)
     }
 
-    /// Nothing is held any more, unless a lock was asked for since there were `before`: then nobody knows which of the two
-    /// came first.
+    /// Nothing is held any more, unless a lock was asked for since there were `before`: then nobody knows which of the
+    /// two came first.
     fn forget(&self, key: Key, before: Option<u64>) {
         let mut noted = self.0.lock();
         let gone = noted.get(&key).is_some_and(|note| Some(note.asked) == before).then(|| noted.remove(&key));

@@ -1,7 +1,7 @@
 //! What the connections of a process may hold together, and those of one peer.
 //!
-//! A connection takes from here what it holds of the process's memory: the bytes of large requests, from before they are
-//! read until nobody has anything of them any more; those of large replies, until they are sent and, in a session,
+//! A connection takes from here what it holds of the process's memory: the bytes of large requests, from before they
+//! are read until nobody has anything of them any more; those of large replies, until they are sent and, in a session,
 //! acknowledged; requests under way; fids. Bytes wait for room, requests and fids without room are refused. No peer,
 //! which is all connections of one key, gets more than half of anything: one that floods leaves the rest to others.
 
@@ -24,8 +24,8 @@ pub struct PoolLimits {
     pub requests: usize,
     /// Fids at once; one more is `EMFILE`.
     pub fids: usize,
-    /// Bytes of large requests, and as many of large replies; past it they wait. An eighth more is for replies that may be
-    /// long in coming, past which those are small.
+    /// Bytes of large requests, and as many of large replies; past it they wait. An eighth more is for replies that may
+    /// be long in coming, past which those are small.
     pub bytes: usize,
 }
 

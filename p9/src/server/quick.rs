@@ -1,8 +1,8 @@
 //! Answers what needs no waiting, on the spot.
 //!
 //! Called by the reader of a connection for each message, once its fids are claimed. Most are walks, looks, small reads
-//! and clunks that a tree answers from memory: those never become requests that anybody could flush, and cost no more than
-//! the answer itself. What has to wait, for its turn or for the tree, is left as it was and goes the long way (see
+//! and clunks that a tree answers from memory: those never become requests that anybody could flush, and cost no more
+//! than the answer itself. What has to wait, for its turn or for the tree, is left as it was and goes the long way (see
 //! [`super::runner`]).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,8 +17,8 @@ use super::runner::panicked;
 use crate::wire::{R, Steps, T};
 use crate::{Errno, Handle, How, Reply, Want, buffers};
 
-/// The answer to `message`, if there is one already; `met` is that of [`super::runner::Request`]. With `None` nothing was
-/// done.
+/// The answer to `message`, if there is one already; `met` is that of [`super::runner::Request`]. With `None` nothing
+/// was done.
 pub(super) fn answer(
     context: &Context, message: &T<'_>, claim: &mut Claim, met: bool,
 ) -> Option<Result<Answer, Errno>> {

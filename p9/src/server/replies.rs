@@ -1,8 +1,8 @@
 //! The replies of a connection, or of a lane of a session, that wait for its writer.
 //!
-//! Part of [`super::requests`], and changed under its lock. What is small goes before what is bulk, however long that has
-//! waited: an answer of a few bytes never waits for more than the one message of bulk that is being written. Invariant:
-//! what is told goes before every reply that is put in after it.
+//! Part of [`super::requests`], and changed under its lock. What is small goes before what is bulk, however long that
+//! has waited: an answer of a few bytes never waits for more than the one message of bulk that is being written.
+//! Invariant: what is told goes before every reply that is put in after it.
 
 use std::collections::VecDeque;
 use std::task::{Context, Poll, Waker};

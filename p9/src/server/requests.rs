@@ -127,14 +127,14 @@ impl Requests {
         }
     }
 
-    /// Returns once there is something to write, of what is small if `small`, of bulk if `bulk`. False once nothing more
-    /// comes.
+    /// Returns once there is something to write, of what is small if `small`, of bulk if `bulk`. False once nothing
+    /// more comes.
     pub(super) async fn ready(&self, small: bool, bulk: bool) -> bool {
         poll_fn(|cx| self.0.state.lock().replies.poll_ready(small, bulk, cx)).await
     }
 
-    /// Runs `work`, after which the writer, which is in the same task, has its turn, and so is not woken. Gives what `work`
-    /// gives, and whether there is something for the writer to do.
+    /// Runs `work`, after which the writer, which is in the same task, has its turn, and so is not woken. Gives what
+    /// `work` gives, and whether there is something for the writer to do.
     pub(super) fn turn<A>(&self, work: impl FnOnce() -> A) -> (A, bool) {
         self.0.state.lock().replies.turn(true);
         let done = work();
@@ -146,8 +146,8 @@ impl Requests {
         self.0.state.lock().replies.is_due()
     }
 
-    /// Takes what is to be written next, as long as there is `room` for what is small, or for bulk: all that is small, but
-    /// no more than one message of bulk, so that what is small and comes meanwhile goes before the next.
+    /// Takes what is to be written next, as long as there is `room` for what is small, or for bulk: all that is small,
+    /// but no more than one message of bulk, so that what is small and comes meanwhile goes before the next.
     pub(super) fn take(&self, mut room: impl FnMut(bool) -> bool, mut each: impl FnMut(Outgoing)) {
         let (mut state, mut full) = (self.0.state.lock(), false);
         for bulk in [false; BATCH].into_iter().chain([true]) {

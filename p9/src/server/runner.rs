@@ -1,8 +1,9 @@
 //! Runs requests, each to its end: in place as far as that goes, else in a task of its own.
 //!
-//! Called by the reader of a connection, in order, for each request that was not answered on the spot. The runner is one
-//! future that answers request after request, so that what is answered when it is first looked at costs no task, no box
-//! and no other allocation. A request that has to wait takes that future along into a task, and the next gets another.
+//! Called by the reader of a connection, in order, for each request that was not answered on the spot. The runner is
+//! one future that answers request after request, so that what is answered when it is first looked at costs no task, no
+//! box and no other allocation. A request that has to wait takes that future along into a task, and the next gets
+//! another.
 
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;

@@ -1,11 +1,11 @@
 //! The sessions of a server: which there are, whose they are, and how long one stays that has no connection.
 //!
-//! [`Sessions::serve`] is called by whoever accepted a connection, as [`super::serve`] is. A connection that begins with
-//! Tsession is handed to the task of that session, new or waiting, and [`Sessions::serve`] returns when it has ended
-//! there. What the peer has (fids, open files, requests under way) belongs to the session's task, and ends with it: when
-//! the peer says so, when no connection has come for as long as the session may linger, when its key is denied, and when
-//! the last clone of [`Sessions`] is dropped. Invariants: a session belongs to one key; one that its peer has ended never
-//! begins again.
+//! [`Sessions::serve`] is called by whoever accepted a connection, as [`super::serve`] is. A connection that begins
+//! with Tsession is handed to the task of that session, new or waiting, and [`Sessions::serve`] returns when it has
+//! ended there. What the peer has (fids, open files, requests under way) belongs to the session's task, and ends with
+//! it: when the peer says so, when no connection has come for as long as the session may linger, when its key is
+//! denied, and when the last clone of [`Sessions`] is dropped. Invariants: a session belongs to one key; one that its
+//! peer has ended never begins again.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -165,9 +165,9 @@ impl Sessions {
         })))))
     }
 
-    /// Serves `tree` on `stream`, as `who`, as [`super::serve`] does; a peer that wants a session gets one, or gets back
-    /// to the one that it has. Dropping the future ends the connection, and all that it holds unless that belongs to a
-    /// session.
+    /// Serves `tree` on `stream`, as `who`, as [`super::serve`] does; a peer that wants a session gets one, or gets
+    /// back to the one that it has. Dropping the future ends the connection, and all that it holds unless that belongs
+    /// to a session.
     pub async fn serve<S>(&self, stream: S, tree: TreeRef, who: Arc<Who>, limits: Limits) -> Result<(), Error>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -216,8 +216,8 @@ impl Sessions {
     }
 
     /// The session that a connection of `who` asks for, begun if there is none. Errors: `EPERM` for another's, `EINVAL`
-    /// for what cannot be meant, `ENOENT` for a further lane of no session and for one that its peer has ended, `EMFILE` for
-    /// one session too many.
+    /// for what cannot be meant, `ENOENT` for a further lane of no session and for one that its peer has ended,
+    /// `EMFILE` for one session too many.
     pub(super) fn find(&self, hello: &Hello, tree: &TreeRef, who: &Arc<Who>, limits: &Limits) -> Result<Found, Errno> {
         let registry = &self.0.0;
         let handed = || registry.handed.fetch_add(1, Ordering::Relaxed);

@@ -31,7 +31,8 @@ const MTIME: u32 = 0x20;
 const ATIME_SET: u32 = 0x80;
 const MTIME_SET: u32 = 0x100;
 
-/// The flags of `Tlopen` and `Tlcreate` (`P9_DOTL_*`): those of open(2) on most machines that run Linux, but not on all.
+/// The flags of `Tlopen` and `Tlcreate` (`P9_DOTL_*`): those of open(2) on most machines that run Linux, but not on
+/// all.
 mod dotl {
     pub(super) const WRONLY: u32 = 0o1;
     pub(super) const RDWR: u32 = 0o2;

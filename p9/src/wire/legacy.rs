@@ -1,8 +1,8 @@
 //! What 9P2000 says otherwise than 9P2000.L: the stat structure, permissions with `DM` bits, modes of an open.
 //!
 //! Its messages are in the one table of [`super`]: no two dialects use a number for different things. Used by
-//! [`crate::server`] to answer Plan 9's clients and by [`crate::client`] to ask Plan 9's servers. See stat(5) and open(5)
-//! of Plan 9's manual.
+//! [`crate::server`] to answer Plan 9's clients and by [`crate::client`] to ask Plan 9's servers. See stat(5) and
+//! open(5) of Plan 9's manual.
 //!
 //! What 9P2000 knows of a file and Linux does not is kept in mode bits that mean nothing to Linux: an append-only file
 //! has the sticky bit, one for exclusive use the setgid bit without the group's right to execute.

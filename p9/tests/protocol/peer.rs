@@ -14,10 +14,9 @@ use tokio::task::JoinHandle;
 
 use crate::stat;
 
-/// Each message: its type byte, its name, its fields and their types. `1` `2` `4` `8`: a number of so many bytes;
-/// `s`: a string; `i`: 16 bytes; `n`: names; `d`: data; `q`: a qid; `Q`: qids; `e`: directory entries; `E`: the same with
-/// attributes; `S`: a stat. 9P2000 has no
-/// `n_uname`: a line that has none means that.
+/// Each message: its type byte, its name, its fields and their types. `1` `2` `4` `8`: a number of so many bytes; `s`:
+/// a string; `i`: 16 bytes; `n`: names; `d`: data; `q`: a qid; `Q`: qids; `e`: directory entries; `E`: the same with
+/// attributes; `S`: a stat. 9P2000 has no `n_uname`: a line that has none means that.
 const TABLE: &[(u8, &str, &str)] = &[
     (7, "Rlerror", "ecode:4"),
     (8, "Tstatfs", "fid:4"),
@@ -359,8 +358,8 @@ fn dirent(text: &str) -> Vec<u8> {
     [&qid(parts[0])[..], &number(parts[1]).to_le_bytes(), &[number(parts[2]) as u8], &field('s', parts[3])].concat()
 }
 
-/// The attributes of an entry `QID:COOKIE:TYPE:NAME:MODE:LINKS:SIZE` of the test's tree, as it makes them up; none if it
-/// has no mode.
+/// The attributes of an entry `QID:COOKIE:TYPE:NAME:MODE:LINKS:SIZE` of the test's tree, as it makes them up; none if
+/// it has no mode.
 fn attributes(text: &str) -> Vec<u8> {
     let parts: Vec<&str> = text.split(':').collect();
     let mut out = Vec::new();

@@ -1,7 +1,8 @@
 //! Conversations with the server, one message a line, in `../transcripts/*.txt`.
 //!
 //! `->` is what the peer sends (neighbouring lines in one go), `<-` the reply that must come next, `--` that nothing
-//! comes for now, `==` that the connection is lost and another made; `#` is a comment. Each conversation has a tree of its own, see [`served`].
+//! comes for now, `==` that the connection is lost and another made; `#` is a comment. Each conversation has a tree of
+//! its own, see [`served`].
 
 use std::collections::BTreeSet;
 use std::fs;

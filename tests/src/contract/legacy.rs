@@ -1,8 +1,8 @@
 //! The contract's writing half as a tree keeps it that is reached over 9P2000.
 //!
-//! What is left out, since 9P2000 cannot say it: links, devices, FIFOs and sockets, moves between directories, times below
-//! a second, the number of links and of blocks, groups other than the directory's, extended
-//! attributes. Each of them is refused clearly where it is asked for.
+//! What is left out, since 9P2000 cannot say it: links, devices, FIFOs and sockets, moves between directories, times
+//! below a second, the number of links and of blocks, groups other than the directory's, extended attributes. Each of
+//! them is refused clearly where it is asked for.
 
 use p9::{Errno, FileKind, New, NodeRef, SetAttr, What};
 

@@ -87,8 +87,8 @@ async fn special(dir: &NodeRef) {
     }
 }
 
-/// Whoever may give files away gives them to the owner and group that are asked for; everybody else keeps them, and gives
-/// them to a group of theirs.
+/// Whoever may give files away gives them to the owner and group that are asked for; everybody else keeps them, and
+/// gives them to a group of theirs.
 pub(super) async fn groups(dir: &NodeRef) {
     let root = rustix::process::geteuid().is_root();
     let own = dir.attr().await.unwrap().gid;

@@ -143,7 +143,8 @@ impl Op {
 }
 
 impl Model {
-    /// How many of `ops`, from the first on, may be done at the same time: all are on open files, and on different ones.
+    /// How many of `ops`, from the first on, may be done at the same time: all are on open files, and on different
+    /// ones.
     pub fn at_once(&self, ops: &[Op]) -> usize {
         let mut busy = Vec::new();
         let free = |op: &&Op| match op.slot().and_then(|slot| self.open[slot]) {

@@ -1,7 +1,8 @@
 //! An open directory of a 9P2000 server: stats one after another, from the start or from where the last read ended.
 //!
 //! A cookie is the place of an entry in the bytes that the server gives. Who goes on from where the last answer ended
-//! costs nothing; who goes on from elsewhere has the directory read from its start, since the server knows no other way.
+//! costs nothing; who goes on from elsewhere has the directory read from its start, since the server knows no other
+//! way.
 
 use std::sync::Arc;
 

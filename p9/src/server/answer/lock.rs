@@ -61,7 +61,8 @@ fn kind_of(kind: u8) -> Result<LockKind, Errno> {
     }
 }
 
-/// The owner, another for each client: what is below a namespace knows of one alone. In our dialect `client_id` alone says who, and `proc_id` is there to be shown.
+/// The owner, another for each client: what is below a namespace knows of one alone. In our dialect `client_id` alone
+/// says who, and `proc_id` is there to be shown.
 fn owner(context: &Context, proc_id: u32, Str(client_id): Str<'_>) -> u64 {
     let mut hasher = DefaultHasher::new();
     context.who.client.hash(&mut hasher);

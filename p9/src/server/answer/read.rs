@@ -56,8 +56,8 @@ pub(super) async fn list(
     Ok(Payload { _room: room.shrunk(entries.len()), bytes: entries.into() })
 }
 
-/// Entries from `cookie` on, as many as fit into `room` bytes, each followed by its attributes if `plus`. `.` and `..` are
-/// not among them: a client knows both.
+/// Entries from `cookie` on, as many as fit into `room` bytes, each followed by its attributes if `plus`. `.` and `..`
+/// are not among them: a client knows both.
 async fn read_dir(dir: &dyn crate::Dir, cookie: u64, room: usize, plus: bool) -> Result<Vec<u8>, Errno> {
     let (mut out, mut full, mut too_long) = (Vec::new(), false, false);
     let more = if plus { ATTR_SIZE } else { 0 };

@@ -1,7 +1,7 @@
 //! Walking, and the places that fids are at.
 //!
-//! Called by the answer to a walk, and by those that need to know where a file is: its directory, its name. A tree knows
-//! of neither; the server remembers the names by which a fid got where it is.
+//! Called by the answer to a walk, and by those that need to know where a file is: its directory, its name. A tree
+//! knows of neither; the server remembers the names by which a fid got where it is.
 
 use std::sync::Arc;
 
@@ -144,8 +144,8 @@ impl Place {
         Ok(walked.reached()?.node)
     }
 
-    /// The directory that `node` is in, its name there, and what has that name: a link may have led to it. Errors: `EBUSY`
-    /// for what was attached to; `ENOENT` if that name is another file's by now, or nobody's.
+    /// The directory that `node` is in, its name there, and what has that name: a link may have led to it. Errors:
+    /// `EBUSY` for what was attached to; `ENOENT` if that name is another file's by now, or nobody's.
     pub(in crate::server) async fn entry(&self, node: &NodeRef) -> Result<(NodeRef, NameBuf, FileKind), Errno> {
         let last = self.path.as_ref().ok_or(Errno::EBUSY)?;
         let dir = Self { root: self.root.clone(), path: last.before.clone(), follows: self.follows }.node().await?;

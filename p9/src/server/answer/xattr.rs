@@ -1,7 +1,7 @@
 //! Extended attributes: fids that are read like a file, or written and then set when they are clunked.
 //!
-//! The kernel's limits hold here, too, so that a tree never meets a name or a value that the kernel could not have asked
-//! for.
+//! The kernel's limits hold here, too, so that a tree never meets a name or a value that the kernel could not have
+//! asked for.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! Group `mount`: files through our mount and through sshfs, from one server folder on loopback. Each pass is on a
-//! fresh mount, so that no client cache is warm; it is connected, as sshfs is when it has mounted, and the server's page
-//! cache is warm for both. Beside them is what a FUSE file system that does nothing takes, the most that can be reached;
-//! and what is done a second time is beside the disk itself.
+//! fresh mount, so that no client cache is warm; it is connected, as sshfs is when it has mounted, and the server's
+//! page cache is warm for both. Beside them is what a FUSE file system that does nothing takes, the most that can be
+//! reached; and what is done a second time is beside the disk itself.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -138,8 +138,8 @@ impl Case {
     }
 }
 
-/// A file system in memory, gone when dropped: ext4 looks long for the number of a new file where many were removed in the
-/// minutes before, which is neither's doing.
+/// A file system in memory, gone when dropped: ext4 looks long for the number of a new file where many were removed in
+/// the minutes before, which is neither's doing.
 struct Memory(PathBuf);
 
 impl Memory {

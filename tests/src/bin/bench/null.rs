@@ -1,5 +1,5 @@
-//! A FUSE file system that does nothing: what the kernel alone takes, and so the most that any file system of its kind can
-//! reach on this machine.
+//! A FUSE file system that does nothing: what the kernel alone takes, and so the most that any file system of its kind
+//! can reach on this machine.
 //!
 //! It has what the cases of the group `mount` use: a folder of small files, a big file, and a folder in which files are
 //! made and removed. Reads give zeros, what is written is forgotten, names and attributes are good for an hour.
@@ -67,7 +67,8 @@ impl Files {
     }
 }
 
-/// Mounts one at `at`, with `small` files of 4 KiB and one of `big` bytes; it is unmounted when what this gives is dropped.
+/// Mounts one at `at`, with `small` files of 4 KiB and one of `big` bytes; it is unmounted when what this gives is
+/// dropped.
 pub(crate) fn mount(at: &Path, small: usize, big: u64) -> BackgroundSession {
     let mut files = Files::default();
     let root = files.make(0, OsStr::new(""), FileType::Directory, 0).ino.0;

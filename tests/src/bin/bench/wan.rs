@@ -1,7 +1,7 @@
 //! Group `wan`: the same work over a slow link, by a proxy in front of our node and of sshd.
 //!
-//! What is waited for one after another is told in round trips: the time over the slow link less the time without it, by
-//! the round-trip time of the link. Each pass is on a fresh mount.
+//! What is waited for one after another is told in round trips: the time over the slow link less the time without it,
+//! by the round-trip time of the link. Each pass is on a fresh mount.
 
 use std::fs;
 use std::net::SocketAddr;
