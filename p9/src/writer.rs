@@ -13,6 +13,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
 
 use crate::server::pool::Room;
+use crate::wire::NO_TAG;
 
 /// A message on its way: its header and fields, and what follows them.
 #[derive(Clone)]
@@ -45,6 +46,11 @@ impl Clone for Payload {
 impl Outgoing {
     pub(crate) fn new(head: Vec<u8>, data: Bytes) -> Self {
         Self { head: head.into(), data: data.into() }
+    }
+
+    /// Its tag.
+    pub(crate) fn tag(&self) -> u16 {
+        self.head.get(5..7).map_or(NO_TAG, |tag| u16::from_le_bytes([tag[0], tag[1]]))
     }
 
     /// The bytes that it has on the wire.

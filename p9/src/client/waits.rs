@@ -130,7 +130,7 @@ impl Waits {
             _ => return None,
         }
         let unsent = |queue: &mut VecDeque<Outgoing>| {
-            let at = queue.iter().position(|message| tag_of(message) == old);
+            let at = queue.iter().position(|message| message.tag() == old);
             at.and_then(|at| queue.remove(at)).is_some()
         };
         if unsent(&mut self.outbox) || unsent(&mut self.bulk) {
@@ -219,8 +219,7 @@ impl Waits {
 
     /// Who waits for the answer to what has not gone out.
     pub(super) fn take_unsent(&mut self) -> Vec<(u16, Sender)> {
-        let unsent: Vec<u16> =
-            self.outbox.drain(..).chain(self.bulk.drain(..)).map(|message| tag_of(&message)).collect();
+        let unsent: Vec<u16> = self.outbox.drain(..).chain(self.bulk.drain(..)).map(|message| message.tag()).collect();
         let sender = |tag: u16| match self.tags.get_mut(&tag)? {
             Waiting::Call { sender, .. } | Waiting::Clunk(_, sender) => Some((tag, sender.take()?)),
             Waiting::Flush(_) => None,
@@ -302,11 +301,6 @@ impl Waits {
         }
         freed
     }
-}
-
-/// The tag of a message that was encoded.
-fn tag_of(message: &Outgoing) -> u16 {
-    u16::from_le_bytes([message.head[5], message.head[6]])
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //!
 //! Part of [`super::requests`], and changed under its lock. What is small goes before what is bulk, however long that
 //! has waited: an answer of a few bytes never waits for more than the one message of bulk that is being written.
-//! Invariant: what is told goes before every reply that is put in after it.
+//! Invariants: what is told goes before every reply that is put in after it; a flush is answered after the reply to
+//! what it names.
 
 use std::collections::VecDeque;
 use std::task::{Context, Poll, Waker};
@@ -75,6 +76,17 @@ impl Replies {
             self.small.push_back(message)
         }
         Wake(self.writer.take())
+    }
+
+    /// Puts in a reply that must not come before that to the tag `old`: to a flush of it. There is room for it.
+    pub(super) fn put_after(&mut self, message: Outgoing, old: u16) -> Wake {
+        match self.bulk.iter().position(|reply| reply.tag() == old) {
+            Some(at) if !self.closed => {
+                self.bulk.insert(at + 1, message);
+                Wake(self.writer.take())
+            }
+            _ => self.put(message),
+        }
     }
 
     /// Says whether the reader is at it, in the task of the writer; gives whether that waits and has something to do.

@@ -96,18 +96,26 @@ impl Requests {
     /// Queues the reply to `tag`, frees the tag, and answers the flushes that waited for it. It waits while too many
     /// replies are queued.
     pub(super) async fn end(&self, tag: u16, head: &[u8], data: Payload) {
-        let mut flushes = self.queue(tag, head, data).await;
+        let flushes = self.queue(tag, head, data, None).await;
+        self.flushed(tag, flushes).await;
+    }
+
+    /// Answers `flushes` of `old`, which has ended.
+    async fn flushed(&self, old: u16, flushes: VecDeque<u16>) {
+        let mut flushes: VecDeque<_> = flushes.into_iter().map(|flush| (flush, old)).collect();
         // A flush may itself be waited for by others.
-        while let Some(flush) = flushes.pop_front() {
+        while let Some((flush, old)) = flushes.pop_front() {
             let mut head = Vec::new();
             R::Flush {}.encode(flush, &mut head);
             tracing::trace!(target: "p9::trace", "<- {flush} Flush");
-            flushes.extend(self.queue(flush, &head, Payload::default()).await);
+            let more = self.queue(flush, &head, Payload::default(), Some(old)).await;
+            flushes.extend(more.into_iter().map(|more| (more, flush)));
         }
     }
 
-    /// Queues a reply and frees its tag in one step; gives the flushes that waited for it.
-    async fn queue(&self, tag: u16, head: &[u8], data: Payload) -> VecDeque<u16> {
+    /// Queues a reply, which comes after that to the tag `after` if there is one, and frees its tag in one step; gives
+    /// the flushes that waited for it.
+    async fn queue(&self, tag: u16, head: &[u8], data: Payload, after: Option<u16>) -> VecDeque<u16> {
         let bulk = is_bulk(head.len() + data.bytes.len());
         loop {
             let taken = {
@@ -115,7 +123,10 @@ impl Requests {
                 if state.replies.has_room(bulk) || state.replies.is_closed() {
                     let reply = state.replies.reply(head, data);
                     let flushes = state.free(tag);
-                    let writer = state.replies.put(reply);
+                    let writer = match after {
+                        Some(after) => state.replies.put_after(reply, after),
+                        None => state.replies.put(reply),
+                    };
                     drop(state);
                     writer.wake();
                     return flushes;
@@ -197,9 +208,7 @@ impl Requests {
                 return Ok(());
             }
         }
-        let mut head = Vec::new();
-        R::Flush {}.encode(tag, &mut head);
-        self.end(tag, &head, Payload::default()).await;
+        self.flushed(old, VecDeque::from([tag])).await;
         Ok(())
     }
 
@@ -326,6 +335,28 @@ mod tests {
         let told = names(&requests);
         waits.await;
         assert_eq!((told.last(), told.len() > 1, names(&requests)), (Some(&12), true, vec![2]));
+    }
+
+    #[tokio::test]
+    async fn a_flush_is_answered_after_the_reply_that_it_names_however_large_that_is() {
+        let requests = requests();
+        let head = |tag: u8| [tag, 0, 0, 0, 0, tag, 0];
+        let large = || Bytes::from_static(&[0; 1 << 16]).into();
+        // The reply is queued when the flush comes, and when the flush has waited for it.
+        for tag in [1, 2, 3] {
+            requests.begin(tag, 0).unwrap();
+        }
+        requests.end(1, &head(1), large()).await;
+        requests.flush(11, 1).await.unwrap();
+        requests.flush(12, 2).await.unwrap();
+        requests.flush(13, 12).await.unwrap();
+        requests.end(2, &head(2), large()).await;
+        requests.end(3, &head(3), Payload::default()).await;
+        let mut tags = Vec::new();
+        while tags.len() < 6 {
+            requests.take(|_| true, |message| tags.push(message.tag()));
+        }
+        assert_eq!(tags, [3, 1, 11, 2, 12, 13]);
     }
 
     #[tokio::test]
