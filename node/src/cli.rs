@@ -80,20 +80,44 @@ pub enum Command {
     /// Unmount the grid, also when nodes are dead
     Unmount(Unmount),
     /// Run a command in a namespace of its own, here
+    ///
+    /// Run a command in a namespace of its own: this machine's files, with what a namespace file adds; the grid at /n.
+    ///
+    /// Its children share the namespace, which ends with the last of them; nobody else sees it. `mount SERVER /` in
+    /// FILE makes another root. The exit status is the command's; 126 or 127 if it cannot be run, 255 if there is no
+    /// such namespace.
     Run(Run),
     /// Show something at another place of a mount, too
+    ///
+    /// Show what is at NEW at OLD, too: instead of what is there, or as a union with it.
+    ///
+    /// Both are paths in a mount: as they are seen there, or, from its root on, as `slashn ns` prints them. NEW may
+    /// also be a server: a node's name, tls!HOST!PORT, tcp!HOST!PORT, unix!PATH, local!PATH, exec!COMMAND, ssh!HOST.
+    /// What is open stays what it was.
     Bind(Bind),
     /// Take away what was bound, or mounted, at a place of a mount
+    ///
+    /// Take away what was bound or mounted at OLD: all of it, or NEW alone.
     Unbind(Unbind),
     /// Print a namespace as the text that rebuilds it
     Ns(Ns),
     /// My commands, on all nodes that I know
+    ///
+    /// My commands that run, on all nodes that I know: what each is called, its state, for how long, the command.
     Ps(Ps),
     /// Send a signal to commands of mine
+    ///
+    /// Send a signal to commands of mine: TERM, or another by its name or number (`-KILL`, `-9`, `-s HUP`).
     Kill(Kill),
     /// Wait until a command of mine has ended, and end as it did
+    ///
+    /// Wait until a command of mine has ended. The exit status is its own, as that of `rcpu`.
     Wait(Wait),
     /// See what a command of mine writes, until it ends
+    ///
+    /// See what a command of mine writes, from the oldest that nobody has seen (its node keeps the last MiB), until it
+    /// ends. The exit status is its own, as that of `rcpu`, and signals go to it; but a terminal that is closed leaves
+    /// it running.
     Attach(Attach),
     /// Print the completions of a shell
     Completions(Completions),
@@ -234,11 +258,7 @@ pub struct Unmount {
     pub dir: Option<PathBuf>,
 }
 
-/// Run a command in a namespace of its own: this machine's files, with what a namespace file adds; the grid at /n.
-///
-/// Its children share the namespace, which ends with the last of them; nobody else sees it. `mount SERVER /` in FILE
-/// makes another root. The exit status is the command's; 126 or 127 if it
-/// cannot be run, 255 if there is no such namespace.
+/// `slashn run`
 #[derive(Args, Debug)]
 pub struct Run {
     /// The namespace file [default: /etc/slashn/namespace, or what is shipped, and the home's]
@@ -249,11 +269,7 @@ pub struct Run {
     pub command: Vec<OsString>,
 }
 
-/// Show what is at NEW at OLD, too: instead of what is there, or as a union with it.
-///
-/// Both are paths in a mount: as they are seen there, or, from its root on, as `slashn ns` prints them. NEW may also be
-/// a server: a node's name, tls!HOST!PORT, tcp!HOST!PORT, unix!PATH, local!PATH, exec!COMMAND, ssh!HOST. What is open
-/// stays what it was.
+/// `slashn bind`
 #[derive(Args, Debug)]
 pub struct Bind {
     /// After what is there
@@ -283,7 +299,7 @@ pub struct Bind {
     pub mount: Option<PathBuf>,
 }
 
-/// Take away what was bound or mounted at OLD: all of it, or NEW alone.
+/// `slashn unbind`
 #[derive(Args, Debug)]
 pub struct Unbind {
     /// What, if not all of it, and where
@@ -302,7 +318,7 @@ pub struct Ns {
     pub of: Option<OsString>,
 }
 
-/// My commands that run, on all nodes that I know: what each is called, its state, for how long, the command.
+/// `slashn ps`
 #[derive(Args, Debug)]
 pub struct Ps {
     /// Those too that have ended, as long as their nodes know them
@@ -313,7 +329,7 @@ pub struct Ps {
     pub nodes: Vec<String>,
 }
 
-/// Send a signal to commands of mine: TERM, or another by its name or number (`-KILL`, `-9`, `-s HUP`).
+/// `slashn kill`
 #[derive(Args, Debug)]
 pub struct Kill {
     /// Which signal [default: TERM]
@@ -346,7 +362,7 @@ impl Kill {
     }
 }
 
-/// Wait until a command of mine has ended. The exit status is its own, as that of `rcpu`.
+/// `slashn wait`
 #[derive(Args, Debug)]
 pub struct Wait {
     /// The command, as `slashn ps` and `rcpu -d` print it
@@ -354,9 +370,7 @@ pub struct Wait {
     pub session: SessionName,
 }
 
-/// See what a command of mine writes, from the oldest that nobody has seen (its node keeps the last MiB), until it
-/// ends. The exit status is its own, as that of `rcpu`, and signals go to it; but a terminal that is closed leaves it
-/// running.
+/// `slashn attach`
 #[derive(Args, Debug)]
 pub struct Attach {
     /// The command, as `slashn ps` and `rcpu -d` print it
@@ -402,7 +416,8 @@ pub struct Rcpu {
     /// Without a terminal
     #[arg(short = 'T')]
     pub no_tty: bool,
-    /// Print NODE/SESSION once it runs, and leave it running: `slashn ps`, `attach`, `wait`, `kill`
+    /// Print NODE/SESSION once it runs, and leave it running: `slashn ps`, `attach`, `wait`, `kill`. My files are still
+    /// served from here: `slashn agent --stop` ends it
     #[arg(short = 'd', conflicts_with = "tty")]
     pub detach: bool,
     /// The namespace it runs in, instead of the default

@@ -4,7 +4,7 @@
 //! error: the command ends quietly, as others do.
 
 use std::fmt::Display;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
@@ -48,6 +48,7 @@ pub fn messages_to_stderr() {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new("warn,p9::trace=trace"))
         .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .with_target(false)
         .with_level(false)
         .without_time()
@@ -65,6 +66,7 @@ pub fn log_to_stderr(verbose: u8) {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(level))
         .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .with_target(verbose > 1)
         .try_init();
 }

@@ -34,7 +34,9 @@ impl Drop for Tmp {
         // A program may have left directories that even their owner cannot list.
         if std::fs::remove_dir_all(&self.0).is_err() {
             open_up(&self.0);
-            if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            if let Err(error) = std::fs::remove_dir_all(&self.0)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
                 tracing::warn!(directory = %self.0.display(), %error, "a job's /tmp could not be removed");
             }
         }
