@@ -163,12 +163,17 @@ impl Dialer {
     /// Whether the node called `name` may come back by itself: it is known, with the key that it shows, and lets me in
     /// as far as can be seen.
     pub async fn may_come_back(&self, name: &str) -> bool {
+        let is_over = |err: &io::Error| {
+            let gone = matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied);
+            gone || tls::is_refusal(err)
+        };
         match self.connect_again(name).await {
-            Ok(_) => true,
-            Err(err) => {
-                let gone = matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied);
-                !gone && !tls::is_refusal(&err)
-            }
+            // Whether a key is let in is told with the first answer.
+            Ok(stream) => match Client::connect(stream, client::Options::default()).await {
+                Err(client::Error::Io(err) | client::Error::Frame(p9::server::Error::Io(err))) => !is_over(&err),
+                _ => true,
+            },
+            Err(err) => !is_over(&err),
         }
     }
 

@@ -47,6 +47,22 @@ fn a_key_that_others_can_read_is_refused_with_the_remedy() {
 }
 
 #[test]
+fn a_mount_does_not_wait_for_a_node_that_lets_its_key_in_no_longer() {
+    let mut machine = Machine::root();
+    machine.node("alpha");
+    // Whoever waited for it to come back would wait for longer than a test may take.
+    let n = machine.mount_as("n", &["--timeout", "3600"]);
+    machine.run("ls", &[n.join("alpha/fs/files")]);
+    let home = machine.at("alpha").display().to_string();
+    let allowed = machine.slashn(&["--home", &home, "allowed"]).succeeds().text();
+    for key in allowed.split_whitespace().filter(|word| word.starts_with("SHA256:")) {
+        machine.slashn(&["--home", &home, "deny", key]).succeeds();
+    }
+    let refused = machine.command("ls").arg(n.join("alpha/fs/files")).done();
+    assert!(!refused.status.success() && refused.errors().contains("No route to host"), "{}", refused.errors());
+}
+
+#[test]
 fn a_key_that_is_allowed_an_export_cannot_reach_cpu() {
     let mut machine = Machine::root();
     machine.node("alpha");
