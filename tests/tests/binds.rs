@@ -155,6 +155,7 @@ fn what_cannot_be_bound_says_why_and_changes_nothing(mut machine: Machine) {
         (&["unbind", &none], "not mounted"),
         (&["unbind", &none, &a], "/none: No such file"),
         (&["unbind", &file, &a], "is not in the union"),
+        (&["unbind", &at(n.clone())], "that is all that the mount shows; try: slashn unbind NEW"),
         (&["bind", &a, &m, "--mount", &m], "no grid of mine is mounted there"),
     ] {
         machine.slashn(args).exits(1).complains(&[part]);

@@ -33,7 +33,12 @@ pub fn unbind(context: &Context, typed: &Unbind) -> Result<ExitCode> {
     };
     change(context, "unbind", (new, old), typed.mount.as_deref(), |at| {
         let path = |new: &String| if is_server(new) { Ok(new.clone()) } else { within(at, new) };
-        Ok(Line::Unmount { new: new.map(path).transpose()?, old: within(at, old)?, quiet: false })
+        let (new, place) = (new.map(path).transpose()?, within(at, old)?);
+        if new.is_none() && place == "/" {
+            let error = Error::new("unbind", old, "that is all that the mount shows");
+            return Err(error.remedy(format!("slashn unbind NEW {0}, or slashn unmount {0}", at.display())));
+        }
+        Ok(Line::Unmount { new, old: place, quiet: false })
     })
 }
 
