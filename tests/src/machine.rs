@@ -120,6 +120,14 @@ impl Machine {
         command
     }
 
+    /// With the nodes alpha and beta.
+    #[must_use]
+    pub fn with_two_nodes(mut self) -> Self {
+        self.node("alpha");
+        self.node("beta");
+        self
+    }
+
     /// Makes and starts a node that exports the folder `files-NAME`, trusts me and is known to me. Gives its address.
     pub fn node(&mut self, name: &str) -> String {
         self.node_with(name, &[])
@@ -344,6 +352,16 @@ macro_rules! as_both {
         mod as_root { $(#[test] fn $name() { super::$name($crate::machine::Machine::root()) })* }
         mod as_an_ordinary_user { $(#[test] fn $name() { super::$name($crate::machine::Machine::ordinary()) })* }
     };
+}
+
+/// Asks until `condition` holds. Fails the test after [`PATIENCE`].
+#[track_caller]
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let limit = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < limit, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Where this build's binaries are: beside this program, or above it, where tests are.

@@ -11,10 +11,10 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use tests::machine::{Done, Machine, PATIENCE, Text};
+use tests::machine::{Done, Machine, PATIENCE, Text, until};
 use tests::mounted::{behind_a_link, moves, python};
 
 /// A program that has a file open.
@@ -81,14 +81,6 @@ fn stop(machine: &Machine) {
     for line in machine.processes().iter().filter(|line| line.contains(&part)) {
         let pid = line.split(' ').next().and_then(|pid| Pid::from_raw(pid.parse().ok()?)).unwrap();
         kill_process(pid, Signal::STOP).unwrap();
-    }
-}
-
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let limit = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < limit, "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use tests::as_both;
-use tests::machine::{Done, Machine, Text};
+use tests::machine::{Done, Machine, Text, until};
 
 as_both! {
     a_node_that_is_not_known_is_named
@@ -43,15 +43,6 @@ fn kill(machine: &Machine, pid: &str) {
         let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
         threads == 0 || threads == 1 && state.contains(") Z ")
     });
-}
-
-/// Waits for `condition`.
-fn until(what: &str, condition: impl Fn() -> bool) {
-    let limit = std::time::Instant::now() + tests::machine::PATIENCE;
-    while !condition() {
-        assert!(std::time::Instant::now() < limit, "waited in vain until {what}");
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
 }
 
 fn a_node_that_is_not_known_is_named(mut machine: Machine) {

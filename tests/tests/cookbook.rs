@@ -6,9 +6,9 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tests::machine::{Done, Machine, PATIENCE, Text, binaries};
+use tests::machine::{Done, Machine, Text, binaries, until};
 
 /// Two nodes and a mount, and the scripts in the folder `work`.
 fn grid() -> (Machine, PathBuf) {
@@ -30,15 +30,6 @@ fn script(machine: &Machine, n: &PathBuf, args: &[&str]) -> Command {
     let mut command = machine.command("sh");
     command.args(args).env("N", n);
     command
-}
-
-/// Asks until `so`.
-fn until(what: &str, mut so: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
-    while !so() {
-        assert!(Instant::now() < until, "not {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]

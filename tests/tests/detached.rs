@@ -8,12 +8,6 @@ use std::process::Stdio;
 use tests::as_both;
 use tests::machine::{Done, Machine, Text};
 
-fn grid(mut machine: Machine) -> Machine {
-    machine.node("alpha");
-    machine.node("beta");
-    machine
-}
-
 as_both! {
     a_detached_command_is_seen_waited_for_and_killed
     what_it_wrote_is_there_for_whoever_attaches_and_its_status_too
@@ -32,7 +26,7 @@ fn detached(machine: &Machine, script: &str) -> String {
 }
 
 fn a_detached_command_is_seen_waited_for_and_killed(machine: Machine) {
-    let machine = grid(machine);
+    let machine = machine.with_two_nodes();
     let session = detached(&machine, "echo here >made; sleep 1000");
     let listed = machine.slashn(&["ps"]).succeeds().text();
     let row: Vec<_> = listed.split_whitespace().collect();
@@ -56,7 +50,7 @@ fn a_detached_command_is_seen_waited_for_and_killed(machine: Machine) {
 }
 
 fn what_it_wrote_is_there_for_whoever_attaches_and_its_status_too(machine: Machine) {
-    let machine = grid(machine);
+    let machine = machine.with_two_nodes();
     let session = detached(&machine, "echo out; echo err >&2; exit 7");
     machine.slashn(&["wait", &session]).exits(7);
     let attached = machine.slashn(&["attach", &session]).exits(7);
@@ -71,7 +65,7 @@ fn what_it_wrote_is_there_for_whoever_attaches_and_its_status_too(machine: Machi
 }
 
 fn what_nobody_reads_keeps_it_from_nothing(machine: Machine) {
-    let machine = grid(machine);
+    let machine = machine.with_two_nodes();
     let session = detached(&machine, "yes | head -c 5000000; echo end; exit 5");
     machine.slashn(&["wait", &session]).exits(5);
     let text = machine.slashn(&["attach", &session]).exits(5).text();
@@ -79,7 +73,7 @@ fn what_nobody_reads_keeps_it_from_nothing(machine: Machine) {
 }
 
 fn a_signal_to_whoever_attaches_is_the_commands(machine: Machine) {
-    let machine = grid(machine);
+    let machine = machine.with_two_nodes();
     let session = detached(&machine, "trap 'echo got it; exit 9' INT; echo ready; while :; do sleep 0.05; done");
     let mut child = machine.slashn(&["attach", &session]).stdout(Stdio::piped()).spawn().unwrap();
     let mut out = BufReader::new(child.stdout.take().unwrap());
@@ -93,7 +87,7 @@ fn a_signal_to_whoever_attaches_is_the_commands(machine: Machine) {
 }
 
 fn what_is_no_command_of_mine_is_said_to_be_none(machine: Machine) {
-    let machine = grid(machine);
+    let machine = machine.with_two_nodes();
     for command in ["attach", "wait"] {
         let refused = machine.slashn(&[command, "alpha/9999"]).exits(255).errors();
         let said = format!("slashn: {command}: alpha/9999: there is no such command of mine; try: slashn ps -A");
@@ -107,7 +101,7 @@ fn what_is_no_command_of_mine_is_said_to_be_none(machine: Machine) {
 }
 
 fn a_node_that_is_down_hides_no_other(machine: Machine) {
-    let machine = grid(machine);
+    let machine = machine.with_two_nodes();
     let session = detached(&machine, "sleep 1000");
     machine.slashn(&["--home", &machine.at("beta").display().to_string(), "down"]).succeeds();
     let listed = machine.slashn(&["ps"]).exits(1);

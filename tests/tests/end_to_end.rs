@@ -10,12 +10,6 @@ use std::time::{Duration, Instant};
 use tests::as_both;
 use tests::machine::{Done, Machine, PATIENCE, Text};
 
-fn grid(mut machine: Machine) -> Machine {
-    machine.node("alpha");
-    machine.node("beta");
-    machine
-}
-
 as_both! {
     files_of_two_nodes_are_read_and_written_through_the_mount
     git_works_through_the_mount
@@ -28,7 +22,7 @@ as_both! {
 }
 
 fn files_of_two_nodes_are_read_and_written_through_the_mount(machine: Machine) {
-    let mut machine = grid(machine);
+    let mut machine = machine.with_two_nodes();
     let n = machine.mount();
     fs::write(machine.at("files-alpha/hello"), "from alpha\n").unwrap();
     let listed = machine.run("ls", &[&n]).text();
@@ -41,7 +35,7 @@ fn files_of_two_nodes_are_read_and_written_through_the_mount(machine: Machine) {
 }
 
 fn git_works_through_the_mount(machine: Machine) {
-    let mut machine = grid(machine);
+    let mut machine = machine.with_two_nodes();
     let repository = machine.mount().join("alpha/fs/files/repository");
     let git = |args: &[&str]| {
         let mut command = machine.command("git");
@@ -60,7 +54,7 @@ fn git_works_through_the_mount(machine: Machine) {
 }
 
 fn a_program_that_only_the_caller_has_is_compiled_and_run_there(machine: Machine) {
-    let machine = grid(machine);
+    let machine = machine.with_two_nodes();
     machine.write("p.c", "#include <stdio.h>\n#include <stdlib.h>\nint main(void){puts(getenv(\"WORD\"));return 0;}\n");
     machine.rcpu(&["beta", "--", "gcc", "-o", "p", "p.c"]).succeeds();
     assert!(machine.at("work/p").exists(), "the program was written to the caller's folder");
@@ -72,7 +66,7 @@ fn a_program_that_only_the_caller_has_is_compiled_and_run_there(machine: Machine
 }
 
 fn a_pipeline_a_status_a_signal_and_stderr_come_back_exactly(machine: Machine) {
-    let machine = grid(machine);
+    let machine = machine.with_two_nodes();
     machine.write("up.py", "import sys\nsys.stdout.write(sys.stdin.read().upper())\n");
     let mut child =
         machine.rcpu(&["beta", "python3", "up.py"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -93,7 +87,7 @@ fn a_pipeline_a_status_a_signal_and_stderr_come_back_exactly(machine: Machine) {
 }
 
 fn a_session_is_driven_by_cat_and_echo(machine: Machine) {
-    let mut machine = grid(machine);
+    let mut machine = machine.with_two_nodes();
     let cpu = machine.mount().join("beta/cpu");
     let script = "set -e; exec 3<$CPU/clone; read id <&3
         echo sh -c 'cat;exit${IFS}5' >$CPU/$id/args
@@ -110,7 +104,7 @@ fn a_session_is_driven_by_cat_and_echo(machine: Machine) {
 }
 
 fn a_script_reads_what_happens_in_a_folder(machine: Machine) {
-    let mut machine = grid(machine);
+    let mut machine = machine.with_two_nodes();
     let n = machine.mount();
     machine.run("mkdir", &[machine.at("files-alpha/inbox")]);
     // Whatever fails ends it: who went on would wait for what nobody is asked to tell.
@@ -123,7 +117,7 @@ fn a_script_reads_what_happens_in_a_folder(machine: Machine) {
 }
 
 fn what_the_caller_owns_looks_owned_by_the_job(machine: Machine) {
-    let machine = grid(machine);
+    let machine = machine.with_two_nodes();
     machine.write("mine", "x\n");
     let same = machine.rcpu(&["beta", "sh", "-c", "id -u; id -g; stat -c '%u %g' mine"]).succeeds().text();
     let local = machine.command("sh").args(["-c", "id -u; id -g; stat -c '%u %g' mine"]).succeeds().text();
@@ -148,7 +142,7 @@ fn connections(pid: &str) -> usize {
 }
 
 fn a_command_that_reads_much_has_a_connection_for_that_alone(machine: Machine) {
-    let machine = grid(machine);
+    let machine = machine.with_two_nodes();
     fs::write(machine.at("work/large"), vec![b'x'; 64 << 20]).unwrap();
     fs::write(machine.at("work/small"), "small\n").unwrap();
     let script = "read line; cat small; read line; cat large | wc -c; read line; stat -c %s large small";
