@@ -92,6 +92,7 @@ fn what_is_no_command_of_mine_is_said_to_be_none(machine: Machine) {
         let refused = machine.slashn(&[command, "alpha/9999"]).exits(255).errors();
         let said = format!("slashn: {command}: alpha/9999: there is no such command of mine; try: slashn ps -A");
         assert!(refused.contains(&said), "{refused}");
+        machine.slashn(&[command, "gamma/1"]).exits(255);
         assert!(machine.slashn(&[command, "alpha"]).exits(2).errors().contains("NODE/SESSION"));
     }
     assert!(machine.slashn(&["kill", "alpha/9999"]).exits(1).errors().contains("there is no such command of mine"));

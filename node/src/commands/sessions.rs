@@ -152,10 +152,11 @@ pub fn kill(context: &Context, typed: &Kill) -> Result<ExitCode> {
 /// Waits until a command of mine has ended, and ends as it did.
 pub fn wait(context: &Context, typed: &Wait) -> Result<ExitCode> {
     let session = &typed.session;
-    let dialer = Dialer::open(&context.open_home()?, context.agent())?;
+    let dialer = context.open_home().and_then(|home| Dialer::open(&home, context.agent())).map_err(lost)?;
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
-        let (_client, root) = dialer.attach(&dialer.find(&session.node)?, LINGER).await.map_err(lost)?;
+        let node = dialer.find(&session.node).map_err(lost)?;
+        let (_client, root) = dialer.attach(&node, LINGER).await.map_err(lost)?;
         client::wait(root, session.session).await.map_err(|err| explain("wait", session, err))
     });
     runtime.shutdown_background();
@@ -165,10 +166,11 @@ pub fn wait(context: &Context, typed: &Wait) -> Result<ExitCode> {
 /// Takes part in a command of mine.
 pub fn attach(context: &Context, typed: &Attach) -> Result<ExitCode> {
     let session = &typed.session;
-    let dialer = Dialer::open(&context.open_home()?, context.agent())?;
+    let dialer = context.open_home().and_then(|home| Dialer::open(&home, context.agent())).map_err(lost)?;
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
-        let (_client, root) = dialer.attach(&dialer.find(&session.node)?, LINGER).await.map_err(lost)?;
+        let node = dialer.find(&session.node).map_err(lost)?;
+        let (_client, root) = dialer.attach(&node, LINGER).await.map_err(lost)?;
         let (events, received) = tokio::sync::mpsc::channel(16);
         let forwarding = tokio::spawn(rcpu::forward_but_hangup(events));
         let ended = client::attach(root, session.session, rcpu::stdio(), received).await;
