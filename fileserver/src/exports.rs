@@ -49,7 +49,8 @@ impl FromStr for Export {
         }
         // A name stands in rights (`only="NAME:ro,..."`) and in shell scripts.
         let word = |c: char| !c.is_whitespace() && !c.is_control() && !",:\"'".contains(c);
-        if Name::new(name.as_bytes()).is_err() || !name.chars().all(word) {
+        let taken = name == p9::who::Only::EVERY;
+        if taken || Name::new(name.as_bytes()).is_err() || !name.chars().all(word) {
             return Err(ParseError::Name(name.to_owned()));
         }
         Ok(Self { name: name.to_owned(), path: path.into(), read_only })
@@ -136,7 +137,7 @@ mod tests {
         for bad in ["", "name", "name=", "name=:ro"] {
             assert_eq!(bad.parse::<Export>(), Err(ParseError::Form(bad.to_owned())));
         }
-        for bad in ["=/x", "a/b=/x", "..=/x", "a b=/x", "a,b=/x"] {
+        for bad in ["=/x", "*=/x", "a/b=/x", "..=/x", "a b=/x", "a,b=/x"] {
             assert!(matches!(bad.parse::<Export>(), Err(ParseError::Name(_))), "{bad}");
         }
     }

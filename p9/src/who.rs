@@ -63,10 +63,20 @@ pub enum Rights {
 /// One export that a restricted peer may reach.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Only {
-    /// The export's name.
+    /// The export's name; [`Only::EVERY`] for every export there is.
     pub export: String,
     /// Whether it is read-only to this peer, whatever the export itself says.
     pub read_only: bool,
+}
+
+impl Only {
+    /// What stands for every export, in place of a name.
+    pub const EVERY: &str = "*";
+
+    /// Whether it says something of the export called `name`.
+    fn is_of(&self, name: &str) -> bool {
+        self.export == name || self.export == Self::EVERY
+    }
 }
 
 impl Rights {
@@ -81,10 +91,67 @@ impl Rights {
             Self::All => Some(false),
             // Granted twice, the wider right counts.
             Self::Only(list) => {
-                let mut found = list.iter().filter(|only| only.export == name).peekable();
+                let mut found = list.iter().filter(|only| only.is_of(name)).peekable();
                 found.peek()?;
                 Some(found.all(|only| only.read_only))
             }
         }
+    }
+
+    /// What of these rights `only` leaves.
+    #[must_use]
+    pub fn narrowed(&self, only: &[Only]) -> Self {
+        let Self::Only(list) = self else { return Self::Only(only.into()) };
+        let both = only.iter().flat_map(|wanted| {
+            let named = wanted.export != Only::EVERY;
+            let theirs = list.iter().filter(move |only| !named || only.is_of(&wanted.export));
+            theirs.map(move |only| Only {
+                export: if named { wanted.export.clone() } else { only.export.clone() },
+                read_only: wanted.read_only || only.read_only,
+            })
+        });
+        Self::Only(both.collect())
+    }
+
+    /// Whether nobody who has these rights may do what one who has `wider` may not.
+    pub fn within(&self, wider: &Self) -> bool {
+        match (self, wider) {
+            (_, Self::All) => true,
+            (Self::All, Self::Only(_)) => false,
+            (Self::Only(list), wider) => list.iter().all(|only| match wider.export(&only.export) {
+                Some(read_only) => only.read_only || !read_only,
+                None => false,
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rights(text: &str) -> Rights {
+        let only = |word: &str| match word.strip_suffix(":ro") {
+            Some(export) => Only { export: export.into(), read_only: true },
+            None => Only { export: word.into(), read_only: false },
+        };
+        Rights::Only(text.split(',').map(only).collect())
+    }
+
+    #[test]
+    fn rights_that_are_narrowed_are_never_wider() {
+        for (mine, only, both) in
+            [("a,b:ro", "*", "a,b:ro"), ("a,b:ro", "a:ro", "a:ro"), ("*:ro", "a", "a:ro"), ("*", "*:ro", "*:ro")]
+        {
+            let Rights::Only(list) = rights(only) else { unreachable!() };
+            let narrowed = rights(mine).narrowed(&list);
+            assert_eq!(narrowed, rights(both), "{mine} and {only}");
+            assert!(narrowed.within(&rights(mine)) && narrowed.within(&Rights::All));
+        }
+        for (wide, narrow) in [("a:ro", "a"), ("a", "b"), ("a", "*"), ("*:ro", "*"), ("a,b:ro", "a,b")] {
+            assert!(!rights(narrow).within(&rights(wide)), "{narrow} in {wide}");
+        }
+        assert!(!Rights::All.within(&rights("*")));
+        assert_eq!(rights("*:ro").export("anything"), Some(true));
     }
 }

@@ -32,11 +32,12 @@ pub(super) fn parse(line: &str) -> Result<Option<(Key, Rights)>, String> {
     Ok(Some((Key::from_line(key)?, Rights::Only(only.into()))))
 }
 
-/// The exports of `EXPORT[:ro],...`, of which there is at least one.
+/// The exports of `EXPORT[:ro],...`, of which there is at least one; `*` is every export.
 pub fn parse_only(list: &str) -> Result<Vec<Only>, String> {
     let one = |word: &str| {
         let (export, read_only) = word.strip_suffix(":ro").map_or((word, false), |export| (export, true));
-        Ok(Only { export: export_name(export)?, read_only })
+        let export = if export == Only::EVERY { export.to_owned() } else { export_name(export)? };
+        Ok(Only { export, read_only })
     };
     list.split(',').map(one).collect()
 }

@@ -12,21 +12,23 @@ use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
 use rustls::crypto::{WebPkiSupportedAlgorithms, ring, verify_tls13_signature_with_raw_key};
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{AlwaysResolvesServerRawPublicKeys, NoServerSessionStorage};
+use rustls::server::{Acceptor, AlwaysResolvesServerRawPublicKeys, NoServerSessionStorage};
 use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme,
 };
 use tokio::time::timeout;
-use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor, TlsConnector, TlsStream};
 
 use super::Stream;
 
 /// How long a handshake may take.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// The application protocol that both sides name (ALPN).
+/// The application protocols that both sides name (ALPN): of a peer who comes for itself, and of one who comes for
+/// another and shows a grant of that one's before it speaks 9P.
 const PROTOCOL: &[u8] = b"9p";
+const BY_GRANT: &[u8] = b"9p-grant";
 
 /// Who I am: a key to sign with, and its public half.
 #[derive(Clone)]
@@ -49,11 +51,20 @@ pub type Welcome = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
 /// The configuration of a side that accepts, as `me`, those who are `welcome`.
 pub fn server_config(me: &Identity, welcome: Welcome) -> Result<Arc<ServerConfig>, Error> {
+    server(me, welcome, PROTOCOL)
+}
+
+/// The same for those who come with a grant: of any key, since the grant is to say whether they are welcome.
+pub fn server_config_by_grant(me: &Identity) -> Result<Arc<ServerConfig>, Error> {
+    server(me, Arc::new(|_: &[u8]| true), BY_GRANT)
+}
+
+fn server(me: &Identity, welcome: Welcome, protocol: &[u8]) -> Result<Arc<ServerConfig>, Error> {
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(Keys::new(welcome)))
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(me.certified())));
-    config.alpn_protocols = vec![PROTOCOL.to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
@@ -61,12 +72,21 @@ pub fn server_config(me: &Identity, welcome: Welcome) -> Result<Arc<ServerConfig
 
 /// The configuration of a side that connects, as `me`, to one that is `welcome`.
 pub fn client_config(me: &Identity, welcome: Welcome) -> Result<Arc<ClientConfig>, Error> {
+    client(me, welcome, PROTOCOL)
+}
+
+/// The same for one that comes with a grant.
+pub fn client_config_by_grant(me: &Identity, welcome: Welcome) -> Result<Arc<ClientConfig>, Error> {
+    client(me, welcome, BY_GRANT)
+}
+
+fn client(me: &Identity, welcome: Welcome, protocol: &[u8]) -> Result<Arc<ClientConfig>, Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Keys::new(welcome)))
         .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(me.certified())));
-    config.alpn_protocols = vec![PROTOCOL.to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     // The name says nothing here, and would travel in clear.
     config.enable_sni = false;
     config.resumption = Resumption::disabled();
@@ -77,9 +97,29 @@ pub fn client_config(me: &Identity, welcome: Welcome) -> Result<Arc<ClientConfig
 /// `TimedOut` after [`HANDSHAKE`].
 pub async fn accept<S: Stream>(io: S, config: Arc<ServerConfig>) -> io::Result<(TlsStream<S>, Vec<u8>)> {
     let stream = timeout(HANDSHAKE, TlsAcceptor::from(config).accept(io)).await.map_err(|_| too_slow())??;
+    accepted(stream.into())
+}
+
+/// The same, by `own` with a peer who comes for itself, by `by_grant` with one who comes with a grant: which, comes
+/// last.
+pub async fn accept_either<S: Stream>(
+    io: S, own: Arc<ServerConfig>, by_grant: Arc<ServerConfig>,
+) -> io::Result<(TlsStream<S>, Vec<u8>, bool)> {
+    let shaking = async {
+        let start = LazyConfigAcceptor::new(Acceptor::default(), io).await?;
+        let granted = start.client_hello().alpn().is_some_and(|mut named| named.any(|name| name == BY_GRANT));
+        let stream = start.into_stream(if granted { by_grant } else { own }).await?;
+        Ok::<_, io::Error>((stream, granted))
+    };
+    let (stream, granted) = timeout(HANDSHAKE, shaking).await.map_err(|_| too_slow())??;
+    let (stream, peer) = accepted(stream.into())?;
+    Ok((stream, peer, granted))
+}
+
+fn accepted<S: Stream>(stream: TlsStream<S>) -> io::Result<(TlsStream<S>, Vec<u8>)> {
     let peer = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).map(|key| key.to_vec());
     let peer = peer.ok_or_else(|| io::Error::other("the peer showed no key"))?;
-    Ok((stream.into(), peer))
+    Ok((stream, peer))
 }
 
 /// Shakes hands on `io` with the side that accepts; gives the stream and that side's SubjectPublicKeyInfo.
@@ -89,9 +129,7 @@ pub async fn connect<S: Stream>(io: S, config: Arc<ClientConfig>) -> io::Result<
     let name = ServerName::try_from("slashn").map_err(io::Error::other)?;
     let shaking = TlsConnector::from(config).connect(name, io);
     let stream = timeout(HANDSHAKE, shaking).await.map_err(|_| too_slow())??;
-    let peer = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).map(|key| key.to_vec());
-    let peer = peer.ok_or_else(|| io::Error::other("the peer showed no key"))?;
-    Ok((stream.into(), peer))
+    accepted(stream.into())
 }
 
 fn too_slow() -> io::Error {
