@@ -19,6 +19,7 @@ use crate::job;
 use crate::launch::Launcher;
 use crate::owner::Owner;
 use crate::session::{self, CloneFile, Session};
+use crate::travel::Travel;
 use crate::tree;
 
 /// What the service is made of.
@@ -31,6 +32,8 @@ pub struct CpuOptions {
     pub runtime: Handle,
     /// The node's own trees, for namespace lines such as `mount '#fs' ...` (all exports) and `mount '#fs/NAME' ...`.
     pub own: Arc<dyn ns::Dialer>,
+    /// Reaches what else their callers' namespaces name; without it such a name is `ENOENT`.
+    pub travel: Option<Arc<dyn Travel>>,
     /// Where jobs' private /tmp directories are made.
     pub tmp: PathBuf,
     /// The environment of a command that was given none, `NAME=VALUE` each; by default a `PATH`.
@@ -115,7 +118,7 @@ impl Cpu {
         let sessions: Vec<_> = self.sessions.iter().map(|entry| entry.0.clone()).collect();
         let running = |session: Arc<Session>| match session.phase() {
             session::Phase::Running { pid } => {
-                Some(Running { session: session.id, init: pid, ns: job::text(&session.spec()) })
+                Some(Running { session: session.id, init: pid, ns: job::text(&session) })
             }
             _ => None,
         };

@@ -2,7 +2,7 @@
 //!
 //! Called by the session for each write, in the task that answers it. A command that is not known (or not yet) is
 //! `EOPNOTSUPP`, one that is known but wrong `EINVAL`. Besides the commands that every user types there are those that
-//! fill the session's files (`args`, `env`, `cwd`, `ns`), so that a client says a whole command in one write.
+//! fill the session's files (`args`, `env`, `cwd`, `ns`, `nodes`), so that a client says a whole command in one write.
 
 use p9::Errno;
 
@@ -39,6 +39,8 @@ pub(crate) enum Ctl {
     Cwd(Vec<u8>),
     /// `ns TEXT`: one word, quoted.
     Ns(Vec<u8>),
+    /// `nodes TEXT`: one word, quoted.
+    Nodes(Vec<u8>),
 }
 
 impl Ctl {
@@ -64,11 +66,12 @@ impl Ctl {
             (b"umask", [mask]) => octal(mask).map(Self::Umask),
             (b"cwd", [path]) => Ok(Self::Cwd(path.to_vec())),
             (b"ns", [text]) => Ok(Self::Ns(text.to_vec())),
+            (b"nodes", [text]) => Ok(Self::Nodes(text.to_vec())),
             (b"args", [_, ..]) => Ok(Self::Args(rest)),
             (b"env", _) => Ok(Self::Env(rest)),
             (
                 b"exec" | b"start" | b"kill" | b"winsize" | b"detach" | b"nice" | b"pty" | b"eof" | b"user" | b"umask"
-                | b"cwd" | b"ns" | b"args",
+                | b"cwd" | b"ns" | b"nodes" | b"args",
                 _,
             ) => Err(Errno::EINVAL),
             _ => Err(Errno::EOPNOTSUPP),
@@ -106,6 +109,7 @@ mod tests {
             ("umask 022", Ctl::Umask(0o22)),
             ("cwd '/a b'", Ctl::Cwd(b"/a b".to_vec())),
             ("ns 'mount caller /\nbind /a /b'", Ctl::Ns(b"mount caller /\nbind /a /b".to_vec())),
+            ("nodes 'a h:1 home K'", Ctl::Nodes(b"a h:1 home K".to_vec())),
             ("args sh -c 'exit 7'", Ctl::Args(vec![b"sh".to_vec(), b"-c".to_vec(), b"exit 7".to_vec()])),
             ("env A=1", Ctl::Env(vec![b"A=1".to_vec()])),
         ] {

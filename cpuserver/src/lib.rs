@@ -12,6 +12,7 @@ mod owned;
 mod owner;
 mod session;
 mod signals;
+mod travel;
 mod tree;
 mod words;
 
@@ -20,3 +21,5 @@ pub mod launch;
 pub mod serve_back;
 
 pub use cpu::{Cpu, CpuLimits, CpuOptions, Running};
+pub use owned::Owners;
+pub use travel::{Travel, Trees};

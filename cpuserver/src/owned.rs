@@ -4,19 +4,23 @@
 //! or the job could not write its own /tmp. A layer over nodes of any tree; used by the job's task when it dials the
 //! node's own trees.
 
+use std::os::fd::OwnedFd;
+
 use p9::layer::Layer;
 use p9::{Attr, Created, Name, New, NodeRef, Reply, SetAttr};
 
 /// Which ids show as which: uid and gid.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Owners {
-    pub(crate) own: (u32, u32),
-    pub(crate) shown: (u32, u32),
+pub struct Owners {
+    /// Those of the files' server.
+    pub own: (u32, u32),
+    /// Those of the job.
+    pub shown: (u32, u32),
 }
 
 impl Owners {
     /// `node`, and all below it, with its owners as they are to be shown.
-    pub(crate) fn show(self, node: NodeRef) -> NodeRef {
+    pub fn show(self, node: NodeRef) -> NodeRef {
         if self.own == self.shown { node } else { self.over(node) }
     }
 
@@ -33,6 +37,11 @@ impl Layer for Owners {
     fn attr(&self, attr: Attr) -> Attr {
         let shown = |id, own, shown| if id == own { shown } else { id };
         Attr { uid: shown(attr.uid, self.own.0, self.shown.0), gid: shown(attr.gid, self.own.1, self.shown.1), ..attr }
+    }
+
+    fn local(&self, below: &NodeRef) -> Option<OwnedFd> {
+        // The job's user namespace shows the kernel's owners so, too.
+        below.local()
     }
 
     fn create<'a>(&'a self, below: &'a NodeRef, name: Name<'a>, what: New<'a>) -> Reply<'a, Created> {

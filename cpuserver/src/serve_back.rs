@@ -65,7 +65,7 @@ impl Cpu {
         let protocol = |err| ServeBackError::Protocol(id, err);
         let client = Client::resuming(io, client::Options::default(), resume).await.map_err(protocol)?;
         let root = client.attach(&Who::owner(), b"/").await.map_err(|errno| ServeBackError::Attach(id, errno))?;
-        session.set_caller(root);
+        session.set_caller(client.clone(), root);
         let lasts = Lasts(session.clone());
         loop {
             tokio::select! {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use p9::client::Client;
 use p9::transport::Io;
 use p9::{Errno, NodeRef, Reply};
 use parking_lot::Mutex;
@@ -20,6 +21,7 @@ use crate::ctl::Ctl;
 use crate::flow::{Input, Output};
 use crate::job::Terminal;
 use crate::launch::{Exit, Usage};
+use crate::travel::Trees;
 use crate::{Cpu, owner::Owner};
 
 pub(crate) use files::{CloneFile, directory};
@@ -34,8 +36,10 @@ pub(crate) struct Session {
     pub(crate) stderr: Arc<Output>,
     asked: Mutex<Asked>,
     phase: watch::Sender<Phase>,
-    /// The tree that the caller serves, once it came.
-    caller: watch::Sender<Option<NodeRef>>,
+    /// The connection to the caller, and the tree that it serves, once it came.
+    caller: watch::Sender<Option<(Client, NodeRef)>>,
+    /// What else the command's namespace names, once that was made.
+    trees: Mutex<Option<Arc<dyn Trees>>>,
     /// Signals for the command, on their way to the job's task.
     signals: mpsc::Sender<i32>,
     signalled: Mutex<Option<mpsc::Receiver<i32>>>,
@@ -111,6 +115,7 @@ impl Session {
             asked: Mutex::new(Asked { spec: Spec::default(), nonce: Some(nonce), again: None, terminal: None }),
             phase: watch::Sender::new(Phase::New),
             caller: watch::Sender::new(None),
+            trees: Mutex::default(),
             signals,
             signalled: Mutex::new(Some(signalled)),
             over: watch::Sender::new(false),
@@ -252,20 +257,31 @@ impl Session {
         }
     }
 
-    /// The tree that the caller serves, as soon as it came.
-    pub(crate) async fn caller(&self) -> Result<NodeRef, Errno> {
+    /// The connection to the caller, and the tree that it serves, as soon as it came.
+    pub(crate) async fn caller(&self) -> Result<(Client, NodeRef), Errno> {
         let mut trees = self.caller.subscribe();
         let tree = trees.wait_for(Option::is_some).await.map_err(|_| Errno::EIO)?;
         tree.clone().ok_or(Errno::EIO)
     }
 
     /// Takes the caller's tree from a connection that proved to be the caller's.
-    pub(crate) fn set_caller(&self, root: NodeRef) {
-        self.caller.send_replace(Some(root));
+    pub(crate) fn set_caller(&self, client: Client, root: NodeRef) {
+        self.caller.send_replace(Some((client, root)));
+    }
+
+    /// Notes how what the namespace names is reached.
+    pub(crate) fn set_trees(&self, trees: Arc<dyn Trees>) {
+        *self.trees.lock() = Some(trees);
+    }
+
+    /// What [`Session::set_trees`] noted.
+    pub(crate) fn trees(&self) -> Option<Arc<dyn Trees>> {
+        self.trees.lock().clone()
     }
 
     /// Lets go of the caller's tree.
     pub(crate) fn drop_caller(&self) {
+        *self.trees.lock() = None;
         self.caller.send_replace(None);
     }
 

@@ -34,6 +34,7 @@ fn cpu() -> Arc<Cpu> {
         node_name: "beta".into(),
         runtime: tokio::runtime::Handle::current(),
         own: Arc::new(NoTrees),
+        travel: None,
         tmp: std::env::temp_dir(),
         env: Vec::new(),
         qid_key: [7; 32],
@@ -114,7 +115,7 @@ async fn a_session_lives_while_its_clone_file_is_open() {
     assert_eq!(names(&node, "cpu").await, ["clone"]);
     let (n, clone) = session(&node).await;
     assert_eq!(names(&node, "cpu").await, [n.as_str(), "clone"]);
-    let files = "args ctl cwd env limits nonce ns pid stats status stderr stdin stdout wait";
+    let files = "args ctl cwd env limits nodes nonce ns pid stats status stderr stdin stdout wait";
     assert_eq!(names(&node, &format!("cpu/{n}")).await.join(" "), files);
     let waiting = open(&node, &format!("cpu/{n}/wait"), How::READ).await.unwrap();
     let waited = waiting.read(0, 100);

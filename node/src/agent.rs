@@ -4,7 +4,8 @@
 //! agent dials the node, says `serve SESSION NONCE`, and from then on answers 9P on that connection: the caller dials
 //! every connection, also the second for a command that reads or writes much, and the agent outlives the `rcpu` that
 //! asked. What the node may reach was settled before it is served: rules by path, from the trust that the caller has in
-//! that node. The agent ends by itself after ten minutes without work.
+//! that node, and what the command's namespace names ([`crate::lent`]). The agent ends by itself after ten minutes
+//! without work.
 
 use std::ffi::OsStr;
 use std::io;
@@ -28,8 +29,11 @@ use tokio_rustls::TlsStream;
 
 use crate::Context;
 use crate::config::NodeName;
-use crate::dial::Dialer;
+use crate::dial::{Dialer, MOUNT_TIMEOUT};
 use crate::error::{At, Result};
+use crate::grid::Nodes;
+use crate::lent::Lent;
+use crate::servers::Servers;
 
 /// How long an agent stays that has nothing to do.
 const IDLE: Duration = Duration::from_secs(600);
@@ -49,6 +53,9 @@ pub struct Serve {
     pub cwd: PathBytes,
     /// Paths to show although the trust would hide them; true for those that may only be read.
     pub expose: Vec<(PathBytes, bool)>,
+    /// The servers that the command's namespace names, each with what is attached to there.
+    #[serde(default)]
+    pub servers: Vec<(String, String)>,
 }
 
 /// A path in JSON: as text where it is text, else as its bytes.
@@ -101,6 +108,7 @@ pub struct Agent {
     dialer: Dialer,
     context: Context,
     disk: Arc<Disk>,
+    servers: Servers,
     serving: AtomicUsize,
     changed: Notify,
     stop: Notify,
@@ -111,10 +119,13 @@ impl Agent {
     pub fn new(dialer: Dialer, context: Context, key: [u8; 32]) -> Result<Arc<Self>> {
         let options = DiskOptions::new(key);
         let disk = Disk::open(Path::new("/"), options).at("serve", "/")?;
+        let who = Who { user: context.user().into(), ..Who::owner() };
+        let servers = Servers::new(Nodes::new(dialer.clone(), MOUNT_TIMEOUT), who, key);
         Ok(Arc::new(Self {
             dialer,
             context,
             disk,
+            servers,
             serving: AtomicUsize::new(0),
             changed: Notify::new(),
             stop: Notify::new(),
@@ -164,10 +175,20 @@ impl Agent {
             let words = serve_back::line(request.session, &request.nonce);
             let bulk_words = serve_back::bulk_line(request.session, &request.nonce);
             say(&mut io, &words).await?;
-            let (agent, level, name) = (self.clone(), node.trust, node.name.clone());
-            let rules = p9::cancel::blocking(move || Ok(request.rules(level, agent.context.homes()))).await?;
-            let tree: TreeRef = Ruled::new(self.disk.clone(), rules);
+            let (agent, trust, name) = (self.clone(), node.trust, node.name.clone());
+            let (named, session) = (request.servers.clone(), format!("{name}/{}", request.session));
+            let rules = p9::cancel::blocking(move || Ok(request.rules(trust, agent.context.homes()))).await?;
             let (who, dialer) = (self.dialer.who(&node), self.dialer.clone());
+            let tree: TreeRef = Arc::new(Lent {
+                files: Ruled::new(self.disk.clone(), rules),
+                named,
+                trust,
+                holder: node.key.fingerprint(),
+                session,
+                servers: self.servers.clone(),
+                dialer: dialer.clone(),
+                grants: tokio::sync::Mutex::default(),
+            });
             let serving = Serving { tree, who, dialer, name, words, bulk_words };
             let busy = Busy::new(self);
             tokio::spawn(async move {

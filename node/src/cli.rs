@@ -420,7 +420,8 @@ pub struct Rcpu {
     /// served from here: `slashn agent --stop` ends it
     #[arg(short = 'd', conflicts_with = "tty")]
     pub detach: bool,
-    /// The namespace it runs in, instead of the default
+    /// Lines to add to the namespace that every command has, instead of those of /etc/slashn/namespace and the home's
+    /// `namespace`; if it says what is at /, the whole of it
     #[arg(long, value_name = "FILE")]
     pub ns: Option<PathBuf>,
     /// Let the node reach this too, whatever its trust level hides

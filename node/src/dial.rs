@@ -17,7 +17,7 @@ use tokio_rustls::TlsStream;
 
 use crate::error::{At, Error, Result};
 use crate::home::Home;
-use crate::keys::Key;
+use crate::keys::{Key, SecretKey};
 use crate::known::{self, Known, Node};
 
 /// How long a node is asked to keep what a command has there whose connection was lost. What a command that was killed
@@ -72,6 +72,11 @@ impl Dialer {
             };
             Error::new("find the node", name, reason).remedy(format!("slashn add {name} ADDR:PORT"))
         })
+    }
+
+    /// The user's key, which signs. It may block: see [`SecretKey`].
+    pub fn secret(&self) -> SecretKey {
+        SecretKey { key: self.key.clone(), signer: self.me.key.clone() }
     }
 
     /// The peer as whom the node called `name` is served.

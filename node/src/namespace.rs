@@ -1,6 +1,6 @@
 //! Namespace files: which is read when none is named, and what their variables stand for.
 //!
-//! Read by `slashn mount` and `slashn run`. `/etc/slashn/namespace`, or what is shipped where there is none, is
+//! Read by `slashn mount`, `slashn run` and `rcpu`. `/etc/slashn/namespace`, or what is shipped where there is none, is
 //! followed by the home's `namespace`, which may add to it or begin anew with `clear`. `$n` is where the grid is to be:
 //! `/` in a mount, which is it, `/n` for a command, which has a root of its own.
 
@@ -8,10 +8,13 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use fileserver::caller::Trust;
 use ns::text::{self, Line, MAX_BYTES, OWN_LINES};
 
-use crate::Context;
+use crate::dial::Dialer;
 use crate::error::{At, Error, Result};
+use crate::known::Node;
+use crate::{Context, servers};
 
 /// What is read where there is no `/etc/slashn/namespace`.
 const SHIPPED: &str = include_str!("../namespace");
@@ -41,7 +44,45 @@ pub fn lines(context: &Context, file: Option<&Path>, n: &str) -> Result<Vec<Line
     {
         lines.extend(parsed(&of_home.display(), &text)?);
     }
+    // What is there without any file stays.
+    if let Some(last) = lines.iter().rposition(|line| *line == Line::Clear) {
+        lines.drain(..=last);
+    }
     Ok(lines)
+}
+
+/// The namespace of a command that another node runs, and what goes with its text.
+pub struct Carried {
+    /// The lines, which mean the same wherever they are read.
+    pub text: String,
+    /// The nodes that they name, for who has to dial them: lines as in known_nodes.
+    pub nodes: String,
+    /// The servers that they name, each with what is attached to there.
+    pub servers: Vec<(String, String)>,
+}
+
+/// The namespace of a command on `node`: what every command has there, and then the lines of `file`, or else of those
+/// that are read when none is named; or those of `file` alone, if it says what is at `/`.
+pub fn carried(context: &Context, dialer: &Dialer, file: Option<&Path>, node: &Node) -> Result<Carried> {
+    let mut all = lines(context, file, "/n")?;
+    let is_whole = |line: &Line| matches!(line, Line::Mount { old, .. } | Line::Bind { old, .. } if old == "/");
+    if !all.iter().any(is_whole) {
+        let base = cpuserver::client::default_ns(node.name.as_str());
+        let base = text::parse(&base, OWN_LINES, &|_| None).at(STEP, "what every command has")?;
+        all.splice(0..0, base);
+    }
+    let servers: Vec<(String, String)> = all.iter().filter_map(|line| line.server()).collect();
+    let grid = servers.iter().any(|(server, _)| server == "#grid");
+    let named: Vec<String> = servers.iter().filter_map(|(server, _)| servers::node_of(server)).collect();
+    let is_named = |known: &&Node| {
+        grid || named.iter().any(|name| known.name.as_str() == name || known.address.to_string() == *name)
+    };
+    let known = dialer.nodes()?;
+    // How far I trust one is nobody else's business.
+    let told = |known: &Node| format!("{}\n", Node { trust: Trust::Cwd, ..known.clone() });
+    let nodes = known.iter().filter(is_named).map(told).collect();
+    let text = all.iter().map(|line| format!("{line}\n")).collect();
+    Ok(Carried { text, nodes, servers })
 }
 
 /// The file at `path`, or a little more of it than may be; `None` if there is none.

@@ -2,8 +2,9 @@
 //!
 //! Called by `slashn up` inside its runtime. A connection is one task: TLS handshake, the peer's key against
 //! `authorized_keys` of this moment, then either 9P or, when it begins with `serve `, a caller's tree for one of its
-//! sessions. A peer's session outlives its connection for a while. When the lists change, connections and sessions that
-//! are no longer allowed what they have are ended.
+//! sessions. One who comes with a grant shows that first, and has what it says until its time is over. A peer's session
+//! outlives its connection for a while. When the lists change, connections and sessions that are no longer allowed what
+//! they have are ended.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use cpuserver::Cpu;
 use dashmap::DashMap;
 use p9::server::{Limits, SessionLimits, Sessions};
@@ -22,9 +24,12 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
+use tokio::time::timeout;
 
-use crate::authorized::Authorized;
+use crate::authorized::{Authorized, Granted};
 use crate::error::{At, Result};
+use crate::grant;
+use crate::keys::Key;
 use crate::watch::Watch;
 
 /// Handshakes under way at once. One more ends the oldest: whoever means it is done within a few round trips, whoever
@@ -44,6 +49,9 @@ pub(crate) fn session_limits() -> SessionLimits {
 pub struct Node {
     authorized: Arc<Authorized>,
     tls: Arc<ServerConfig>,
+    /// The same for those who come with a grant for the node whose key this is.
+    by_grant: Arc<ServerConfig>,
+    fingerprint: String,
     tree: TreeRef,
     cpu: Arc<Cpu>,
     live: DashMap<u64, Live>,
@@ -66,9 +74,12 @@ impl Node {
     pub fn new(me: &Identity, authorized: Arc<Authorized>, tree: TreeRef, cpu: Arc<Cpu>) -> Result<Arc<Self>> {
         let list = authorized.clone();
         let tls = tls::server_config(me, Arc::new(move |spki: &[u8]| list.granted(spki).is_some()));
+        let key = Key::from_spki(&me.spki).at("up", "the node's key")?;
         Ok(Arc::new(Self {
             authorized,
             tls: tls.at("up", "TLS")?,
+            by_grant: tls::server_config_by_grant(me).at("up", "TLS")?,
+            fingerprint: key.fingerprint(),
             tree,
             cpu,
             live: DashMap::new(),
@@ -111,20 +122,55 @@ impl Node {
     async fn greet(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, number: u64) -> io::Result<()> {
         let shaken = async {
             transport::tune(&stream)?;
-            tls::accept(stream, self.tls.clone()).await
+            let (mut io, spki, by_grant) = tls::accept_either(stream, self.tls.clone(), self.by_grant.clone()).await?;
+            let late = |_| io::Error::new(io::ErrorKind::TimedOut, "it shows no grant");
+            let grant = match by_grant {
+                true => Some(timeout(FIRST_BYTES, grant::read(&mut io)).await.map_err(late)??),
+                false => None,
+            };
+            Ok::<_, io::Error>((io, spki, grant))
         };
         let shaken = shaken.await;
         self.greeting.end(number);
-        let (io, spki) = shaken?;
+        let (io, spki, grant) = shaken?;
         // The key was looked up within the handshake, too; what counts is what it was granted.
-        let granted = self.authorized.granted(&spki).ok_or_else(|| io::Error::other("its key was denied meanwhile"))?;
+        let granted = self.granted(&spki, grant.as_deref()).map_err(io::Error::other)?;
         let client = self.next.fetch_add(1, Ordering::Relaxed);
-        self.run(io, Arc::new(granted.who(client)), spki, peer.to_string());
+        let who = Who { grant: grant.map(Bytes::from), ..granted.0.who(client) };
+        self.run_until(io, Arc::new(who), spki, peer.to_string(), granted.1);
         Ok(())
+    }
+
+    /// What the key with this SubjectPublicKeyInfo may reach now, by itself or by `grant`, and until when, in seconds
+    /// since 1970. Errors: nothing, and why.
+    fn granted(&self, spki: &[u8], grant: Option<&[u8]>) -> Result<(Granted, Option<u64>), String> {
+        match grant {
+            None => {
+                let granted = self.authorized.granted(spki).ok_or("its key was denied meanwhile")?;
+                Ok((granted, None))
+            }
+            Some(grant) => self.granted_by(grant, &Key::from_spki(spki)?.fingerprint()),
+        }
+    }
+
+    /// The same of the key with the fingerprint `holder` by `grant`.
+    fn granted_by(&self, grant: &[u8], holder: &str) -> Result<(Granted, Option<u64>), String> {
+        let text = std::str::from_utf8(grant).map_err(|_| "the grant is no text")?;
+        let by = |key: &Key| self.authorized.granted(key.spki());
+        let checked = grant::check(text, holder, &self.fingerprint, &by);
+        checked.map(|(granted, until)| (granted, Some(until))).map_err(|reason| format!("the grant: {reason}"))
     }
 
     /// Serves `io` in a task of its own, as `who`.
     pub fn run<S>(self: &Arc<Self>, io: S, who: Arc<Who>, spki: Vec<u8>, peer: String)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        self.run_until(io, who, spki, peer, None);
+    }
+
+    /// The same until a time, in seconds since 1970, if there is one.
+    fn run_until<S>(self: &Arc<Self>, io: S, who: Arc<Who>, spki: Vec<u8>, peer: String, until: Option<u64>)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -135,10 +181,12 @@ impl Node {
         let said = peer.clone();
         let task = tokio::spawn(async move {
             let _gone = Gone(node.clone(), id);
-            if started.await.is_ok()
-                && let Err(err) = node.converse(io, user).await
-            {
-                tracing::info!("{said}: {err}");
+            if started.await.is_err() {
+                return;
+            }
+            tokio::select! {
+                ended = node.converse(io, user) => ended.unwrap_or_else(|err| tracing::info!("{said}: {err}")),
+                () = over(until) => tracing::info!("{said}: the time of its grant is over"),
             }
         });
         self.live.insert(id, Live { who, spki, peer, task: task.abort_handle() });
@@ -150,14 +198,14 @@ impl Node {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let mut first = [0; 4];
-        tokio::time::timeout(FIRST_BYTES, io.read_exact(&mut first)).await??;
+        timeout(FIRST_BYTES, io.read_exact(&mut first)).await??;
         // As the size of a 9P frame this would be 1.9 GB.
-        if &first != b"serv" {
+        if &first != b"serv" || who.grant.is_some() {
             let io = Replayed { first, given: 0, io };
             let serving = self.sessions.serve(io, self.tree.clone(), who, Limits::default());
             return serving.await.map_err(io::Error::other);
         }
-        let line = tokio::time::timeout(FIRST_BYTES, rest_of_line(&mut io)).await??;
+        let line = timeout(FIRST_BYTES, rest_of_line(&mut io)).await??;
         self.cpu.serve_back(&format!("serv{line}"), Box::new(io), &who).await.map_err(io::Error::other)
     }
 
@@ -168,26 +216,40 @@ impl Node {
             watch.changed().await?;
             for live in &self.live {
                 // Who came by a local socket brought no key.
-                let granted = self.authorized.granted(&live.spki).map(|granted| granted.rights);
-                if !live.spki.is_empty() && granted.as_ref() != Some(&live.who.rights) {
+                let granted = self.granted(&live.spki, live.who.grant.as_deref()).map(|(granted, _)| granted.rights);
+                if !live.spki.is_empty() && granted.as_ref() != Ok(&live.who.rights) {
                     tracing::info!("{}: no longer allowed", live.peer);
                     live.task.abort();
-                    self.cpu.end_sessions_of(&live.who);
+                    self.end_commands_of(&live.who);
                 }
             }
             // And those that have no connection just now.
             let denied = self.sessions.end(|who| {
-                let granted = self.authorized.granted_to(&who.key).map(|granted| granted.rights);
-                !who.key.is_empty() && granted.as_ref() != Some(&who.rights)
+                let granted = match &who.grant {
+                    None => self.authorized.granted_to(&who.key),
+                    Some(grant) => self.granted_by(grant, &who.key).ok().map(|(granted, _)| granted),
+                };
+                !who.key.is_empty() && granted.map(|granted| granted.rights).as_ref() != Some(&who.rights)
             });
-            denied.iter().for_each(|who| self.cpu.end_sessions_of(who));
+            denied.iter().for_each(|who| self.end_commands_of(who));
+        }
+    }
+
+    /// Ends the commands of `who`; whoever came with a grant has none.
+    fn end_commands_of(&self, who: &Who) {
+        if who.grant.is_none() {
+            self.cpu.end_sessions_of(who);
         }
     }
 
     /// One line for each connection: peer, user, key, rights.
     pub fn connections(&self) -> Vec<String> {
         let line = |live: &Live| {
-            let rights = if live.who.rights == Rights::All { "all" } else { "exports" };
+            let rights = match live.who.rights {
+                Rights::All => "all",
+                Rights::Only(_) if live.who.grant.is_some() => "grant",
+                Rights::Only(_) => "exports",
+            };
             format!("{} {} {} {rights}", live.peer, live.who.user, live.who.key)
         };
         self.live.iter().map(|live| line(&live)).collect()
@@ -228,6 +290,15 @@ struct Gone(Arc<Node>, u64);
 impl Drop for Gone {
     fn drop(&mut self) {
         self.0.live.remove(&self.1);
+    }
+}
+
+/// Returns when the time `until`, in seconds since 1970, has come.
+async fn over(until: Option<u64>) {
+    let Some(until) = until else { return std::future::pending().await };
+    // By the clock that a person sets: it is looked at again and again.
+    while let Some(left) = until.checked_sub(grant::now()).filter(|left| *left > 0) {
+        tokio::time::sleep(Duration::from_secs(left.min(60))).await;
     }
 }
 

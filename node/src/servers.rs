@@ -58,6 +58,14 @@ enum Kind<'a> {
     Ssh(&'a str),
 }
 
+/// The name or address of the node that `server` names; nothing, if it names something else.
+pub fn node_of(server: &str) -> Option<String> {
+    match Kind::of(server) {
+        Ok(Kind::Node(name)) if !name.starts_with('#') => Some(name),
+        _ => None,
+    }
+}
+
 impl<'a> Kind<'a> {
     fn of(server: &'a str) -> Result<Self, Refused> {
         let bad = |reason: String| (Errno::EINVAL, reason);
@@ -211,7 +219,7 @@ impl Servers {
 }
 
 /// The file `spec` of what is served under `root`.
-async fn at(root: NodeRef, spec: &str) -> Result<NodeRef, Errno> {
+pub(crate) async fn at(root: NodeRef, spec: &str) -> Result<NodeRef, Errno> {
     let names = Name::split(spec.as_bytes())?;
     if names.is_empty() {
         return Ok(root);

@@ -99,6 +99,14 @@ impl Line {
         }
     }
 
+    /// The server that it names and what is attached to there, if it mounts.
+    pub fn server(&self) -> Option<(String, String)> {
+        match self {
+            Self::Mount { server, spec, .. } => Some((server.clone(), spec.clone())),
+            _ => None,
+        }
+    }
+
     /// How it mounts or binds.
     pub fn flags(&self) -> Flags {
         match self {

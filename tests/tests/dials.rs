@@ -16,7 +16,6 @@ as_both! {
     a_program_that_speaks_no_9p_is_told_and_mounts_nothing
     sockets_and_local_files_are_mounted_by_their_dial_strings
     another_machine_is_reached_by_ssh_and_given_this_program_once
-    what_executes_or_is_local_is_not_done_for_another
 }
 
 /// The example of the documentation, with one file more: whoever opens it ends the program.
@@ -172,22 +171,4 @@ fn another_machine_is_reached_by_ssh_and_given_this_program_once(machine: Machin
     machine.slashn(&["bind", "ssh!-oProxyCommand=x", at(&n.join("x"))]).exits(1).complains(&["that is no host"]);
     machine.slashn(&["unmount", at(&n)]).succeeds();
     settles(&machine, " stdio", 0);
-}
-
-fn what_executes_or_is_local_is_not_done_for_another(mut machine: Machine) {
-    machine.node("beta");
-    let ran = machine.at("work/ran");
-    for server in [
-        format!("exec!touch {}", ran.display()),
-        format!("local!{}", machine.at("").display()),
-        format!("unix!{}", machine.at("beta/run/node").display()),
-        "ssh!localhost".into(),
-        "tcp!127.0.0.1!17020".into(),
-        "#grid".into(),
-    ] {
-        let ns = machine.write("ns", &format!("mount caller /\nmount '#proc' /proc\nmount '{server}' /mnt/x\n"));
-        let refused = machine.rcpu(&["--ns", at(&ns), "beta", "true"]).exits(255);
-        assert!(refused.errors().contains(&format!("mount {server}: No such file")), "{}", refused.errors());
-    }
-    assert!(!ran.exists());
 }

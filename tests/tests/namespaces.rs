@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "it is a test: a failure here is the test's")]
 
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Stdio};
 
@@ -14,6 +15,7 @@ as_both! {
     a_process_that_is_in_neither_is_told_apart
     what_is_mounted_is_what_the_homes_namespace_says
     a_namespace_file_that_is_none_mounts_nothing_and_says_where
+    a_command_elsewhere_has_what_the_homes_namespace_says
 }
 
 /// A program that tells its pid and then waits for a line.
@@ -79,17 +81,36 @@ fn what_is_mounted_is_what_the_homes_namespace_says(mut machine: Machine) {
     machine.node("alpha");
     machine.run("mkdir", &["../files-alpha/d"]);
     let home = machine.at("me/namespace");
-    std::fs::write(&home, "bind -q $n/nobody $n/x\nbind $n/alpha/fs/files/d $n/d\nmount -q nobody /nobody\n").unwrap();
+    fs::write(&home, "bind -q $n/nobody $n/x\nbind $n/alpha/fs/files/d $n/d\nmount -q nobody /nobody\n").unwrap();
     let n = machine.mount();
     let text = machine.slashn(&["ns", n.to_str().unwrap()]).succeeds().text();
     assert_eq!(text, "mount '#grid' /\nbind /alpha/fs/files/d /d\n");
     machine.run("mkdir", &[n.join("alpha/fs/files/d/made")]);
     assert_eq!(machine.run("ls", &[n.join("d")]).text(), "made\n");
     machine.slashn(&["unmount", n.to_str().unwrap()]).succeeds();
-    std::fs::write(&home, "clear\nmount alpha $n/only fs\n").unwrap();
+    fs::write(&home, "clear\nmount alpha $n/only fs\n").unwrap();
     machine.mount();
     assert_eq!(machine.run("ls", &[&n]).text(), "only\n");
     assert_eq!(machine.run("ls", &[n.join("only")]).text(), "files\n");
+}
+
+fn a_command_elsewhere_has_what_the_homes_namespace_says(mut machine: Machine) {
+    machine.node("beta");
+    machine.run("sh", &["-c", "mkdir ../files-beta/d; echo beta >../files-beta/d/f"]);
+    let home = machine.at("me/namespace");
+    fs::write(&home, "bind $n/beta/fs/files/d /srv/data\nbind -q /no/such /x\n").unwrap();
+    assert_eq!(machine.rcpu(&["beta", "cat", "/srv/data/f"]).succeeds().text(), "beta\n");
+    // Another file is read instead.
+    machine.write("ns", "bind $n/beta/fs/files /srv/all\n");
+    assert_eq!(
+        machine.rcpu(&["--ns", "ns", "beta", "ls", "/srv", "/srv/all"]).succeeds().text(),
+        "/srv:\nall\n\n/srv/all:\nd\n"
+    );
+    machine.write("ns", "bind /no/such /srv/all\n");
+    machine.rcpu(&["--ns", "ns", "beta", "true"]).exits(255).complains(&["run: beta: ", "/no/such: No such file"]);
+    fs::write(&home, "mount '#grid' $n\nbind -x a b\n").unwrap();
+    machine.rcpu(&["beta", "true"]).exits(255).complains(&["me/namespace: line 2, column 6: expected a flag"]);
+    machine.rcpu(&["--ns", "none", "beta", "true"]).exits(255).complains(&["none: No such file"]);
 }
 
 fn a_namespace_file_that_is_none_mounts_nothing_and_says_where(machine: Machine) {
@@ -97,7 +118,7 @@ fn a_namespace_file_that_is_none_mounts_nothing_and_says_where(machine: Machine)
     machine.run("mkdir", &[&n]);
     let said = |text: &[u8], parts: &[&str]| {
         let file = machine.write("ns", "");
-        std::fs::write(&file, text).unwrap();
+        fs::write(&file, text).unwrap();
         let error = machine.slashn(&["mount", n.to_str().unwrap(), "--ns", "ns"]).exits(1);
         error.complains(&[&["slashn: ", "work/ns: "][..], parts].concat());
     };

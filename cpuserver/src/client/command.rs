@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
+use crate::travel::is_abroad;
 use crate::words::quote;
 
 /// The most that arguments and environment have together when they are said in the one message with the rest: every
@@ -24,6 +25,8 @@ pub struct Command {
     pub user: Option<(u32, u32)>,
     /// The namespace file; see [`default_ns`]. Empty: the node's own root.
     pub ns: String,
+    /// The nodes that it may name, and that are in its `#grid`: lines as in known_nodes.
+    pub nodes: String,
     /// The rows and columns of a terminal for it; without, it gets pipes.
     pub terminal: Option<(u16, u16)>,
     /// Added to its niceness.
@@ -34,7 +37,8 @@ impl Command {
     /// Whether the namespace has something of the caller's.
     pub(super) fn needs_caller(&self) -> bool {
         let lines = ns::text::parse(&self.ns, ns::text::PEER_LINES, &|_| Some("/".into())).unwrap_or_default();
-        lines.iter().any(|line| matches!(line, ns::text::Line::Mount { server, .. } if server == "caller"))
+        let is_callers = |server: &str| server == "caller" || is_abroad(server);
+        lines.iter().any(|line| matches!(line, ns::text::Line::Mount { server, .. } if is_callers(server)))
     }
 
     /// Whether the arguments and the environment are too much for one message: they are then said to their own files.
@@ -68,6 +72,9 @@ impl Command {
         }
         say("cwd", &[&self.cwd]);
         say("ns", &[self.ns.as_bytes()]);
+        if !self.nodes.is_empty() {
+            say("nodes", &[self.nodes.as_bytes()]);
+        }
         if !self.is_large() {
             say("env", &self.env.iter().map(Vec::as_slice).collect::<Vec<_>>());
             say("args", &self.argv.iter().map(Vec::as_slice).collect::<Vec<_>>());
@@ -147,6 +154,7 @@ mod tests {
             umask: 0o27,
             user: Some((1000, 100)),
             ns: default_ns("beta"),
+            nodes: "alpha h:1 home KEY 'x'\n".into(),
             terminal: Some((24, 80)),
             nice: 5,
         };
@@ -159,6 +167,7 @@ mod tests {
             Ctl::Winsize(24, 80),
             Ctl::Cwd(command.cwd.clone()),
             Ctl::Ns(command.ns.clone().into_bytes()),
+            Ctl::Nodes(command.nodes.clone().into_bytes()),
             Ctl::Env(command.env.clone()),
             Ctl::Args(command.argv.clone()),
             Ctl::Exec,
@@ -179,7 +188,8 @@ mod tests {
         let needs = |ns: String| Command { ns, ..Command::default() }.needs_caller();
         assert!(needs(default_ns("beta")));
         assert!(needs(node_root_ns("beta", &["/home/u", "/a b"])));
-        assert!(!needs(String::new()));
+        assert!(needs("mount '#root' /\nmount '#grid' /n\n".into()) && needs("mount gpu1 /x\n".into()));
+        assert!(!needs(String::new()) && !needs("mount '#root' /\n".into()));
         assert!(ns::text::parse(&node_root_ns("beta", &["/a b", "/it's"]), ns::text::PEER_LINES, &|_| None).is_ok());
     }
 }

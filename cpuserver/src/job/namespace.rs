@@ -1,13 +1,18 @@
 //! The namespace that a job's root shows, from the session's namespace file.
 //!
-//! The file names trees by server: `caller` is what the caller serves; `#...` are this node's. Those that only the
+//! The file names trees by server: `caller` is what the caller serves; `#...` are this node's; what else it names is another's ([`crate::travel`]). Those that only the
 //! kernel can mount (`#proc`, `#sys`, `#dev`, `#run`) become empty directories here, and mounts over them inside the
 //! job; `#host/PATH` binds a file or directory of the node over the caller's, where both have it. Called by the job's
 //! task; nothing here runs or opens what the text names besides those trees.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use ns::Namespace;
 use ns::text::{Line, PEER_LINES};
+use p9::client::Client;
 use p9::{Errno, NodeRef, Reply, Tree, Who, synth};
 
 use super::tmp::Tmp;
@@ -15,6 +20,7 @@ use crate::Cpu;
 use crate::launch::JobMount;
 use crate::owned::Owners;
 use crate::session::{Failure, Session, Spec};
+use crate::travel::{Trees, is_abroad};
 
 /// The namespace of a session whose `ns` is empty: this node's own root.
 const NODE: &str = "mount '#root' /\nmount '#proc' /proc\nmount '#sys' /sys\nmount '#dev' /dev\nmount '#run' /run\n";
@@ -29,10 +35,17 @@ pub(crate) struct Root {
     pub(crate) tmp: Option<Tmp>,
 }
 
-/// The namespace that `spec` asks for, with its variables replaced: as what it was given if that cannot be read.
-pub(crate) fn text(spec: &Spec) -> String {
-    let whole = |lines: Vec<Line>| lines.iter().map(|line| format!("{line}\n")).collect();
-    lines(spec).map_or_else(|_| spec.ns.clone(), whole)
+/// The namespace that `session` asks for, with its variables replaced, and before each line that another server is
+/// named in how that was reached; as what it was given if that cannot be read.
+pub(crate) fn text(session: &Session) -> String {
+    let (spec, trees, mut text) = (session.spec(), session.trees(), String::new());
+    let Ok(lines) = lines(&spec) else { return spec.ns };
+    for line in lines {
+        let how = server(&line).and_then(|server| Some(trees.as_ref()?.how(server)));
+        how.into_iter().flatten().for_each(|how| text += &format!("# {how}\n"));
+        text += &format!("{line}\n");
+    }
+    text
 }
 
 fn lines(spec: &Spec) -> Result<Vec<Line>, Failure> {
@@ -43,21 +56,56 @@ fn lines(spec: &Spec) -> Result<Vec<Line>, Failure> {
 /// Makes the root that `spec` asks for.
 pub(crate) async fn root(cpu: &Cpu, session: &Session, spec: &Spec, owners: Owners) -> Result<Root, Failure> {
     let lines = lines(spec)?;
-    let mounts = lines.iter().filter_map(kernel_mount).collect();
+    let mut mounts: Vec<JobMount> = lines.iter().filter_map(kernel_mount).collect();
     let lines: Vec<Line> = lines.into_iter().filter(|line| host(line).is_none()).collect();
 
-    let caller =
-        if lines.iter().any(|line| server(line) == Some("caller")) { Some(caller(cpu, session).await?) } else { None };
+    let names = |is: &dyn Fn(&str) -> bool| lines.iter().filter_map(server).any(is);
+    let called =
+        if names(&|server| server == "caller" || is_abroad(server)) { Some(caller(cpu, session).await?) } else { None };
+    if let (Some(travel), Some((client, _))) = (&cpu.options.travel, &called) {
+        let trees = travel.trees(&spec.nodes, client.clone(), owners.shown).map_err(|err| fail("nodes", &err))?;
+        session.set_trees(trees);
+    }
     let tmp = if lines.iter().any(|line| server(line) == Some("#tmp")) { Some(private_tmp(cpu).await?) } else { None };
-    let trees = Trees { cpu, caller, tmp: tmp.as_ref(), owners };
+    let (abroad, caller) = (session.trees(), called.map(|(_, root)| root));
+    let trees = Known { cpu, caller, abroad: abroad.clone(), tmp: tmp.as_ref(), owners };
     let variable = |name: &str| variable(&spec.env, name);
     let build = ns::Build { dialer: &trees, variable: &variable, most: PEER_LINES };
-    let namespace = build.build(&lines).await.map_err(|err| fail("namespace", &err))?;
+    let namespace = build.build(&lines).await.map_err(|err| {
+        let remedy = match err {
+            ns::Error::Dial { .. } => "slashn nodes; or -q at that line of the namespace file, if it may fail",
+            _ => "slashn man ns",
+        };
+        fail("namespace", &format_args!("{err}; try: {remedy}"))
+    })?;
+    if let Some(abroad) = abroad {
+        mounts.extend(local(&namespace, &lines, &*abroad).await);
+    }
     let node = namespace.attach(&Who::owner(), b"/").await.map_err(|errno| fail("namespace: /", &errno))?;
     Ok(Root { node, mounts, tmp })
 }
 
-async fn caller(cpu: &Cpu, session: &Session) -> Result<NodeRef, Failure> {
+/// What of `namespace` the kernel binds: directories of this machine, which then are as fast as any.
+async fn local(namespace: &Namespace, lines: &[Line], abroad: &dyn Trees) -> Vec<JobMount> {
+    let mut all: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
+    let mut bind = |at: PathBuf, local: Option<OwnedFd>| {
+        let from = local.and_then(|fd| std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok());
+        all.extend(from.filter(|from| at != Path::new("/") && abroad.may_bind(from)).map(|from| (at, from)));
+    };
+    namespace.places().into_iter().for_each(|place| bind(place.path, place.local));
+    for line in lines {
+        let Line::Mount { server, old, spec, .. } = line else { continue };
+        for dir in abroad.own(server) {
+            let Ok(below) = dir.strip_prefix(spec.trim_matches('/')) else { continue };
+            let at = Path::new(old).join(below);
+            let found = namespace.walk(&at.to_string_lossy()).await;
+            bind(at, found.ok().and_then(|node| node.local()));
+        }
+    }
+    all.into_iter().map(|(at, from)| JobMount::Bind { from, at, read_only: false }).collect()
+}
+
+async fn caller(cpu: &Cpu, session: &Session) -> Result<(Client, NodeRef), Failure> {
     let patience = cpu.options.limits.caller;
     match tokio::time::timeout(patience, session.caller()).await {
         Ok(tree) => tree.map_err(|errno| fail("the caller's tree", &errno)),
@@ -76,14 +124,15 @@ async fn private_tmp(cpu: &Cpu) -> Result<Tmp, Failure> {
 }
 
 /// The trees that a namespace file may name.
-struct Trees<'a> {
+struct Known<'a> {
     cpu: &'a Cpu,
     caller: Option<NodeRef>,
+    abroad: Option<Arc<dyn Trees>>,
     tmp: Option<&'a Tmp>,
     owners: Owners,
 }
 
-impl ns::Dialer for Trees<'_> {
+impl ns::Dialer for Known<'_> {
     fn dial<'a>(&'a self, server: &'a str, spec: &'a str) -> Reply<'a, NodeRef> {
         match server {
             "caller" => Reply::later(async move {
@@ -93,12 +142,20 @@ impl ns::Dialer for Trees<'_> {
             "#tmp" => self.own(self.tmp.map(|tmp| self.cpu.disk(&tmp.path()))),
             "#root" => self.own(Some(self.cpu.own_root())),
             "#proc" | "#sys" | "#dev" | "#run" => Reply::ok(synth::dir([])),
+            server if is_abroad(server) => match &self.abroad {
+                Some(abroad) => abroad.dial(server, spec),
+                None => Errno::ENOENT.into(),
+            },
             _ => self.cpu.options.own.dial(server, spec).map(|node| self.owners.show(node)),
         }
     }
+
+    fn why(&self, server: &str) -> Option<String> {
+        self.abroad.as_ref().and_then(|abroad| abroad.why(server))
+    }
 }
 
-impl Trees<'_> {
+impl Known<'_> {
     fn own(&self, tree: Option<Result<p9::TreeRef, fileserver::Error>>) -> Reply<'_, NodeRef> {
         Reply::later(async move {
             let tree = tree.ok_or(Errno::ENOENT)?.map_err(|error| {
@@ -147,8 +204,11 @@ fn kernel_mount(line: &Line) -> Option<JobMount> {
     }
 }
 
-/// What `$name` stands for in the namespace file: what it does in the command's environment.
+/// What `$name` stands for in the namespace file: what it does in the command's environment; `$n` is /n.
 fn variable(env: &[Vec<u8>], name: &str) -> Option<String> {
+    if name == "n" {
+        return Some("/n".into());
+    }
     let value = |item: &Vec<u8>| item.strip_prefix(name.as_bytes())?.strip_prefix(b"=").map(<[u8]>::to_vec);
     env.iter().find_map(value).and_then(|value| String::from_utf8(value).ok())
 }

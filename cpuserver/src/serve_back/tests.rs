@@ -50,6 +50,7 @@ fn cpu() -> Arc<Cpu> {
         node_name: "beta".into(),
         runtime: tokio::runtime::Handle::current(),
         own: Arc::new(NoTrees),
+        travel: None,
         tmp: std::env::temp_dir(),
         env: Vec::new(),
         qid_key: [7; 32],
@@ -175,7 +176,7 @@ async fn moves(large: &Handle) {
 async fn nothing_that_a_command_asks_waits_behind_the_bulk_of_its_files() {
     let caller = Caller::new();
     let (first, _lasts) = caller.brings(caller.line());
-    let root = timeout(PATIENCE, caller.session.caller()).await.unwrap().unwrap();
+    let root = timeout(PATIENCE, caller.session.caller()).await.unwrap().unwrap().1;
     let large = open(&root, How::RDWR).await;
     let there_is_bulk = caller.sessions.carry_bulk(1 << 20);
     let reads = async {
@@ -211,7 +212,7 @@ async fn nothing_that_a_command_asks_waits_behind_the_bulk_of_its_files() {
 async fn what_was_asked_of_bulk_goes_on_when_the_caller_brings_another_connection() {
     let caller = Caller::new();
     let (_first, _lasts) = caller.brings(caller.line());
-    let root = timeout(PATIENCE, caller.session.caller()).await.unwrap().unwrap();
+    let root = timeout(PATIENCE, caller.session.caller()).await.unwrap().unwrap().1;
     let large = open(&root, How::RDWR).await;
     let (mut bulk, brought) = caller.brings(caller.bulk_line());
     brought.await.unwrap().unwrap();

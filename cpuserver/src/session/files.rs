@@ -44,7 +44,8 @@ pub(crate) fn directory(cpu: &Arc<Cpu>, session: &Arc<Session>) -> NodeRef {
         ("args", value(|spec| spec::list_text(&spec.args), spec::Spec::set_args)),
         ("env", value(|spec| spec::list_text(&spec.env), spec::Spec::set_env)),
         ("cwd", value(|spec| line(&spec.cwd), spec::Spec::set_cwd)),
-        ("ns", value(|spec| spec.ns.clone().into(), spec::Spec::set_ns)),
+        ("ns", namespace(session)),
+        ("nodes", value(|spec| spec.nodes.clone().into(), spec::Spec::set_nodes)),
         ("limits", value(|spec| spec.limits_text().into(), spec::Spec::set_limits)),
         ("nonce", show(|session| Ok(session.nonce() + "\n"))),
         ("stdin", stdin(session)),
@@ -55,6 +56,23 @@ pub(crate) fn directory(cpu: &Arc<Cpu>, session: &Arc<Session>) -> NodeRef {
         ("stats", show(|session| Ok(stats(session)))),
         ("pid", show(pid)),
     ])
+}
+
+/// The namespace: as it was written, and of a command that runs with what each line became here.
+fn namespace(session: &Arc<Session>) -> NodeRef {
+    let (read, write) = (session.clone(), session.clone());
+    synth::value(
+        move || match read.phase() {
+            Phase::New => Ok(read.spec().ns.into()),
+            _ => Ok(crate::job::text(&read).into()),
+        },
+        move |text: Bytes| {
+            if text.len() > TEXT_MAX {
+                return Err(Errno::E2BIG);
+            }
+            write.ask(|spec| spec.set_ns(&text))
+        },
+    )
 }
 
 fn ctl(cpu: &Arc<Cpu>, session: &Arc<Session>) -> NodeRef {

@@ -1,4 +1,4 @@
-//! What is to be run: the contents of `args`, `env`, `cwd`, `ns` and `limits`, and what ctl commands add.
+//! What is to be run: the contents of `args`, `env`, `cwd`, `ns`, `nodes` and `limits`, and what ctl commands add.
 //!
 //! Read and written by the session's files, taken whole by the job's task at `exec`. Every part was checked when it
 //! was written, so that the error reaches the writer.
@@ -20,6 +20,8 @@ pub(crate) struct Spec {
     pub(crate) cwd: Vec<u8>,
     /// The namespace file; empty means this node's own root.
     pub(crate) ns: String,
+    /// The nodes that the caller knows, for that file: lines of known_nodes.
+    pub(crate) nodes: String,
     /// Resource, soft and hard limit: setrlimit(2).
     pub(crate) limits: Vec<(i32, u64, u64)>,
     pub(crate) umask: u32,
@@ -39,6 +41,7 @@ impl Default for Spec {
             env: Vec::new(),
             cwd: Vec::new(),
             ns: String::new(),
+            nodes: String::new(),
             limits: Vec::new(),
             umask: 0o22,
             user: None,
@@ -57,6 +60,7 @@ impl Spec {
             Ctl::Env(env) => self.env = env,
             Ctl::Cwd(cwd) => self.set_cwd(&cwd)?,
             Ctl::Ns(text) => self.set_ns(&text)?,
+            Ctl::Nodes(text) => self.set_nodes(&text)?,
             Ctl::User(uid, gid) => self.user = Some((uid, gid)),
             Ctl::Umask(umask) => self.umask = umask,
             Ctl::Nice(nice) => self.nice = nice,
@@ -84,6 +88,12 @@ impl Spec {
         // What a variable stands for is known at exec.
         ns::text::parse(text, ns::text::PEER_LINES, &|_| Some("/".into())).map_err(|_| Errno::EINVAL)?;
         self.ns = text.to_owned();
+        Ok(())
+    }
+
+    /// Sets the nodes that the caller knows. Errors: `EINVAL` for no text.
+    pub(crate) fn set_nodes(&mut self, text: &[u8]) -> Result<(), Errno> {
+        self.nodes = std::str::from_utf8(text).map_err(|_| Errno::EINVAL)?.to_owned();
         Ok(())
     }
 

@@ -45,6 +45,7 @@ impl Node {
             node_name: "beta".into(),
             runtime: tokio::runtime::Handle::current(),
             own: Arc::new(Own),
+            travel: None,
             tmp: tmp.path().into(),
             env: Vec::new(),
             qid_key: [7; 32],

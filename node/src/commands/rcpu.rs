@@ -23,7 +23,8 @@ use crate::dial::{Dialer, LINGER};
 use crate::error::{At, Error, Result};
 use crate::home::Home;
 use crate::known::Node;
-use crate::{Context, control, daemon, output};
+use crate::namespace::Carried;
+use crate::{Context, control, daemon, namespace, output};
 
 /// Runs the command; what fails before it started is status 255.
 pub fn run(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
@@ -35,11 +36,14 @@ fn rcpu(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
     let dialer = Dialer::open(&home, context.agent())?;
     let node = dialer.find(&typed.node)?;
     let terminal = !typed.detach && terminal::Terminal::wanted(typed);
-    let command = command(context, typed, &node, terminal)?;
-    let serve = serve_request(context, typed, &node, &command)?;
+    let namespace = namespace::carried(context, &dialer, typed.ns.as_deref(), &node)?;
+    let serve = serve_request(context, typed, &node, &namespace)?;
+    let command = command(context, typed, namespace, terminal)?;
     if context.verbose > 0 {
         let rules = serve.rules(node.trust, context.homes());
         rules.print().lines().for_each(|line| output::note(format_args!("{}: {line}", node.name)));
+        let servers = serve.servers.iter().filter(|(server, _)| !server.starts_with('#') || server == "#grid");
+        servers.for_each(|(server, spec)| output::note(format_args!("{}: lent   {server} {spec}", node.name)));
     }
     let runtime = runtime()?;
     if typed.detach {
@@ -152,13 +156,9 @@ async fn signals(events: mpsc::Sender<Event>, kinds: &[SignalKind]) {
     while tasks.join_next().await.is_some() {}
 }
 
-fn command(context: &Context, typed: &Rcpu, node: &Node, terminal: bool) -> Result<Command> {
+fn command(context: &Context, typed: &Rcpu, namespace: Carried, terminal: bool) -> Result<Command> {
     let shell = || context.environment.var("SHELL").map_or_else(|| "/bin/sh".into(), OsString::from);
     let argv = if typed.command.is_empty() { vec![shell()] } else { typed.command.clone() };
-    let ns = match &typed.ns {
-        Some(file) => std::fs::read_to_string(file).at("read the namespace", file.display())?,
-        None => client::default_ns(node.name.as_str()),
-    };
     let umask = rustix::process::umask(rustix::fs::Mode::empty());
     rustix::process::umask(umask);
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
@@ -168,7 +168,8 @@ fn command(context: &Context, typed: &Rcpu, node: &Node, terminal: bool) -> Resu
         cwd: working_directory(typed)?.as_os_str().as_bytes().to_vec(),
         umask: umask.bits(),
         user: Some((uid, gid)),
-        ns,
+        ns: namespace.text,
+        nodes: namespace.nodes,
         terminal: terminal.then(|| terminal::size().unwrap_or((24, 80))),
         nice: 0,
     })
@@ -193,8 +194,8 @@ fn working_directory(typed: &Rcpu) -> Result<PathBuf> {
     Ok(dir)
 }
 
-fn serve_request(context: &Context, typed: &Rcpu, node: &Node, command: &Command) -> Result<Serve> {
-    let cwd = PathBuf::from(OsString::from_vec(command.cwd.clone()));
+fn serve_request(context: &Context, typed: &Rcpu, node: &Node, namespace: &Carried) -> Result<Serve> {
+    let cwd = working_directory(typed)?;
     let exposed = |expose: &Expose| {
         let path = cwd.join(&expose.path);
         std::fs::symlink_metadata(&path).at("expose", path.display())?;
@@ -209,6 +210,7 @@ fn serve_request(context: &Context, typed: &Rcpu, node: &Node, command: &Command
         home: home.as_path().into(),
         cwd: cwd.as_path().into(),
         expose,
+        servers: namespace.servers.clone(),
     })
 }
 

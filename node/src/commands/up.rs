@@ -23,6 +23,7 @@ use crate::error::{At, Error, Result};
 use crate::home::Home;
 use crate::root::OwnTrees;
 use crate::serve::Node;
+use crate::travel::Abroad;
 use crate::watch::Watch;
 use crate::{Context, cache, daemon, output, root};
 
@@ -84,6 +85,7 @@ async fn serve(home: &Home, typed: &Up, launcher: Launcher) -> Result<()> {
         node_name: config.name.as_str().to_string(),
         runtime: tokio::runtime::Handle::current(),
         own: Arc::new(OwnTrees(exports.clone())),
+        travel: Some(Arc::new(Abroad::new(home.node_key()?.identity(), exports.clone()))),
         tmp: tmp.clone(),
         env: Vec::new(),
         qid_key: key,
