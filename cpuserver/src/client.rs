@@ -95,8 +95,9 @@ where
 
 /// Starts `command` and leaves it running: gives the session's number. Arguments and errors as for [`run`]; the
 /// command reads nothing, and the last of what it writes stays in the session until someone reads it ([`attach`]).
+/// A signal that ends the attempt leaves nothing running.
 pub async fn start_detached<F>(
-    node: NodeRef, serve: impl FnOnce(u64, String) -> F, command: Command,
+    node: NodeRef, serve: impl FnOnce(u64, String) -> F, command: Command, events: mpsc::Receiver<Event>,
 ) -> Result<u64, Error>
 where
     F: Future<Output = Result<(), String>>,
@@ -109,9 +110,21 @@ where
         }
         Ok(())
     };
-    tokio::try_join!(serving, remote.exec_detached(&command))?;
+    let starting = async {
+        tokio::try_join!(serving, remote.exec(&command))?;
+        // Not before it runs: whoever ends this until then ends the command, too.
+        remote.detach().await
+    };
+    let (_running, runs) = tokio::sync::watch::channel(false);
+    let started = tokio::select! {
+        started = starting => started,
+        err = remote.forward(events, runs) => {
+            let _ = remote.kill(libc::SIGKILL).await;
+            Err(err)
+        }
+    };
     remote.close().await;
-    Ok(remote.id())
+    started.map(|()| remote.id())
 }
 
 /// Takes part in the command of the session `id` on the node whose root is `node`: what it writes that nobody has read

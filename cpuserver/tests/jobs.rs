@@ -10,7 +10,7 @@ mod node;
 use std::os::unix::fs::PermissionsExt;
 use std::process::ExitCode;
 
-use cpuserver::client::{Command, Error, Event, Exit, node_root_ns};
+use cpuserver::client::{Command, Error, Event, Exit, node_root_ns, start_detached};
 
 use node::{Node, Run, command, sh};
 
@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         a_command_ends_with_its_session
         a_lost_connection_is_no_exit_and_ends_the_command
         a_detached_command_outlives_its_session_and_can_be_asked
+        a_detached_command_that_is_interrupted_while_it_starts_does_not_go_on
         a_terminal_has_a_size_and_takes_an_end_of_input
         with_the_nodes_root_the_callers_directories_are_where_they_were
         all_of_this_works_for_an_ordinary_user
@@ -185,6 +186,23 @@ async fn a_detached_command_outlives_its_session_and_can_be_asked() {
     node.put(&format!("cpu/{n}/stdin"), "word\n").await;
     assert!(node.text(&format!("cpu/{n}/wait")).await.starts_with("exit 5\n"));
     assert_eq!(node.text(&format!("cpu/{n}/stdout")).await, "got word\n");
+}
+
+async fn a_detached_command_that_is_interrupted_while_it_starts_does_not_go_on() {
+    let node = Node::new().await;
+    let (asked, was_asked) = tokio::sync::oneshot::channel();
+    let (events, received) = tokio::sync::mpsc::channel(1);
+    // The caller's files never come, so it starts for ever.
+    let serve = |_id, _nonce| async move {
+        asked.send(()).unwrap();
+        Ok(())
+    };
+    let starting = tokio::spawn(start_detached(node.root(), serve, sh("sleep 1000"), received));
+    was_asked.await.unwrap();
+    events.send(Event::Signal(libc::SIGINT)).await.unwrap();
+    let ended = starting.await.unwrap();
+    assert!(matches!(ended, Err(Error::Interrupted(libc::SIGINT))), "{ended:?}");
+    node.until_idle().await;
 }
 
 async fn a_terminal_has_a_size_and_takes_an_end_of_input() {

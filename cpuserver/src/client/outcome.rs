@@ -10,15 +10,24 @@ use p9::Errno;
 
 use crate::launch::Exit;
 
+/// The step before which a node knows nothing of a command.
+pub(super) const CLONE: &str = "cpu/clone";
+
 /// Why [`super::run`] has no exit status to give.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The command was never started, or the node lost it; `code` is what a shell would exit with: 127 not found, 126
-    /// not executable, 255 anything else.
+    /// The command was never started; `code` is what a shell would exit with: 127 not found, 126 not executable, 255
+    /// anything else.
     #[error("{reason}")]
     NeverStarted {
         /// 127, 126 or 255.
         code: u8,
+        /// The step, the thing, the reason.
+        reason: String,
+    },
+    /// It ran, and the node does not know how it would have ended.
+    #[error("{reason}")]
+    LostThere {
         /// The step, the thing, the reason.
         reason: String,
     },
@@ -67,25 +76,35 @@ impl Error {
         }
     }
 
+    /// Whether it is certain that nothing of the command ever ran, for a reason that another node may not have.
+    pub fn never_ran(&self) -> bool {
+        match self {
+            Self::NeverStarted { code, .. } => *code == 255,
+            Self::Refused { .. } | Self::Serve(_) => true,
+            Self::Lost { step, .. } => *step == CLONE,
+            _ => false,
+        }
+    }
+
     pub(super) fn of(step: &'static str, errno: Errno, runs: bool) -> Self {
         if runs || super::is_loss(errno) { Self::Lost { step, errno } } else { Self::Refused { step, errno } }
     }
 }
 
-/// What `wait` said: how the command ended, or that it never started.
+/// What `wait` said: how the command ended, or why nobody can say.
 pub(super) fn ended(text: &str) -> Result<Exit, Error> {
-    let (_, (exit, reason)) = (first_line, opt(never_started)).parse(text).map_err(|_| Error::Garbled("wait"))?;
-    match (exit, reason) {
-        (Exit::Code(code), Some(reason)) => Err(Error::NeverStarted { code, reason: reason.to_owned() }),
-        (exit, _) => Ok(exit),
+    let (rest, exit) = first_line(text).map_err(|_| Error::Garbled("wait"))?;
+    match exit {
+        Exit::Code(code) => unknown(rest, code).map_or(Ok(exit), Err),
+        signal => Ok(signal),
     }
 }
 
-/// Why a command never started, if that is what `status` says.
+/// Why a command never started or was lost, if that is what `status` says.
 pub(super) fn failure(status: &str) -> Option<Error> {
-    let parsed: IResult<&str, _> = (preceded(tag("exit "), byte), preceded(char(' '), never_started)).parse(status);
-    let (_, (code, reason)) = parsed.ok()?;
-    Some(Error::NeverStarted { code, reason: reason.to_owned() })
+    let parsed: IResult<&str, _> = (preceded(tag("exit "), byte), char(' ')).parse(status);
+    let (rest, (code, _)) = parsed.ok()?;
+    unknown(rest, code)
 }
 
 fn first_line(input: &str) -> IResult<&str, Exit> {
@@ -96,8 +115,12 @@ fn first_line(input: &str) -> IResult<&str, Exit> {
     alt((code, signal)).parse(input)
 }
 
-fn never_started(input: &str) -> IResult<&str, &str> {
-    preceded(alt((tag("never started: "), tag("lost: "))), not_line_ending).parse(input)
+fn unknown(text: &str, code: u8) -> Option<Error> {
+    let reason = |input| map(not_line_ending, str::to_owned).parse(input);
+    let never = map(preceded(tag("never started: "), reason), |reason| Error::NeverStarted { code, reason });
+    let lost = map(preceded(tag("lost: "), reason), |reason| Error::LostThere { reason });
+    let parsed: IResult<&str, _> = alt((never, lost)).parse(text);
+    parsed.ok().map(|(_, error)| error)
 }
 
 #[cfg(test)]
@@ -114,6 +137,8 @@ mod tests {
         assert_eq!((never.exit_code(), never.to_string().as_str()), (127, "foo: not found"));
         let lost = ended("exit 255\nlost: launcher: it has ended\n").unwrap_err();
         assert_eq!((lost.exit_code(), lost.to_string().as_str()), (255, "launcher: it has ended"));
+        assert!(!lost.never_ran() && !never.never_ran());
+        assert!(ended("exit 255\nnever started: root: no\n").unwrap_err().never_ran());
         assert!(matches!(ended("exit\n"), Err(Error::Garbled(_))));
         assert!(matches!(ended("exit 256\n"), Err(Error::Garbled(_))));
     }
@@ -121,6 +146,7 @@ mod tests {
     #[test]
     fn a_status_tells_why_a_command_never_started() {
         assert_eq!(failure("exit 126 never started: a: no\n").unwrap().exit_code(), 126);
+        assert!(matches!(failure("exit 255 lost: a: no\n"), Some(Error::LostThere { .. })));
         assert!(failure("exit 126\n").is_none());
         assert!(failure("new\n").is_none());
     }

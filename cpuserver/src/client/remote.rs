@@ -25,7 +25,7 @@ pub(super) struct Remote {
 impl Remote {
     /// Makes a session on the node whose root is `node`.
     pub(super) async fn open(node: NodeRef) -> Result<Self, Error> {
-        let refused = |errno| Error::of("cpu/clone", errno, false);
+        let refused = |errno| Error::of(outcome::CLONE, errno, false);
         let names = [name("cpu")?, name("clone")?];
         let want = Want { data: 64, ..Want::default() };
         let opened = node.open_at(&names, How::RDWR, want).await.map_err(refused)?;
@@ -34,7 +34,7 @@ impl Remote {
             None => opened.handle.read(0, 64).await.map_err(refused)?,
         };
         let id = std::str::from_utf8(&first).ok().and_then(|text| text.lines().next()?.parse().ok());
-        let id = id.ok_or(Error::Garbled("cpu/clone"))?;
+        let id = id.ok_or(Error::Garbled(outcome::CLONE))?;
         Ok(Self { node, id, ctl: opened.handle })
     }
 
@@ -80,20 +80,11 @@ impl Remote {
 
     /// Says what to run, and returns once it runs.
     pub(super) async fn exec(&self, command: &Command) -> Result<(), Error> {
-        self.start(command, &["exec"]).await
-    }
-
-    /// The same for a command that outlives this session's clone file, and has nothing to read.
-    pub(super) async fn exec_detached(&self, command: &Command) -> Result<(), Error> {
-        self.start(command, &["eof", "detach", "exec"]).await
-    }
-
-    async fn start(&self, command: &Command, verbs: &[&str]) -> Result<(), Error> {
         if command.is_large() {
             self.put("env", list_text(&command.env)).await?;
             self.put("args", list_text(&command.argv)).await?;
         }
-        match self.say(command.to_ctl(verbs)).await {
+        match self.say(command.to_ctl(&["exec"])).await {
             Ok(()) => Ok(()),
             // The errno says that it failed, the status why.
             Err(errno) => {
@@ -101,6 +92,11 @@ impl Remote {
                 Err(outcome::failure(&status).unwrap_or_else(|| Error::of("exec", errno, false)))
             }
         }
+    }
+
+    /// Has the command outlive this session's clone file, with nothing more to read.
+    pub(super) async fn detach(&self) -> Result<(), Error> {
+        self.say("eof\ndetach\n").await.map_err(|errno| Error::of("detach", errno, true))
     }
 
     /// Says ctl commands, all in one message.

@@ -65,6 +65,8 @@ async fn copy_out(
         if length == 0 {
             return sink.flush().await.map_err(broken);
         }
+        // It may be known by this before the answer to `exec` is here.
+        running.send_if_modified(|runs| !std::mem::replace(runs, true));
         if length < count {
             reads.push_front(read(offset + u64::from(length), count - length));
         }

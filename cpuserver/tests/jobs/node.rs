@@ -61,6 +61,11 @@ impl Node {
         Self { cpu, root, _client: client, serving, tmp }
     }
 
+    /// Its root.
+    pub(crate) fn root(&self) -> NodeRef {
+        self.root.clone()
+    }
+
     /// Cuts the connection to it.
     pub(crate) fn cut(&self) {
         self.serving.abort();

@@ -3,6 +3,12 @@
 //! Three parts joined: the agent serves my files (started if it is not running), this process holds the session and
 //! moves its streams, and the node runs the command.
 
+mod each;
+mod many;
+mod places;
+mod printed;
+mod requirements;
+mod signals;
 mod terminal;
 
 use std::ffi::OsString;
@@ -10,21 +16,26 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use cpuserver::client::{self, Command, Event, Exit, Stdio};
+use cpuserver::client::{self, Command, Exit, Stdio};
 use fileserver::caller::Expose;
 use p9::NodeRef;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::agent::Serve;
 use crate::cli::Rcpu;
 use crate::commands::{agent, runtime};
-use crate::dial::{Dialer, LINGER};
+use crate::dial::Dialer;
 use crate::error::{At, Error, Result};
 use crate::home::Home;
 use crate::known::Node;
 use crate::namespace::Carried;
 use crate::{Context, control, daemon, namespace, output};
+
+use many::Target;
+
+pub use places::Where;
+pub use requirements::Requirements;
+pub(super) use signals::forward_but_hangup;
 
 /// Runs the command; what fails before it started is status 255.
 pub fn run(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
@@ -32,43 +43,123 @@ pub fn run(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
 }
 
 fn rcpu(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
+    let (wanted, argv) = typed.parsed()?;
     let home = context.open_home()?;
     let dialer = Dialer::open(&home, context.agent())?;
-    let node = dialer.find(&typed.node)?;
-    let terminal = !typed.detach && terminal::Terminal::wanted(typed);
-    let namespace = namespace::carried(context, &dialer, typed.ns.as_deref(), &node)?;
-    let serve = serve_request(context, typed, &node, &namespace)?;
-    let command = command(context, typed, namespace, terminal)?;
-    if context.verbose > 0 {
-        let rules = serve.rules(node.trust, context.homes());
-        rules.print().lines().for_each(|line| output::note(format_args!("{}: {line}", node.name)));
-        let servers = serve.servers.iter().filter(|(server, _)| !server.starts_with('#') || server == "#grid");
-        servers.for_each(|(server, spec)| output::note(format_args!("{}: lent   {server} {spec}", node.name)));
-    }
+    let caller = Caller { context, typed, home, dialer, argv };
+    let known = match &wanted {
+        Where::Named(names) => places::nodes(&caller.dialer, Some(names))?,
+        Where::All => places::nodes(&caller.dialer, None)?,
+        Where::Fitting(..) => Vec::new(),
+    };
     let runtime = runtime()?;
-    if typed.detach {
-        let session = runtime.block_on(async {
-            let agent = agent_root(context, &home);
-            let (agent, attached) = tokio::join!(agent, dialer.attach(&node, LINGER));
-            let (agent, (_client, root)) = (agent?, attached?);
-            let started = client::start_detached(root, |id, nonce| served(agent, serve, id, nonce), command).await;
-            started.map_err(|err| explain(&node, err))
-        })?;
-        runtime.shutdown_background();
-        output::line(format_args!("{}/{session}", node.name))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let raw = terminal.then(terminal::Raw::enter).transpose().at("use the terminal", "stdin")?;
-    let ended = runtime.block_on(async {
-        let agent = agent_root(context, &home);
-        let (agent, attached) = tokio::join!(agent, dialer.attach(&node, LINGER));
-        let (agent, (_client, root)) = (agent?, attached?);
-        on_node(root, agent, serve, command, terminal).await.map_err(|err| explain(&node, err))
-    });
-    drop(raw);
+    let targets = match wanted {
+        Where::Fitting(wanted, count) => {
+            let fit = runtime.block_on(places::fitting(&caller.dialer, &wanted, count))?;
+            fit.into_iter().map(|(place, _)| Target::Connected(place)).collect()
+        }
+        Where::Named(_) | Where::All => known.into_iter().map(Target::Known).collect::<Vec<_>>(),
+    };
+    let done = match targets {
+        targets if typed.each => runtime.block_on(each::run(&caller, targets)),
+        mut targets if typed.is_for_one() => match targets.pop() {
+            Some(target) => caller.one(&runtime, target),
+            None => Ok(ExitCode::SUCCESS),
+        },
+        targets if typed.detach => caller.detached(&runtime, targets),
+        targets => runtime.block_on(many::run(&caller, targets)),
+    };
     // A read of stdin may be under way that nothing can end.
     runtime.shutdown_background();
-    ended.map(Exit::into)
+    done
+}
+
+/// Whoever runs commands, and what all of them have in common.
+struct Caller<'a> {
+    context: &'a Context,
+    typed: &'a Rcpu,
+    home: Home,
+    dialer: Dialer,
+    argv: Vec<OsString>,
+}
+
+impl Caller<'_> {
+    /// Runs the command on one node, as if it were here.
+    fn one(&self, runtime: &tokio::runtime::Runtime, target: Target) -> Result<ExitCode> {
+        if self.typed.detach {
+            return self.detached(runtime, vec![target]);
+        }
+        let node = target.node().clone();
+        let terminal = terminal::Terminal::wanted(self.typed);
+        let (serve, command) = self.request(&node, &self.argv, terminal)?;
+        self.tell_rules(&node, &serve);
+        let raw = terminal.then(terminal::Raw::enter).transpose().at("use the terminal", "stdin")?;
+        let ended = runtime.block_on(async {
+            let (agent, place) = tokio::join!(self.agent(), target.connect(&self.dialer));
+            let (agent, place) = (agent?, place?);
+            let (events, received) = mpsc::channel(16);
+            tokio::spawn(signals::forward(events, terminal));
+            let ask = |id, nonce| served(agent, serve, id, nonce);
+            let ended = client::run(place.root.clone(), ask, command, stdio(), received).await;
+            ended.map_err(|err| explain(&node, err))
+        });
+        drop(raw);
+        ended.map(Exit::into)
+    }
+
+    /// Leaves the command running on each of `targets`, and prints what it is called there.
+    fn detached(&self, runtime: &tokio::runtime::Runtime, targets: Vec<Target>) -> Result<ExitCode> {
+        let mut status = ExitCode::SUCCESS;
+        let started = runtime.block_on(async {
+            let (events, signals) = (self.agent().await?, signals::Signals::listen());
+            let each = targets.into_iter().map(|target| self.detach(target, events.clone(), &signals));
+            Ok::<_, Error>(futures_util::future::join_all(each).await)
+        })?;
+        let alone = started.len() == 1;
+        for one in started {
+            match one {
+                Ok(session) => output::line(session)?,
+                Err(err) if alone => return Err(err),
+                Err(err) => {
+                    output::note(&err);
+                    status = ExitCode::from(255);
+                }
+            }
+        }
+        Ok(status)
+    }
+
+    async fn detach(&self, target: Target, agent: NodeRef, signals: &signals::Signals) -> Result<String> {
+        let node = target.node().clone();
+        let (serve, command) = self.request(&node, &self.argv, false)?;
+        self.tell_rules(&node, &serve);
+        let place = target.connect(&self.dialer).await?;
+        let ask = |id, nonce| served(agent, serve, id, nonce);
+        let started = client::start_detached(place.root.clone(), ask, command, signals.one_more()).await;
+        started.map(|session| format!("{}/{session}", node.name)).map_err(|err| explain(&node, err))
+    }
+
+    /// Says what `node` can reach, if that was asked for.
+    fn tell_rules(&self, node: &Node, serve: &Serve) {
+        if self.context.verbose > 0 {
+            let rules = serve.rules(node.trust, self.context.homes());
+            rules.print().lines().for_each(|line| output::note(format_args!("{}: {line}", node.name)));
+            let servers = serve.servers.iter().filter(|(server, _)| !server.starts_with('#') || server == "#grid");
+            servers.for_each(|(server, spec)| output::note(format_args!("{}: lent   {server} {spec}", node.name)));
+        }
+    }
+
+    /// The agent's files; it is started if nobody answers.
+    async fn agent(&self) -> Result<NodeRef> {
+        agent_root(self.context, &self.home).await
+    }
+
+    /// What is to be run on `node`, and what the agent is to serve for it.
+    fn request(&self, node: &Node, argv: &[OsString], terminal: bool) -> Result<(Serve, Command)> {
+        let namespace = namespace::carried(self.context, &self.dialer, self.typed.ns.as_deref(), node)?;
+        let serve = serve_request(self.context, self.typed, node, &namespace)?;
+        Ok((serve, command(self.context, self.typed, namespace, argv, terminal)?))
+    }
 }
 
 /// The agent's files; it is started if nobody answers.
@@ -83,17 +174,6 @@ async fn agent_root(context: &Context, home: &Home) -> Result<NodeRef> {
     started.await.at("start the agent", "the agent")??;
     let root = control::connect(&socket).await?;
     root.ok_or_else(|| Error::new("start the agent", socket.display(), "it ended at once"))
-}
-
-async fn on_node(
-    root: NodeRef, agent: NodeRef, serve: Serve, command: Command, terminal: bool,
-) -> Result<Exit, client::Error> {
-    let (events, received) = mpsc::channel(16);
-    let forwarding = tokio::spawn(forward(events, terminal));
-    let ask = |id, nonce| served(agent, serve, id, nonce);
-    let ended = client::run(root, ask, command, stdio(), received).await;
-    forwarding.abort();
-    ended
 }
 
 /// Has the agent serve my files to the session `session`.
@@ -112,53 +192,9 @@ pub(super) fn stdio() -> Stdio {
     }
 }
 
-/// Signals that are the command's, and the terminal's size whenever it changes.
-async fn forward(events: mpsc::Sender<Event>, terminal: bool) {
-    let hangup = [SignalKind::hangup()];
-    tokio::join!(signals(events.clone(), &hangup), forward_more(events, terminal));
-}
-
-/// The same, but for the terminal and its end.
-pub(super) async fn forward_but_hangup(events: mpsc::Sender<Event>) {
-    forward_more(events, false).await;
-}
-
-async fn forward_more(events: mpsc::Sender<Event>, terminal: bool) {
-    let kinds = [SignalKind::interrupt(), SignalKind::quit(), SignalKind::terminate()];
-    let others = [SignalKind::user_defined1(), SignalKind::user_defined2()];
-    let all = [&kinds[..], &others[..]].concat();
-    let sizes = async {
-        if terminal && let Ok(mut changes) = signal(SignalKind::window_change()) {
-            while changes.recv().await.is_some() {
-                let Some((rows, columns)) = terminal::size() else { continue };
-                if events.send(Event::Winsize(rows, columns)).await.is_err() {
-                    return;
-                }
-            }
-        }
-    };
-    tokio::join!(signals(events.clone(), &all), sizes);
-}
-
-async fn signals(events: mpsc::Sender<Event>, kinds: &[SignalKind]) {
-    let mut tasks = tokio::task::JoinSet::new();
-    for kind in kinds.iter().copied() {
-        let events = events.clone();
-        tasks.spawn(async move {
-            let Ok(mut signals) = signal(kind) else { return };
-            while signals.recv().await.is_some() {
-                if events.send(Event::Signal(kind.as_raw_value())).await.is_err() {
-                    return;
-                }
-            }
-        });
-    }
-    while tasks.join_next().await.is_some() {}
-}
-
-fn command(context: &Context, typed: &Rcpu, namespace: Carried, terminal: bool) -> Result<Command> {
+fn command(context: &Context, typed: &Rcpu, namespace: Carried, argv: &[OsString], terminal: bool) -> Result<Command> {
     let shell = || context.environment.var("SHELL").map_or_else(|| "/bin/sh".into(), OsString::from);
-    let argv = if typed.command.is_empty() { vec![shell()] } else { typed.command.clone() };
+    let argv = if argv.is_empty() { vec![shell()] } else { argv.to_vec() };
     let umask = rustix::process::umask(rustix::fs::Mode::empty());
     rustix::process::umask(umask);
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());

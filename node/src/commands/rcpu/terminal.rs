@@ -22,6 +22,11 @@ pub(super) fn size() -> Option<(u16, u16)> {
     Some((size.ws_row, size.ws_col))
 }
 
+/// The columns of the terminal that standard error is.
+pub(super) fn width() -> Option<u16> {
+    tcgetwinsize(io::stderr()).ok().map(|size| size.ws_col).filter(|columns| *columns > 0)
+}
+
 /// Raw mode, until it is dropped: every key is the command's.
 pub(super) struct Raw(Option<Termios>);
 

@@ -1,0 +1,94 @@
+//! Which nodes a command runs on: those that were named, all, or those that meet requirements.
+//!
+//! Called once, before anything runs. Nodes are asked at the same time; one that does not answer is noted and passed
+//! over where others may do, and is an error of its own where it was meant.
+
+use futures_util::future::join_all;
+use p9::NodeRef;
+use p9::client::Client;
+
+use super::requirements::{Facts, Requirements};
+use crate::dial::{Dialer, LINGER};
+use crate::error::{Error, Result};
+use crate::known::Node;
+use crate::output;
+
+/// Where to run.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Where {
+    /// On these nodes.
+    Named(Vec<String>),
+    /// On so many that meet the requirements, or all of them.
+    Fitting(Requirements, Option<usize>),
+    /// On all nodes that I know.
+    All,
+}
+
+/// A node, connected.
+pub(super) struct Place {
+    pub(super) node: Node,
+    pub(super) root: NodeRef,
+    _client: Client,
+}
+
+impl Place {
+    pub(super) async fn connect(dialer: &Dialer, node: &Node) -> Result<Self> {
+        let (client, root) = dialer.attach(node, LINGER).await?;
+        Ok(Self { node: node.clone(), root, _client: client })
+    }
+
+    /// What it tells of itself.
+    pub(super) async fn facts(&self) -> Result<Facts> {
+        let facts = Facts::of(&self.root).await;
+        facts.map_err(|errno| Error::new("ask", format_args!("{}/stat", self.node.name), errno))
+    }
+}
+
+/// The nodes that were named, or all that I know.
+pub(super) fn nodes(dialer: &Dialer, names: Option<&[String]>) -> Result<Vec<Node>> {
+    match names {
+        Some(names) => names.iter().map(|name| dialer.find(name)).collect(),
+        None => match dialer.nodes()? {
+            nodes if nodes.is_empty() => {
+                Err(Error::new("find a node", "-A", "no node is known").remedy("slashn add NAME ADDR:PORT"))
+            }
+            nodes => Ok(nodes),
+        },
+    }
+}
+
+/// The nodes that meet `wanted`, the least busy first, `count` of them at most. Errors: there are none, or fewer.
+pub(super) async fn fitting(
+    dialer: &Dialer, wanted: &Requirements, count: Option<usize>,
+) -> Result<Vec<(Place, Facts)>> {
+    const STEP: &str = "find a node";
+    let known = dialer.nodes()?;
+    let asked = join_all(known.iter().map(async |node| {
+        let place = Place::connect(dialer, node).await?;
+        let facts = place.facts().await?;
+        Ok::<_, Error>((place, facts))
+    }));
+    let (mut fit, mut silent) = (Vec::new(), 0);
+    for answer in asked.await {
+        match answer {
+            Ok((place, facts)) if wanted.met_by(place.node.name.as_str(), &facts) => fit.push((place, facts)),
+            Ok(_) => {}
+            Err(err) => {
+                silent += 1;
+                tracing::info!("passed over: {err}");
+            }
+        }
+    }
+    fit.sort_by(|(_, one), (_, other)| one.before(other));
+    let enough = count.unwrap_or(1);
+    if fit.len() < enough.max(1) {
+        let of = format!("{} of {} known nodes do, {silent} could not be asked", fit.len(), known.len());
+        let remedy = "for n in /n/*; do head $n/stat/*; done, or rcpu -v";
+        return Err(Error::new(STEP, format_args!("-a '{wanted}'"), of).remedy(remedy));
+    }
+    fit.truncate(count.unwrap_or(fit.len()));
+    if silent > 0 {
+        output::note(format_args!("{silent} of {} known nodes could not be asked", known.len()));
+    }
+    Ok(fit)
+}
