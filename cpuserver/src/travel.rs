@@ -1,8 +1,9 @@
-//! What a caller's namespace names that is neither the caller's root nor this node's own: other nodes, programs, sockets.
+//! What a caller's namespace names that is neither the caller's root nor this node's own: other nodes, programs,
+//! sockets.
 //!
 //! The same text means the same trees wherever it is read, and each is reached from there: by the node itself where it
-//! can, else by way of the caller. How, is for whoever makes the [`crate::Cpu`] to say, since it knows keys and addresses;
-//! the job's task asks once for each command.
+//! can, else by way of the caller. How, is for whoever makes the [`crate::Cpu`] to say, since it knows keys and
+//! addresses; the job's task asks once for each command.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -92,15 +92,40 @@ pub enum Command {
     ///
     /// Show what is at NEW at OLD, too: instead of what is there, or as a union with it.
     ///
-    /// Both are paths in a mount: as they are seen there, or, from its root on, as `slashn ns` prints them. NEW may
-    /// also be a server: a node's name, tls!HOST!PORT, tcp!HOST!PORT, unix!PATH, local!PATH, exec!COMMAND, ssh!HOST.
-    /// What is open stays what it was.
+    /// Both are paths in a mount: as they are seen there, or as `slashn ns` prints them, where the mount shows what is
+    /// at /n; NEW may be of this machine. NEW may also be a server: a node's name, tls!HOST!PORT, tcp!HOST!PORT,
+    /// unix!PATH, local!PATH, exec!COMMAND, ssh!HOST. What is open stays what it was.
     Bind(Bind),
     /// Take away what was bound, or mounted, at a place of a mount
     ///
     /// Take away what was bound or mounted at OLD: all of it, or NEW alone.
     Unbind(Unbind),
     /// Print a namespace as the text that rebuilds it
+    ///
+    /// The text is a namespace file, as Plan 9's namespace(6): what /etc/slashn/namespace and the file `namespace` of
+    /// the home are, which `slashn mount`, `slashn run` and `rcpu` read, and what their --ns FILE reads instead. Paths
+    /// are those that a command sees, from / on, where this machine's root is; the nodes I know are at /n, and a mount
+    /// shows what is at /n. A file that mounts or binds something at / itself is the whole namespace. A line is one of:
+    ///
+    /// mount [-abcCmq] SERVER OLD [SPEC]: what SERVER serves, or SPEC of it, at OLD. SERVER is '#grid' (the nodes I
+    /// know), a node's name, tls!HOST!PORT, tcp!HOST!PORT, unix!PATH, local!PATH, exec!COMMAND or ssh!HOST.
+    ///
+    /// import [-abcCmq] SERVER [SPEC] OLD: the same.
+    ///
+    /// bind [-abcCmq] NEW OLD: what is at NEW now, at OLD too.
+    ///
+    /// unmount [-q] [NEW] OLD: all that is mounted or bound at OLD no longer, or NEW alone.
+    ///
+    /// cd DIR: paths that do not begin with / are seen from there.
+    ///
+    /// clear: begin again, with this machine's root alone.
+    ///
+    /// . FILE: the lines of FILE, if there is one.
+    ///
+    /// Flags: -a after what is at OLD, -b before it, both making a union, else in its place; -c new files may be made
+    /// in it; -m directories of one name, in this and others of the union that say so, are one; -q go on if it cannot
+    /// be done; -C may be cached, as it is anyway. 'In quotes' anything stands for itself; $name is a variable of the
+    /// environment, or home, user, sysname, n (/n). A line that begins with # is a comment.
     Ns(Ns),
     /// My commands, on all nodes that I know
     ///
@@ -231,7 +256,7 @@ pub struct Remove {
 pub struct Mount {
     /// Where [default: /n if I may write it, else ~/n]
     pub dir: Option<PathBuf>,
-    /// A namespace file instead of the nodes I know
+    /// A namespace file instead of /etc/slashn/namespace and the home's: see `slashn man ns`
     #[arg(long, value_name = "FILE")]
     pub ns: Option<PathBuf>,
     /// How long programs wait for a node that was lost, before they are told that it cannot be reached
@@ -262,7 +287,7 @@ pub struct Unmount {
 /// `slashn run`
 #[derive(Args, Debug)]
 pub struct Run {
-    /// The namespace file [default: /etc/slashn/namespace, or what is shipped, and the home's]
+    /// A namespace file instead of /etc/slashn/namespace and the home's: see `slashn man ns`
     #[arg(long, value_name = "FILE")]
     pub ns: Option<PathBuf>,
     /// The command and its arguments [default: my shell]
@@ -467,8 +492,8 @@ pub struct Rcpu {
     /// Do not say at the end how things went, but for what failed
     #[arg(short, long)]
     pub quiet: bool,
-    /// Lines to add to the namespace that every command has, instead of those of /etc/slashn/namespace and the home's
-    /// `namespace`; if it says what is at /, the whole of it
+    /// A namespace file instead of /etc/slashn/namespace and the home's, for what is not the node's: see `slashn man
+    /// ns`
     #[arg(long, value_name = "FILE")]
     pub ns: Option<PathBuf>,
     /// Let the node reach this too, whatever its trust level hides

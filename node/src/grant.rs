@@ -117,8 +117,9 @@ impl Grant {
 
 const NONE: &str = "it is no grant";
 
-/// What the holder of `grant` whose key has the fingerprint `holder` may reach on the node whose key is `audience`, where `authorized` says what a
-/// key may reach that comes for itself, and until when. Errors: why it is not honoured, for the log.
+/// What the holder of `grant` whose key has the fingerprint `holder` may reach on the node whose key is `audience`,
+/// where `authorized` says what a key may reach that comes for itself, and until when. Errors: why it is not honoured,
+/// for the log.
 pub fn check(
     grant: &str, holder: &str, audience: &str, authorized: &dyn Fn(&Key) -> Option<Granted>,
 ) -> Result<(Granted, u64), String> {

@@ -1,11 +1,11 @@
 //! What a caller lends to the node that runs its command, besides its own files.
 //!
 //! Made by the agent for each connection that brings a caller's tree. The node asks by what it attaches to: `/...` is a
-//! path of the caller's files, `#relay SERVER` the root of a server that the namespace names, reached by the caller, and
-//! `#grant NODE` a file: the grant with which the node reaches another by itself. Only what the caller's own namespace
-//! names is lent, whatever is asked for; of other nodes never more than their exports: those that the namespace mounts,
-//! and of the grid, by the trust that the caller has in the node, all of them (`all`), all of them to be read (`home`),
-//! or none (`cwd`).
+//! path of the caller's files, `#relay SERVER` the root of a server that the namespace names, reached by the caller,
+//! and `#grant NODE` a file: the grant with which the node reaches another by itself. Only what the caller's own
+//! namespace names is lent, whatever is asked for; of other nodes never more than their exports: those that the
+//! namespace mounts, and of the grid, by the trust that the caller has in the node, all of them (`all`), all of them to
+//! be read (`home`), or none (`cwd`).
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -14,7 +14,7 @@ use p9::{Errno, How, Name, NodeRef, Reply, Stream, Want, Written, synth};
 use parking_lot::Mutex;
 
 use crate::Context;
-use crate::namespace;
+use crate::namespace::{self, N};
 
 /// How long the kernel is waited for, which may wait for a node that does not answer.
 const KERNEL: Duration = Duration::from_secs(5);
@@ -27,8 +27,6 @@ pub struct Live {
     pub servers: Arc<dyn Dialer>,
     /// For the variables of files that are included.
     pub context: Context,
-    /// What `$n` stands for.
-    pub n: &'static str,
     /// The mount.
     pub mount: Arc<mount::Mount>,
 }
@@ -43,7 +41,7 @@ impl Live {
 
     /// Does what `line` says. Errors: why it was not done.
     async fn change(&self, line: &[u8]) -> Result<(), String> {
-        let variable = |name: &str| namespace::variable(&self.context, self.n, name);
+        let variable = |name: &str| namespace::variable(&self.context, name);
         let lines = text::checked(line).and_then(|text| text::parse(text, 1, &variable));
         let lines = lines.map_err(|err| err.to_string())?;
         let build = Build { dialer: &*self.servers, variable: &variable, most: OWN_LINES };
@@ -58,7 +56,9 @@ impl Live {
     async fn tell(&self, path: &str) {
         let (mount, path) = (self.mount.clone(), path.to_string());
         let told = tokio::task::spawn_blocking(move || {
-            if let Ok(names) = Name::split(path.as_bytes()) {
+            // What is further up may have changed all that the mount shows.
+            let within = path.strip_prefix(N).unwrap_or_default();
+            if let Ok(names) = Name::split(within.as_bytes()) {
                 mount.exchanged(&names);
             }
         });

@@ -1,15 +1,17 @@
 //! Namespace files: which is read when none is named, and what their variables stand for.
 //!
-//! Read by `slashn mount`, `slashn run` and `rcpu`. `/etc/slashn/namespace`, or what is shipped where there is none, is
-//! followed by the home's `namespace`, which may add to it or begin anew with `clear`. `$n` is where the grid is to be:
-//! `/` in a mount, which is it, `/n` for a command, which has a root of its own.
+//! Read by `slashn mount`, `slashn run` and `rcpu`, to all of which they mean the same: what a command sees, from `/`
+//! on, where the user's own machine is; the grid is at `/n`, and `slashn mount` shows that part.
+//! `/etc/slashn/namespace`, or what is shipped where there is none, is followed by the home's `namespace`, which may
+//! add to it or begin anew with `clear`. A file that is named comes instead of both, after the grid; one that says
+//! itself what is at `/` is the whole.
 
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use fileserver::caller::Trust;
-use ns::text::{self, Line, MAX_BYTES, OWN_LINES};
+use ns::text::{self, Flags, Line, MAX_BYTES, OWN_LINES};
 
 use crate::dial::Dialer;
 use crate::error::{At, Error, Result};
@@ -21,9 +23,40 @@ const SHIPPED: &str = include_str!("../namespace");
 const OF_ALL: &str = "/etc/slashn/namespace";
 const STEP: &str = "read the namespace";
 
-/// The lines of `file`, or else of those that are read when none is named; `n` is what `$n` stands for.
-pub fn lines(context: &Context, file: Option<&Path>, n: &str) -> Result<Vec<Line>> {
-    let variable = |name: &str| variable(context, n, name);
+/// Where the grid is: what `$n` stands for.
+pub const N: &str = "/n";
+
+/// The line that puts this machine's own root at `/`.
+pub fn here() -> Line {
+    let flags = Flags { create: true, ..Flags::default() };
+    Line::Mount { flags, server: "local!/".into(), old: "/".into(), spec: String::new() }
+}
+
+fn grid() -> Line {
+    Line::Mount { flags: Flags::default(), server: "#grid".into(), old: N.into(), spec: String::new() }
+}
+
+/// The namespace that `file` says, or else those that are read when none is named.
+pub fn lines(context: &Context, file: Option<&Path>) -> Result<Vec<Line>> {
+    let mut lines = read_lines(context, file)?;
+    // What is there without any file stays.
+    let cleared = lines.iter().rposition(|line| *line == Line::Clear);
+    if let Some(last) = cleared {
+        lines.drain(..=last);
+    }
+    let is_whole = |line: &Line| {
+        let puts = matches!(line, Line::Mount { old, .. } | Line::Bind { old, .. } if old == "/");
+        puts && !line.flags().union()
+    };
+    if !lines.iter().any(is_whole) {
+        let grid = (file.is_some() && cleared.is_none()).then(grid);
+        lines.splice(0..0, std::iter::once(here()).chain(grid));
+    }
+    Ok(lines)
+}
+
+fn read_lines(context: &Context, file: Option<&Path>) -> Result<Vec<Line>> {
+    let variable = |name: &str| variable(context, name);
     let parsed = |name: &dyn std::fmt::Display, text: &[u8]| {
         let lines = text::checked(text).and_then(|text| text::parse(text, OWN_LINES, &variable));
         lines.map_err(|err| Error::new(STEP, name, &err).remedy(format!("sed -n {}p {name}", err.line)))
@@ -44,10 +77,6 @@ pub fn lines(context: &Context, file: Option<&Path>, n: &str) -> Result<Vec<Line
     {
         lines.extend(parsed(&of_home.display(), &text)?);
     }
-    // What is there without any file stays.
-    if let Some(last) = lines.iter().rposition(|line| *line == Line::Clear) {
-        lines.drain(..=last);
-    }
     Ok(lines)
 }
 
@@ -61,15 +90,13 @@ pub struct Carried {
     pub servers: Vec<(String, String)>,
 }
 
-/// The namespace of a command on `node`: what every command has there, and then the lines of `file`, or else of those
-/// that are read when none is named; or those of `file` alone, if it says what is at `/`.
+/// The namespace of a command on `node`: that of [`lines`], where this machine's root is what every command has there.
 pub fn carried(context: &Context, dialer: &Dialer, file: Option<&Path>, node: &Node) -> Result<Carried> {
-    let mut all = lines(context, file, "/n")?;
-    let is_whole = |line: &Line| matches!(line, Line::Mount { old, .. } | Line::Bind { old, .. } if old == "/");
-    if !all.iter().any(is_whole) {
+    let mut all = lines(context, file)?;
+    if all.first() == Some(&here()) {
         let base = cpuserver::client::default_ns(node.name.as_str());
         let base = text::parse(&base, OWN_LINES, &|_| None).at(STEP, "what every command has")?;
-        all.splice(0..0, base);
+        all.splice(0..1, base);
     }
     let servers: Vec<(String, String)> = all.iter().filter_map(|line| line.server()).collect();
     let grid = servers.iter().any(|(server, _)| server == "#grid");
@@ -109,10 +136,10 @@ pub fn refused(step: &str, thing: impl std::fmt::Display, err: &ns::Error) -> Er
 }
 
 /// What `$name` stands for: what it does in the environment, or what Plan 9 calls it.
-pub fn variable(context: &Context, n: &str, name: &str) -> Option<String> {
+pub fn variable(context: &Context, name: &str) -> Option<String> {
     let of = |name: &str| context.environment.var(name).map(|value| value.to_string_lossy().into_owned());
     if name == "n" {
-        return Some(n.into());
+        return Some(N.into());
     }
     of(name).or_else(|| match name {
         "home" => context.user_home().map(|home| home.to_string_lossy().into_owned()),

@@ -1,10 +1,10 @@
 //! What the namespace of somebody's command names, reached from this node.
 //!
-//! Made by the node, asked by the job's task for each command ([`cpuserver::Travel`]). What is this node's own is used in
-//! place. Another node is dialled from here, with this node's own key and a grant of the caller's, which the caller's
-//! agent signs when it is needed; where that does not come about, and for whatever is no node, the tree is relayed: the
-//! caller reaches it. Nothing that a text names is run here, and nothing of this machine is opened for it but what this
-//! node exports.
+//! Made by the node, asked by the job's task for each command ([`cpuserver::Travel`]). What is this node's own is used
+//! in place. Another node is dialled from here, with this node's own key and a grant of the caller's, which the
+//! caller's agent signs when it is needed; where that does not come about, and for whatever is no node, the tree is
+//! relayed: the caller reaches it. Nothing that a text names is run here, and nothing of this machine is opened for it
+//! but what this node exports.
 
 use std::io;
 use std::path::{Path, PathBuf};

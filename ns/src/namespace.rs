@@ -206,6 +206,14 @@ impl Namespace {
         Arc::new(Point::new(At { ns: self.clone(), path: Path::default() }, Vec::new()))
     }
 
+    /// What is mounted at `path` and below, whatever that is and will be: an empty directory, as long as it is nothing.
+    /// What trees that are mounted further up have there does not show. Errors: [`Error::Path`].
+    pub fn root_at(&self, path: &str) -> Result<NodeRef, Error> {
+        let names = split(path)?;
+        let path = names.iter().fold(Path::default(), |path, name| path.enter(name.as_name()));
+        Ok(Arc::new(Point::new(At { ns: self.clone(), path }, Vec::new())))
+    }
+
     /// This namespace as it is now, whatever is done to it afterwards.
     pub(crate) fn frozen(&self) -> Self {
         Self(Arc::new(RwLock::new(self.0.read().frozen())))

@@ -71,7 +71,9 @@ fn what_is_bound_is_seen_at_once_and_what_is_open_stays(mut machine: Machine) {
     machine.slashn(&["unbind", a.to_str().unwrap()]).succeeds();
     assert_eq!((names(&machine, &a), cat(&machine, &a.join("both"))), ("both x ".into(), "a/both".into()));
     // A file on a file, by the names that `slashn ns` prints.
-    machine.slashn(&["bind", "/alpha/fs/files/b/y", "/alpha/fs/files/a/x", "--mount", n.to_str().unwrap()]).succeeds();
+    machine
+        .slashn(&["bind", "/n/alpha/fs/files/b/y", "/n/alpha/fs/files/a/x", "--mount", n.to_str().unwrap()])
+        .succeeds();
     assert_eq!(cat(&machine, &a.join("x")), "b/y");
     machine.slashn(&["unbind", a.join("x").to_str().unwrap()]).succeeds();
     assert_eq!(cat(&machine, &a.join("x")), "a/x");
@@ -156,6 +158,7 @@ fn what_cannot_be_bound_says_why_and_changes_nothing(mut machine: Machine) {
         (&["unbind", &none, &a], "/none: No such file"),
         (&["unbind", &file, &a], "is not in the union"),
         (&["unbind", &at(n.clone())], "that is all that the mount shows; try: slashn unbind NEW"),
+        (&["bind", &a, "/elsewhere", "--mount", &at(n.clone())], "it is not in the mount "),
         (&["bind", &a, &m, "--mount", &m], "no grid of mine is mounted there"),
     ] {
         machine.slashn(args).exits(1).complains(&[part]);

@@ -69,7 +69,8 @@ fn a_program_is_a_tree_and_is_started_again_when_it_died(mut machine: Machine) {
 }
 
 fn a_program_in_a_namespace_file_is_started_when_it_is_first_looked_into(mut machine: Machine) {
-    let text = format!("mount '{}' /hello\nmount '{}' /none self\n", hello(&machine), hello(&machine));
+    let text =
+        format!("mount -c local!/ /\nmount '{}' /n/hello\nmount '{}' /n/none self\n", hello(&machine), hello(&machine));
     machine.write("ns", &text);
     let n = machine.mount_as("n", &["--ns", "ns"]);
     assert_eq!(machine.run("ls", &["-l", at(&n)]).text().lines().count(), 3);
@@ -115,7 +116,7 @@ fn a_program_that_speaks_no_9p_is_told_and_mounts_nothing(mut machine: Machine) 
     ] {
         machine.slashn(&["bind", program, at(&old)]).exits(1).complains(&["slashn: bind: ", part]);
     }
-    assert_eq!(machine.slashn(&["ns", at(&n)]).succeeds().text(), "mount '#grid' /\n");
+    assert_eq!(machine.slashn(&["ns", at(&n)]).succeeds().text(), "mount -c local!/ /\nmount '#grid' /n\n");
     assert_eq!(machine.run("ls", &[&n]).text(), "");
     settles(&machine, "sleep 1000", 0);
 }

@@ -59,7 +59,7 @@ fn a_process_that_works_in_a_mount_has_the_mounts_namespace(mut machine: Machine
     let (child, pid) = told(shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
     let text = machine.slashn(&["ns", &pid.to_string()]).succeeds().text();
     assert_eq!(text, machine.slashn(&["ns", n.to_str().unwrap()]).succeeds().text());
-    assert_eq!(text, "mount '#grid' /\n");
+    assert_eq!(text, "mount -c local!/ /\nmount '#grid' /n\n");
     goes(child);
 }
 
@@ -84,9 +84,28 @@ fn what_is_mounted_is_what_the_homes_namespace_says(mut machine: Machine) {
     fs::write(&home, "bind -q $n/nobody $n/x\nbind $n/alpha/fs/files/d $n/d\nmount -q nobody /nobody\n").unwrap();
     let n = machine.mount();
     let text = machine.slashn(&["ns", n.to_str().unwrap()]).succeeds().text();
-    assert_eq!(text, "mount '#grid' /\nbind /alpha/fs/files/d /d\n");
+    assert_eq!(text, "mount -c local!/ /\nmount '#grid' /n\nbind /n/alpha/fs/files/d /n/d\n");
     machine.run("mkdir", &[n.join("alpha/fs/files/d/made")]);
     assert_eq!(machine.run("ls", &[n.join("d")]).text(), "made\n");
+    // It means the same to a command, here and elsewhere; and so does what `slashn ns` prints.
+    machine.write("text", &text);
+    let look = ["sh", "-c", "ls /n /n/d"];
+    let seen = machine.run("sh", &["-c", &format!("cd {} && ls . d", n.display())]).text().replace('.', "/n");
+    let seen = seen.replace("\nd:", "\n/n/d:");
+    assert_eq!(seen, "/n:\nalpha\nd\n\n/n/d:\nmade\n");
+    for ns in [&[][..], &["--ns", "text"]] {
+        assert_eq!(machine.slashn(&["run"]).args(ns).args(look).succeeds().text(), seen);
+        assert_eq!(machine.rcpu(ns).arg("alpha").args(look).succeeds().text(), seen);
+    }
+    machine.slashn(&["unmount", n.to_str().unwrap()]).succeeds();
+    machine.mount_as("n", &["--ns", "text"]);
+    assert_eq!(machine.slashn(&["ns", n.to_str().unwrap()]).succeeds().text(), text);
+    machine.slashn(&["unmount", n.to_str().unwrap()]).succeeds();
+    // Without the grid, and with something of this machine.
+    machine.run("sh", &["-c", "mkdir mine; echo 1 >mine/f"]);
+    machine.write("ns", "bind $home/../work/mine $n/alpha/mine\n");
+    machine.mount_as("n", &["--ns", "ns"]);
+    assert_eq!(machine.run("ls", &[n.join("alpha"), n.join("alpha/mine")]).text().lines().last(), Some("f"));
     machine.slashn(&["unmount", n.to_str().unwrap()]).succeeds();
     fs::write(&home, "clear\nmount alpha $n/only fs\n").unwrap();
     machine.mount();

@@ -9,6 +9,7 @@ use crate::cli::{Bind, Unbind};
 use crate::commands::{mount, runtime, status};
 use crate::error::{At, Error, Result};
 use crate::home::Home;
+use crate::namespace::N;
 use crate::{Context, control, live};
 
 /// Runs `slashn bind`.
@@ -16,7 +17,7 @@ pub fn bind(context: &Context, typed: &Bind) -> Result<ExitCode> {
     let Bind { after, before, create, cache, merge, quiet, new, old, mount } = typed;
     let flags = Flags { after: *after, before: *before, create: *create, cache: *cache, merge: *merge, quiet: *quiet };
     change(context, "bind", (Some(new), old), mount.as_deref(), |at| {
-        let old = within(at, old)?;
+        let old = shown(at, "bind", old)?;
         Ok(match is_server(new) {
             true => Line::Mount { flags, server: new.clone(), old, spec: String::new() },
             false => Line::Bind { flags, new: within(at, new)?, old },
@@ -33,8 +34,8 @@ pub fn unbind(context: &Context, typed: &Unbind) -> Result<ExitCode> {
     };
     change(context, "unbind", (new, old), typed.mount.as_deref(), |at| {
         let path = |new: &String| if is_server(new) { Ok(new.clone()) } else { within(at, new) };
-        let (new, place) = (new.map(path).transpose()?, within(at, old)?);
-        if new.is_none() && place == "/" {
+        let (new, place) = (new.map(path).transpose()?, shown(at, "unbind", old)?);
+        if new.is_none() && place == N {
             let error = Error::new("unbind", old, "that is all that the mount shows");
             return Err(error.remedy(format!("slashn unbind NEW {0}, or slashn unmount {0}", at.display())));
         }
@@ -85,11 +86,21 @@ fn is_server(new: &str) -> bool {
     new.starts_with('#') || first.contains('!') || (!new.contains('/') && !Path::new(new).exists())
 }
 
-/// `path` in the namespace that is mounted at `at`: as it is seen there, or from the namespace's root on.
+/// `path` in the namespace of which `at` shows a part: as it is seen there, or as the namespace has it.
 fn within(at: &Path, path: &str) -> Result<String> {
     let path = absolute(path)?;
     let Ok(within) = Path::new(&path).strip_prefix(at) else { return Ok(path) };
-    Ok(format!("/{}", within.display()))
+    Ok(Path::new(N).join(within).display().to_string().trim_end_matches('/').to_string())
+}
+
+/// The same of one that the mount shows.
+fn shown(at: &Path, step: &str, path: &str) -> Result<String> {
+    let within = within(at, path)?;
+    if Path::new(&within).starts_with(N) {
+        return Ok(within);
+    }
+    let error = Error::new(step, path, format!("it is not in the mount {}", at.display()));
+    Err(error.remedy(format!("slashn {step} NEW {}/...", at.display())))
 }
 
 /// `path` from the root, with `.` and `..` resolved as text: what it leads to may be dead.

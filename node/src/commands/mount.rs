@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ns::Build;
 use ns::text::OWN_LINES;
-use p9::{Errno, Reply, Tree, TreeRef, Who, synth};
+use p9::{Errno, Reply, TreeRef, Who, synth};
 use rustix::fs::Access;
 use tokio::sync::Notify;
 
@@ -20,11 +20,9 @@ use crate::error::{At, Error, Result};
 use crate::grid::Nodes;
 use crate::home::Home;
 use crate::live::Live;
+use crate::namespace::N;
 use crate::servers::Servers;
 use crate::{Context, cache, daemon, namespace, output};
-
-/// What `$n` stands for in a namespace file.
-const N: &str = "/";
 
 /// Runs the command.
 pub fn run(context: &Context, typed: &Mount) -> Result<ExitCode> {
@@ -50,7 +48,7 @@ pub fn run(context: &Context, typed: &Mount) -> Result<ExitCode> {
     }
     mount::tune_allocator();
     let dialer = Dialer::open(&home, context.agent())?;
-    let lines = namespace::lines(context, typed.ns.as_deref(), N)?;
+    let lines = namespace::lines(context, typed.ns.as_deref())?;
     let runtime = runtime()?;
     let (timeout, cache) = (Duration::from_secs(typed.timeout), typed.cache << 20);
     let (all_users, disk) = (typed.all_users, cache::open(&home, typed.disk_cache));
@@ -65,11 +63,11 @@ async fn serve(
 ) -> Result<()> {
     let who = Who { user: context.user().into(), ..Who::owner() };
     let servers = Servers::new(Nodes::new(dialer, options.timeout), who, home.secret("qid")?);
-    let variable = |name: &str| namespace::variable(context, N, name);
+    let variable = |name: &str| namespace::variable(context, name);
     let build = Build { dialer: &servers, variable: &variable, most: OWN_LINES };
     let built = build.build(lines).await;
     let namespace = built.map_err(|err| namespace::refused("mount", at.display(), &err))?;
-    let root = namespace.attach(&Who::owner(), b"").await.at("mount", at.display())?;
+    let root = namespace.root_at(N).at("mount", at.display())?;
     let handle = tokio::runtime::Handle::current();
     let (place, disk) = (at.to_path_buf(), options.disk.clone());
     // Mounting waits for the kernel, and fusermount3 for a while.
@@ -77,7 +75,7 @@ async fn serve(
     let mounted = mounted.await.at("mount", at.display())?.at("mount", at.display())?;
     let stop = Arc::new(Notify::new());
     let mounted = Arc::new(mounted);
-    let live = Live { namespace, servers: servers.eager(), context: context.clone(), n: N, mount: mounted.clone() };
+    let live = Live { namespace, servers: servers.eager(), context: context.clone(), mount: mounted.clone() };
     let control = Control::serve(&socket(home, at)?, control(at, live, &stop))?;
     output::line(format_args!("ready {}", at.display()))?;
     tokio::select! {

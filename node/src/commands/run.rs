@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use cpuserver::launch::private::{self, Client, Plan, Refused, Server};
-use ns::text::{Flags, Line, OWN_LINES};
+use ns::text::{Line, OWN_LINES};
 use ns::{Build, Namespace};
 use p9::{Tree, TreeRef, Who, synth};
 
@@ -25,15 +25,13 @@ use crate::home::Home;
 use crate::servers::Servers;
 use crate::{Context, namespace, plan};
 
-/// What `$n` stands for in a namespace file.
-const N: &str = "/n";
 const STEP: &str = "run";
 
 /// Runs the command: returns only if it cannot be run.
 pub fn run(context: &Context, typed: &Run) -> Result<ExitCode> {
     let home = context.open_home()?;
     // What is wrong with it is told before anything is made.
-    namespace::lines(context, typed.ns.as_deref(), N).map_err(|err| err.status(255))?;
+    namespace::lines(context, typed.ns.as_deref()).map_err(|err| err.status(255))?;
     let shell = || context.environment.var("SHELL").map_or_else(|| "/bin/sh".into(), OsString::from);
     let mut words = typed.command.iter().cloned();
     let program = words.next().unwrap_or_else(shell);
@@ -96,18 +94,11 @@ async fn serve_one(context: &Context, home: &Home, typed: &Run) -> Result<()> {
 }
 
 async fn made(context: &Context, home: &Home, typed: &Run) -> Result<(Namespace, Plan)> {
-    let here = Line::Mount {
-        flags: Flags { create: true, ..Flags::default() },
-        server: "local!/".into(),
-        old: "/".into(),
-        spec: String::new(),
-    };
-    let mut lines = vec![here];
-    lines.extend(namespace::lines(context, typed.ns.as_deref(), N)?);
+    let lines = namespace::lines(context, typed.ns.as_deref())?;
     let dialer = Dialer::open(home, context.agent())?;
     let who = Who { user: context.user().into(), ..Who::owner() };
     let servers = Servers::new(Nodes::new(dialer, MOUNT_TIMEOUT), who, home.secret("qid")?);
-    let variable = |name: &str| namespace::variable(context, N, name);
+    let variable = |name: &str| namespace::variable(context, name);
     let build = Build { dialer: &servers, variable: &variable, most: OWN_LINES };
     let namespace = build.build(&lines).await.map_err(|err| namespace::refused(STEP, "the namespace", &err))?;
     let is_this = |line: &Line| matches!(line, Line::Mount { server, old, .. } if server == "local!/" && old == "/");
