@@ -19,8 +19,8 @@ use tokio::sync::mpsc;
 
 pub use crate::launch::Exit;
 pub use crate::signals::number as signal_number;
-pub use command::{Command, default_ns, environment, node_root_ns};
-pub use outcome::Error;
+pub use command::{Command, default_ns, environment, is_limit, node_root_ns};
+pub use outcome::{Ended, Error};
 
 use remote::Remote;
 
@@ -53,7 +53,7 @@ pub enum Event {
 /// attempt. When the future is dropped, the session and the command end.
 pub async fn run<F>(
     node: NodeRef, serve: impl FnOnce(u64, String) -> F, command: Command, stdio: Stdio, events: mpsc::Receiver<Event>,
-) -> Result<Exit, Error>
+) -> Result<Ended, Error>
 where
     F: Future<Output = Result<(), String>>,
 {
@@ -130,7 +130,7 @@ where
 /// Takes part in the command of the session `id` on the node whose root is `node`: what it writes that nobody has read
 /// yet, and from then on, what it reads, and how it ends. It goes on when this is dropped. Errors: [`Error::Refused`]
 /// with `ENOENT` for no session of mine; those of [`run`].
-pub async fn attach(node: NodeRef, id: u64, stdio: Stdio, events: mpsc::Receiver<Event>) -> Result<Exit, Error> {
+pub async fn attach(node: NodeRef, id: u64, stdio: Stdio, events: mpsc::Receiver<Event>) -> Result<Ended, Error> {
     let remote = Remote::of(node, id).await?;
     let (running, runs) = tokio::sync::watch::channel(true);
     let ended = tokio::select! {
@@ -142,7 +142,7 @@ pub async fn attach(node: NodeRef, id: u64, stdio: Stdio, events: mpsc::Receiver
 }
 
 /// How the command of the session `id` ends, once it has. Errors: as for [`attach`].
-pub async fn wait(node: NodeRef, id: u64) -> Result<Exit, Error> {
+pub async fn wait(node: NodeRef, id: u64) -> Result<Ended, Error> {
     let remote = Remote::of(node, id).await?;
     let ended = streams::ended(&remote, || true).await;
     remote.close().await;

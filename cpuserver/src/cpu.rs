@@ -84,6 +84,7 @@ pub struct Cpu {
     last: AtomicU64,
     faces: DashMap<Owner, NodeRef>,
     root: OnceLock<TreeRef>,
+    hierarchies: OnceLock<job::Hierarchies>,
 }
 
 impl Cpu {
@@ -95,6 +96,7 @@ impl Cpu {
             last: AtomicU64::new(0),
             faces: DashMap::new(),
             root: OnceLock::new(),
+            hierarchies: OnceLock::new(),
         })
     }
 
@@ -197,6 +199,11 @@ impl Cpu {
     fn remove(&self, session: &Arc<Session>) {
         self.sessions.remove(&session.id);
         session.end();
+    }
+
+    /// Where jobs' control groups can be made: looked for once. It does blocking I/O.
+    pub(crate) fn hierarchies(&self) -> &job::Hierarchies {
+        self.hierarchies.get_or_init(job::Hierarchies::of_this_process)
     }
 
     /// This node's own root, as a tree: opened once.

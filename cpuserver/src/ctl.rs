@@ -29,6 +29,8 @@ pub(crate) enum Ctl {
     Eof,
     /// `user UID GID`: who the command sees itself as.
     User(u32, u32),
+    /// `limits TEXT`: one word, quoted.
+    Limits(Vec<u8>),
     /// `umask OCTAL`.
     Umask(u32),
     /// `args WORD...`
@@ -63,6 +65,7 @@ impl Ctl {
             (b"pty", []) => Ok(Self::Pty),
             (b"eof", []) => Ok(Self::Eof),
             (b"user", [uid, gid]) => Ok(Self::User(number(uid)?, number(gid)?)),
+            (b"limits", [text]) => Ok(Self::Limits(text.to_vec())),
             (b"umask", [mask]) => octal(mask).map(Self::Umask),
             (b"cwd", [path]) => Ok(Self::Cwd(path.to_vec())),
             (b"ns", [text]) => Ok(Self::Ns(text.to_vec())),
@@ -70,8 +73,8 @@ impl Ctl {
             (b"args", [_, ..]) => Ok(Self::Args(rest)),
             (b"env", _) => Ok(Self::Env(rest)),
             (
-                b"exec" | b"start" | b"kill" | b"winsize" | b"detach" | b"nice" | b"pty" | b"eof" | b"user" | b"umask"
-                | b"cwd" | b"ns" | b"nodes" | b"args",
+                b"exec" | b"start" | b"kill" | b"winsize" | b"detach" | b"nice" | b"pty" | b"eof" | b"user" | b"limits"
+                | b"umask" | b"cwd" | b"ns" | b"nodes" | b"args",
                 _,
             ) => Err(Errno::EINVAL),
             _ => Err(Errno::EOPNOTSUPP),
@@ -106,6 +109,7 @@ mod tests {
             ("pty", Ctl::Pty),
             ("eof", Ctl::Eof),
             ("user 1000 100", Ctl::User(1000, 100)),
+            ("limits 'time 5'", Ctl::Limits(b"time 5".to_vec())),
             ("umask 022", Ctl::Umask(0o22)),
             ("cwd '/a b'", Ctl::Cwd(b"/a b".to_vec())),
             ("ns 'mount caller /\nbind /a /b'", Ctl::Ns(b"mount caller /\nbind /a /b".to_vec())),

@@ -3,6 +3,7 @@
 //! [`run`] is the task of one job, spawned by `exec` on the node's runtime. It holds everything that the job needs (the
 //! FUSE session, the private /tmp, the flows' ends) and lets go of it in order when the job is over, however it ends.
 
+mod group;
 mod namespace;
 mod terminal;
 mod tmp;
@@ -18,8 +19,11 @@ use tokio::task::JoinSet;
 use crate::Cpu;
 use crate::launch::{self, Exit, Job, JobSpec, Usage};
 use crate::owned::Owners;
-use crate::session::{Ended, Failure, Phase, Session, Spec};
+use crate::session::{Ended, Failure, Limits, Phase, Session, Spec};
 
+use group::Group;
+
+pub(crate) use group::Hierarchies;
 pub(crate) use namespace::text;
 pub(crate) use terminal::Terminal;
 
@@ -34,31 +38,28 @@ pub(crate) async fn run(cpu: Arc<Cpu>, session: Arc<Session>, mut signals: mpsc:
         () = session.over() => Err(failure(255, Errno::EINTR, "the session ended")),
         started = start(&cpu, &session) => started,
     };
-    let (outcome, usage, running) = match started {
+    let (outcome, usage, limit, running) = match started {
         Ok(mut running) => {
-            let outcome = running.until_over(&session, &mut signals).await;
-            let usage = running.job.usage();
-            (outcome, usage, Some(running))
+            let (outcome, timed_out) = running.until_over(&session, &mut signals).await;
+            let usage = Usage { peak_kib: running.group.peak().map(|bytes| bytes >> 10), ..running.job.usage() };
+            (outcome, usage, running.limit(timed_out), Some(running))
         }
-        Err(failure) => (Err(failure), Usage::default(), None),
+        Err(failure) => (Err(failure), Usage::default(), None, None),
     };
     match &outcome {
         Ok(exit) => tracing::debug!(session = session.id, ?exit, "a command ended"),
         Err(failure) => tracing::debug!(session = session.id, reason = failure.reason, "a command never ran"),
     }
     session.stdin.break_off();
-    match running {
-        Some(running) => {
-            session.enter(Phase::Ended(Arc::new(Ended { outcome, real: began.elapsed(), usage })));
-            cpu.finished(&session);
-            running.let_go(&session).await;
-        }
-        None => {
-            session.stdout.end();
-            session.stderr.end();
-            session.enter(Phase::Ended(Arc::new(Ended { outcome, real: began.elapsed(), usage })));
-            cpu.finished(&session);
-        }
+    if running.is_none() {
+        session.stdout.end();
+        session.stderr.end();
+    }
+    let wire = session.wire.counts();
+    session.enter(Phase::Ended(Arc::new(Ended { outcome, real: began.elapsed(), usage, wire, limit })));
+    cpu.finished(&session);
+    if let Some(running) = running {
+        running.let_go(&session).await;
     }
     session.drop_caller();
 }
@@ -70,6 +71,8 @@ struct Running {
     /// The tasks that move the bytes of its streams.
     flows: JoinSet<()>,
     tmp: Option<tmp::Tmp>,
+    group: Group,
+    limits: Limits,
 }
 
 async fn start(cpu: &Arc<Cpu>, session: &Arc<Session>) -> Result<Running, Failure> {
@@ -79,15 +82,33 @@ async fn start(cpu: &Arc<Cpu>, session: &Arc<Session>) -> Result<Running, Failur
     let root = namespace::root(cpu, session, &spec, Owners { own, shown: user }).await?;
 
     let (near, far) = terminal::streams(spec.pty).map_err(|err| failed("streams", err))?;
-    let job_spec = job_spec(cpu, spec, own, user, root.mounts);
+    let limits = spec.limits.clone();
+    let group = group(cpu, session, &limits).await;
+    let mut job_spec = job_spec(cpu, spec, own, user, root.mounts);
+    job_spec.rlimits.extend(&group.of_each);
+    job_spec.processors = group.processors;
     let mut job = cpu.options.launcher.start_job(&job_spec, far).await.map_err(never_started)?;
+    // Init waits for its root to be served, and all others descend from it.
+    group.adopt(job.init()).map_err(|err| failed("limits", err))?;
     let disk = cpu.options.disk.as_ref().map(|disk| disk.apart(session.owner.name().as_bytes()));
     let options = mount::Options { fs_name: format!("slashn-job-{}", session.id), disk, ..mount::Options::default() };
     let fuse = job.take_fuse().ok_or_else(|| failure(255, Errno::EIO, "the launcher sent no root"))?;
     let mount = mount::serve(root.node, fuse, options, cpu.runtime().clone())
         .map_err(|err| failure(255, Errno::EIO, &format!("root: {err}")))?;
     let flows = pump(session, near)?;
-    Ok(Running { job, mount, flows, tmp: root.tmp })
+    Ok(Running { job, mount, flows, tmp: root.tmp, group, limits })
+}
+
+/// What keeps `limits`.
+async fn group(cpu: &Arc<Cpu>, session: &Arc<Session>, limits: &Limits) -> Group {
+    if !limits.bound_the_whole() {
+        return Group::default();
+    }
+    let (cpu, id, limits) = (cpu.clone(), session.id, limits.clone());
+    let made = tokio::task::spawn_blocking(move || Group::make(cpu.hierarchies(), id, &limits)).await;
+    let group = made.unwrap_or_default();
+    session.set_kept_by(group.told());
+    group
 }
 
 fn job_spec(cpu: &Cpu, spec: Spec, own: (u32, u32), user: (u32, u32), mounts: Vec<launch::JobMount>) -> JobSpec {
@@ -107,7 +128,8 @@ fn job_spec(cpu: &Cpu, spec: Spec, own: (u32, u32), user: (u32, u32), mounts: Ve
         own_pids: true,
         hostname: Some(cpu.options.node_name.clone()),
         mounts,
-        rlimits: spec.limits,
+        rlimits: spec.limits.of_each,
+        processors: None,
         nice: spec.nice,
         pty: spec.pty,
     }
@@ -132,22 +154,32 @@ fn pump(session: &Arc<Session>, near: terminal::Near) -> Result<JoinSet<()>, Fai
 
 impl Running {
     /// Returns when the command is over: by itself, by a signal that was asked for, because the session ends, or
-    /// because the caller's tree is gone: what it would make of that is not its own end.
-    async fn until_over(&mut self, session: &Session, signals: &mut mpsc::Receiver<i32>) -> Result<Exit, Failure> {
-        let (mut runs, mut ending, mut lost) = (false, false, false);
+    /// because the caller's tree is gone: what it would make of that is not its own end. And whether its time was over.
+    async fn until_over(
+        &mut self, session: &Session, signals: &mut mpsc::Receiver<i32>,
+    ) -> (Result<Exit, Failure>, bool) {
+        let (mut runs, mut ending, mut lost, mut timed_out) = (false, false, false, false);
+        let mut time = Box::pin(later(None));
         loop {
             tokio::select! {
-                next = self.next(runs) => match next.map_err(|error| Failure { ran: runs, ..never_started(error) })? {
-                    Some(_) if lost => {
+                next = self.next(runs) => match next {
+                    Err(error) => return (Err(Failure { ran: runs, ..never_started(error) }), timed_out),
+                    Ok(Some(_)) if lost => {
                         let reason = "the caller's tree: its connection was lost, so the command was ended";
-                        return Err(Failure { ran: runs, ..failure(255, Errno::EIO, reason) });
+                        return (Err(Failure { ran: runs, ..failure(255, Errno::EIO, reason) }), timed_out);
                     }
-                    Some(exit) => return Ok(exit),
-                    None => {
+                    Ok(Some(exit)) => return (Ok(exit), timed_out),
+                    Ok(None) => {
                         runs = true;
                         session.enter(Phase::Running { pid: self.job.init() });
+                        time.set(later(self.limits.time));
                     }
                 },
+                () = &mut time, if runs => {
+                    self.kill(if timed_out { libc::SIGKILL } else { libc::SIGTERM });
+                    time.set(later((!timed_out).then_some(GRACE)));
+                    timed_out = true;
+                }
                 Some(signal) = signals.recv(), if runs => self.kill(signal),
                 () = session.over(), if !ending => {
                     ending = true;
@@ -159,6 +191,16 @@ impl Running {
                 }
             }
         }
+    }
+
+    /// The limit that ended the command or some of it, in words.
+    fn limit(&self, timed_out: bool) -> Option<String> {
+        if timed_out {
+            let time = self.limits.time.unwrap_or_default().as_secs_f64();
+            return Some(format!("time: {time} s are over"));
+        }
+        let allowed = self.limits.memory.filter(|_| self.group.killed_for_memory() > 0)?;
+        Some(format!("out of memory: {} KiB are allowed", allowed >> 10))
     }
 
     /// How the command ended; or, while it does not run yet, nothing, once it does.
@@ -174,7 +216,7 @@ impl Running {
 
     /// Lets go of what the job stood on, and sees the rest of its output off.
     async fn let_go(self, session: &Session) {
-        let Self { mut job, mount, mut flows, tmp } = self;
+        let Self { mut job, mount, mut flows, tmp, group, .. } = self;
         if tokio::time::timeout(GRACE, job.gone()).await.is_err() {
             tracing::warn!(session = session.id, "a job's processes are slow to go");
         }
@@ -184,11 +226,19 @@ impl Running {
         if ended.is_err() {
             tracing::warn!(session = session.id, "a job's root did not end by itself");
         }
-        let _ = tokio::task::spawn_blocking(move || (drop(mount), drop(tmp))).await;
+        let _ = tokio::task::spawn_blocking(move || (drop(mount), drop(tmp), drop(group))).await;
         tokio::select! {
             () = async { while flows.join_next().await.is_some() {} } => {}
             () = session.over() => {}
         }
+    }
+}
+
+/// Returns after `time`; never without one.
+async fn later(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
     }
 }
 

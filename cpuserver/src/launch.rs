@@ -70,6 +70,8 @@ pub struct JobSpec {
     /// (resource of setrlimit(2), soft, hard), `u64::MAX` for no limit; a hard limit above this process's own is cut
     /// to it.
     pub rlimits: Vec<(i32, u64, u64)>,
+    /// On how many processors it may run at once; none: as many as this process.
+    pub processors: Option<usize>,
     /// Added to the niceness, see nice(2).
     pub nice: i32,
     /// Standard input is the slave side of a pseudo-terminal, which becomes the controlling terminal.
@@ -142,4 +144,10 @@ pub struct Usage {
     pub max_rss_kib: u64,
     /// Page faults that had to wait for a read.
     pub major_faults: u64,
+    /// Bytes that went through read(2) and the like, pipes and terminals counted; 0 where the kernel does not count.
+    pub read: u64,
+    /// Bytes that went through write(2) and the like.
+    pub written: u64,
+    /// The most memory that all of it had at once, in KiB, where a control group counts that.
+    pub peak_kib: Option<u64>,
 }

@@ -14,6 +14,7 @@ mod session;
 mod signals;
 mod travel;
 mod tree;
+mod wire;
 mod words;
 
 pub mod client;

@@ -52,6 +52,7 @@ impl Cpu {
         let Line { id, nonce, bulk } = Line::parse(line).ok_or(ServeBackError::Line)?;
         let session = self.session(id, &Owner::from(who)).filter(|_| who.rights.may_run());
         let session = session.ok_or(ServeBackError::Refused(id))?;
+        let io = session.wire.count(io);
         if let Some(again) = session.again(nonce) {
             // It is used by the task of the first.
             let brought = if bulk { Brought::Bulk(io) } else { Brought::First(io) };

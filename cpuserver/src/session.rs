@@ -5,6 +5,7 @@
 //! and no detached command runs in it; its processes end with it.
 
 mod files;
+mod limits;
 mod spec;
 
 use std::sync::Arc;
@@ -22,9 +23,11 @@ use crate::flow::{Input, Output};
 use crate::job::Terminal;
 use crate::launch::{Exit, Usage};
 use crate::travel::Trees;
+use crate::wire::Wire;
 use crate::{Cpu, owner::Owner};
 
 pub(crate) use files::{CloneFile, directory};
+pub(crate) use limits::Limits;
 pub(crate) use spec::{Spec, list_text};
 
 /// One session.
@@ -49,6 +52,10 @@ pub(crate) struct Session {
     /// Whether the clone file is still open.
     held: AtomicBool,
     began: Instant,
+    /// What came and went on the connections that bring the caller's tree.
+    pub(crate) wire: Arc<Wire>,
+    /// What keeps which limit.
+    kept_by: Mutex<String>,
 }
 
 struct Asked {
@@ -87,6 +94,10 @@ pub(crate) struct Ended {
     pub(crate) outcome: Result<Exit, Failure>,
     pub(crate) real: Duration,
     pub(crate) usage: Usage,
+    /// Bytes of the caller's tree: received and sent.
+    pub(crate) wire: (u64, u64),
+    /// The limit that ended it, in words.
+    pub(crate) limit: Option<String>,
 }
 
 /// Why a command never ran, or how it was lost.
@@ -122,6 +133,8 @@ impl Session {
             detached: AtomicBool::new(false),
             held: AtomicBool::new(true),
             began: Instant::now(),
+            wire: Arc::default(),
+            kept_by: Mutex::default(),
         })
     }
 
@@ -341,6 +354,16 @@ impl Session {
 
     fn is_over(&self) -> bool {
         *self.over.borrow()
+    }
+
+    /// Notes what keeps which limit: ` LIMIT BY` for each.
+    pub(crate) fn set_kept_by(&self, told: &str) {
+        told.clone_into(&mut self.kept_by.lock());
+    }
+
+    /// What keeps which limit.
+    pub(crate) fn kept_by(&self) -> String {
+        self.kept_by.lock().clone()
     }
 
     /// How long it exists.

@@ -32,6 +32,10 @@ fn main() -> ExitCode {
         a_detached_command_outlives_its_session_and_can_be_asked
         a_detached_command_that_is_interrupted_while_it_starts_does_not_go_on
         a_terminal_has_a_size_and_takes_an_end_of_input
+        what_it_used_is_told
+        a_command_that_needs_more_memory_than_it_may_have_is_told_so
+        processes_and_processors_are_bounded
+        a_command_whose_time_is_over_is_ended_and_told_so
         with_the_nodes_root_the_callers_directories_are_where_they_were
         all_of_this_works_for_an_ordinary_user
     })
@@ -203,6 +207,104 @@ async fn a_detached_command_that_is_interrupted_while_it_starts_does_not_go_on()
     let ended = starting.await.unwrap();
     assert!(matches!(ended, Err(Error::Interrupted(libc::SIGINT))), "{ended:?}");
     node.until_idle().await;
+}
+
+async fn what_it_used_is_told() {
+    let node = Node::new().await;
+    let here = tempfile::tempdir_in("/var/tmp").unwrap();
+    std::fs::write(here.path().join("data"), vec![7; 3 << 20]).unwrap();
+    let script = format!("tr x y <{0}/data >{0}/copy; echo done", here.path().display());
+    let run = node.run(sh(&script)).await;
+    assert_eq!(run.exit(), Exit::Code(0));
+    let used = &run.ended().used;
+    let of = |name: &str| -> f64 {
+        let mut words = used.split_whitespace().skip_while(|word| *word != name);
+        words.nth(1).unwrap_or_else(|| panic!("no {name} in {used}")).parse().unwrap()
+    };
+    let size = f64::from(3 << 20);
+    for (name, least) in [("real", 0.001), ("maxrss", 100.0), ("read", size), ("written", size)] {
+        assert!(of(name) >= least, "{name}: {used}");
+    }
+    // Its files were the caller's: they came, and went back, over the wire.
+    assert!(of("received") >= size && of("sent") >= size, "{used}");
+}
+
+/// Runs `command` with `limits`; gives what keeps them, as `stats` tells while it runs.
+async fn limited(node: &Node, limits: &str, script: &str) -> (Run, String) {
+    let script = format!("echo ready; read go; {script}");
+    let command = Command { limits: limits.into(), ..sh(&script) };
+    let (stdin, far) = tokio::io::duplex(64);
+    let mut run = Run::begin(node, command, Box::new(far));
+    run.until_output("ready\n").await;
+    let stats = node.text(&format!("cpu/{}/stats", node.last_session())).await;
+    let kept = stats.lines().find_map(|line| line.strip_prefix("limits ")).unwrap_or_default().to_owned();
+    let mut stdin = stdin;
+    tokio::io::AsyncWriteExt::write_all(&mut stdin, b"go\n").await.unwrap();
+    (run.end().await, kept)
+}
+
+/// The control groups that are there for commands of this process.
+fn groups() -> Vec<std::path::PathBuf> {
+    let name = format!("slashn-job-{}-", std::process::id());
+    let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut all: Vec<_> = hierarchies.collect();
+    let mut found = Vec::new();
+    while let Some(at) = all.pop() {
+        for entry in std::fs::read_dir(&at).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&name) {
+                found.push(entry.path());
+            } else if entry.file_type().unwrap().is_dir() {
+                all.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+async fn a_command_that_needs_more_memory_than_it_may_have_is_told_so() {
+    let node = Node::new().await;
+    let (run, kept) = limited(&node, "memory 40M\n", "head -c 400000000 /dev/zero | tail -c 300000000 | wc -c").await;
+    assert!(run.stdout.ends_with("\n0\n"), "{}", run.stdout);
+    match kept.strip_prefix("memory cgroup-") {
+        Some(_) => {
+            assert_eq!(run.ended().limit.as_deref(), Some("out of memory: 40960 KiB are allowed"));
+            let used = &run.ended().used;
+            let peak: u64 = used.split_once(" peak ").unwrap().1.split(' ').next().unwrap().parse().unwrap();
+            assert!((20_000..=41_000).contains(&peak), "{used}");
+        }
+        // No more than each process can be bounded: it is told by itself.
+        None => assert_eq!((kept.as_str(), run.stderr.contains("memory exhausted")), ("memory each-process", true)),
+    }
+    node.until_idle().await;
+    assert_eq!(groups(), Vec::<std::path::PathBuf>::new());
+}
+
+async fn processes_and_processors_are_bounded() {
+    let node = Node::new().await;
+    let script = "nproc; for i in 1 2 3 4 5 6 7 8 9; do sleep 0.1 & done; echo none failed";
+    let (run, kept) = limited(&node, "processes 6\ncpus 1\nio 10\n", script).await;
+    // Root is bounded by a group alone.
+    if kept.contains("processes cgroup") || rustix::process::geteuid().as_raw() != 0 {
+        assert!(
+            run.stderr.contains("ork") && !run.stdout.contains("none failed"),
+            "{kept}: {} {}",
+            run.stdout,
+            run.stderr
+        );
+    }
+    if kept.contains("cpus each-process") {
+        assert!(run.stdout.contains("\n1\n"), "{}", run.stdout);
+    }
+    assert!(kept.starts_with("cpus ") && kept.contains(" io "), "{kept}");
+    node.until_idle().await;
+    assert_eq!(groups(), Vec::<std::path::PathBuf>::new());
+}
+
+async fn a_command_whose_time_is_over_is_ended_and_told_so() {
+    let node = Node::new().await;
+    let run = node.run(Command { limits: "time 0.2\n".into(), ..sh("sleep 1000") }).await;
+    assert_eq!(run.exit(), Exit::Signal { number: libc::SIGTERM, core: false });
+    assert_eq!(run.ended().limit.as_deref(), Some("time: 0.2 s are over"));
 }
 
 async fn a_terminal_has_a_size_and_takes_an_end_of_input() {

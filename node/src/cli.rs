@@ -141,9 +141,9 @@ pub enum Command {
     Wait(Wait),
     /// See what a command of mine writes, until it ends
     ///
-    /// See what a command of mine writes, from the oldest that nobody has seen (its node keeps the last MiB), until it
-    /// ends. The exit status is its own, as that of `rcpu`, and signals go to it; but a terminal that is closed leaves
-    /// it running.
+    /// See what a command of mine writes, from the oldest that its node has (the last MiB, seen or not), until it ends.
+    /// The exit status is its own, as that of `rcpu`, and signals go to it; but a terminal that is closed leaves it
+    /// running.
     Attach(Attach),
     /// Print the completions of a shell
     Completions(Completions),
@@ -502,6 +502,10 @@ pub struct Rcpu {
     /// Set a variable of its environment, or send one that is not sent by itself
     #[arg(short = 'e', value_name = "VAR[=VALUE]")]
     pub env: Vec<OsString>,
+    /// Bound it: cpus=1.5, memory=2G, processes=100, time=60s, io=50 (100 is usual) for it and all that it starts, or
+    /// what setrlimit(2) knows, in lower case, for each process (nofile=1024)
+    #[arg(long, value_name = "NAME=VALUE", value_delimiter = ',')]
+    pub limit: Vec<Limit>,
     /// Its working directory [default: mine]
     #[arg(short = 'C', value_name = "DIR")]
     pub dir: Option<PathBuf>,
@@ -509,6 +513,31 @@ pub struct Rcpu {
     /// shell, on a terminal]
     #[arg(value_name = "NODE COMMAND", trailing_var_arg = true)]
     pub words: Vec<OsString>,
+}
+
+/// `NAME=VALUE` of `rcpu --limit`
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Limit(String);
+
+impl Limit {
+    /// The line of a session's file `limits`.
+    pub fn line(&self) -> String {
+        format!("{}\n", self.0)
+    }
+}
+
+impl std::str::FromStr for Limit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let line = text.replacen('=', " ", 1);
+        match text.contains('=') && cpuserver::client::is_limit(&line) {
+            true => Ok(Self(line)),
+            false => {
+                Err("it is cpus=N, memory=SIZE, processes=N, time=SECONDS, io=WEIGHT, or nofile=N and the like".into())
+            }
+        }
+    }
 }
 
 /// `yes` or `no`

@@ -14,6 +14,8 @@ as_both! {
     what_nobody_reads_keeps_it_from_nothing
     a_signal_to_whoever_attaches_is_the_commands
     what_is_no_command_of_mine_is_said_to_be_none
+    an_agent_that_is_stopped_says_what_ends
+    what_bounds_a_command_is_kept_and_told
     a_node_that_is_down_hides_no_other
 }
 
@@ -55,6 +57,8 @@ fn what_it_wrote_is_there_for_whoever_attaches_and_its_status_too(machine: Machi
     machine.slashn(&["wait", &session]).exits(7);
     let attached = machine.slashn(&["attach", &session]).exits(7);
     assert_eq!((attached.text().as_str(), attached.errors().as_str()), ("out\n", "err\n"));
+    // And for the next one.
+    assert_eq!(machine.slashn(&["attach", &session]).exits(7).text(), "out\n");
     // From there on, until it ends.
     let session = detached(&machine, "until [ -e go ]; do sleep 0.05; done; echo went");
     let waiting = machine.slashn(&["attach", &session]).stdout(Stdio::piped()).spawn().unwrap();
@@ -99,6 +103,37 @@ fn what_is_no_command_of_mine_is_said_to_be_none(machine: Machine) {
     assert!(machine.slashn(&["kill", "-NONE", "alpha/1"]).exits(2).errors().contains("NONE: there is no such signal"));
     assert!(machine.slashn(&["kill", "-9"]).exits(2).errors().contains("which command?"));
     assert!(machine.slashn(&["kill", "gamma/1"]).exits(1).errors().contains("no node of that name is known"));
+}
+
+fn an_agent_that_is_stopped_says_what_ends(machine: Machine) {
+    let machine = machine.with_two_nodes();
+    let session = detached(&machine, "sleep 1000");
+    let stopped = machine.slashn(&["agent", "--stop"]).succeeds();
+    assert_eq!(stopped.errors(), "slashn: commands that it serves, which end now: 1\n");
+    machine.slashn(&["kill", "-9", &session]).succeeds();
+    assert_eq!(machine.slashn(&["agent", "--stop"]).succeeds().errors(), "");
+}
+
+fn what_bounds_a_command_is_kept_and_told(machine: Machine) {
+    let machine = machine.with_two_nodes();
+    let late = machine.rcpu(&["--limit", "time=0.2,processes=100", "alpha", "sleep", "1000"]).exits(128 + 15);
+    assert_eq!(late.errors(), "slashn: alpha: time: 0.2 s are over\n");
+    let both = machine.rcpu(&["-q", "-A", "--limit", "time=0.2", "sleep", "1000"]).exits(128 + 15).errors();
+    assert!(both.contains("rcpu: alpha: time: 0.2 s are over\n") && both.contains("rcpu: beta: time: "), "{both}");
+    let session = machine.rcpu(&["-d", "--limit", "memory=100M", "beta", "sleep", "1000"]).succeeds().text();
+    let (_, id) = session.trim().split_once('/').unwrap();
+    let limits = machine.run("9p", &["read", &format!("beta/cpu/{id}/limits")]).text();
+    assert!(limits.starts_with("memory 104857600\n"), "{limits}");
+    let stats = machine.run("9p", &["read", &format!("beta/cpu/{id}/stats")]).text();
+    assert!(stats.contains("\nlimits memory "), "{stats}");
+    machine.slashn(&["kill", session.trim()]).succeeds();
+    machine.slashn(&["wait", session.trim()]).exits(128 + 15);
+    // The caller's own limits hold there, too; and what it used is told to who asks.
+    let own = machine.command("sh").args(["-c", "ulimit -n 333; exec rcpu -v beta sh -c 'ulimit -n'"]).succeeds();
+    assert_eq!(own.text(), "333\n");
+    assert!(own.errors().contains("slashn: beta: real "), "{}", own.errors());
+    let wrong = machine.rcpu(&["--limit", "memory=much", "beta", "true"]).exits(2).errors();
+    assert!(wrong.contains("it is cpus=N, memory=SIZE"), "{wrong}");
 }
 
 fn a_node_that_is_down_hides_no_other(machine: Machine) {

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
+use crate::session::Limits;
 use crate::travel::is_abroad;
 use crate::words::quote;
 
@@ -31,6 +32,8 @@ pub struct Command {
     pub terminal: Option<(u16, u16)>,
     /// Added to its niceness.
     pub nice: i32,
+    /// What bounds it: lines as the session's file `limits` takes them.
+    pub limits: String,
 }
 
 impl Command {
@@ -65,6 +68,9 @@ impl Command {
         say("umask", &[format!("{:o}", self.umask).as_bytes()]);
         if self.nice != 0 {
             say("nice", &[self.nice.to_string().as_bytes()]);
+        }
+        if !self.limits.is_empty() {
+            say("limits", &[self.limits.as_bytes()]);
         }
         if let Some((rows, cols)) = self.terminal {
             say("pty", &[]);
@@ -104,6 +110,11 @@ pub fn environment(all: impl IntoIterator<Item = (OsString, OsString)>, chosen: 
         .collect();
     env.extend(chosen().filter(|item| item.contains(&b'=')).map(<[u8]>::to_vec));
     env
+}
+
+/// Whether `line` is one that bounds a command: see [`Command::limits`].
+pub fn is_limit(line: &str) -> bool {
+    !line.trim().is_empty() && !line.contains('\n') && Limits::parse(line.as_bytes()).is_ok()
 }
 
 /// What a job has of the node whatever its root is: what is the kernel's, and the node's exports.
@@ -157,12 +168,14 @@ mod tests {
             nodes: "alpha h:1 home KEY 'x'\n".into(),
             terminal: Some((24, 80)),
             nice: 5,
+            limits: "time 5\n".into(),
         };
         let said = Ctl::parse(&command.to_ctl(&["exec"])).unwrap();
         let expected = [
             Ctl::User(1000, 100),
             Ctl::Umask(0o27),
             Ctl::Nice(5),
+            Ctl::Limits(b"time 5\n".to_vec()),
             Ctl::Pty,
             Ctl::Winsize(24, 80),
             Ctl::Cwd(command.cwd.clone()),

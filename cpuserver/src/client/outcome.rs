@@ -13,6 +13,18 @@ use crate::launch::Exit;
 /// The step before which a node knows nothing of a command.
 pub(super) const CLONE: &str = "cpu/clone";
 
+/// How a command ended.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Ended {
+    /// By itself or by a signal.
+    pub exit: Exit,
+    /// What it used, as the node says it: `real`, `user`, `sys` (seconds), `maxrss` (KiB), and so on, each followed by a
+    /// number.
+    pub used: String,
+    /// The limit that ended it or some of it, in words.
+    pub limit: Option<String>,
+}
+
 /// Why [`super::run`] has no exit status to give.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -92,12 +104,17 @@ impl Error {
 }
 
 /// What `wait` said: how the command ended, or why nobody can say.
-pub(super) fn ended(text: &str) -> Result<Exit, Error> {
+pub(super) fn ended(text: &str) -> Result<Ended, Error> {
     let (rest, exit) = first_line(text).map_err(|_| Error::Garbled("wait"))?;
-    match exit {
-        Exit::Code(code) => unknown(rest, code).map_or(Ok(exit), Err),
-        signal => Ok(signal),
+    if let Exit::Code(code) = exit
+        && let Some(error) = unknown(rest, code)
+    {
+        return Err(error);
     }
+    let mut lines = rest.lines();
+    let used = lines.next().unwrap_or_default().to_owned();
+    let limit = lines.find_map(|line| line.strip_prefix("limit: ")).map(str::to_owned);
+    Ok(Ended { exit, used, limit })
 }
 
 /// Why a command never started or was lost, if that is what `status` says.
@@ -129,10 +146,17 @@ mod tests {
 
     #[test]
     fn every_end_is_told_from_every_other() {
-        let resources = "real 0.1 user 0.0 sys 0.0 maxrss 1\n";
-        assert_eq!(ended(&format!("exit 7\n{resources}")).unwrap(), Exit::Code(7));
-        assert_eq!(ended(&format!("signal 9\n{resources}")).unwrap(), Exit::Signal { number: 9, core: false });
-        assert_eq!(ended(&format!("signal 6 core\n{resources}")).unwrap(), Exit::Signal { number: 6, core: true });
+        let used = "real 0.1 user 0.0 sys 0.0 maxrss 1";
+        for (line, exit) in [
+            ("exit 7", Exit::Code(7)),
+            ("signal 9", Exit::Signal { number: 9, core: false }),
+            ("signal 6 core", Exit::Signal { number: 6, core: true }),
+        ] {
+            let told = ended(&format!("{line}\n{used}\n")).unwrap();
+            assert_eq!(told, Ended { exit, used: used.into(), limit: None });
+        }
+        let limit = ended("signal 9\nreal 1\nlimit: out of memory\n").unwrap().limit;
+        assert_eq!(limit.as_deref(), Some("out of memory"));
         let never = ended("exit 127\nnever started: foo: not found\n").unwrap_err();
         assert_eq!((never.exit_code(), never.to_string().as_str()), (127, "foo: not found"));
         let lost = ended("exit 255\nlost: launcher: it has ended\n").unwrap_err();

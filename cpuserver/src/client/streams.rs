@@ -13,7 +13,7 @@ use p9::{Errno, Handle, How};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
-use super::{Error, Exit, Stdio, outcome, remote::Remote};
+use super::{Ended, Error, Stdio, outcome, remote::Remote};
 
 /// Bytes of one request.
 const CHUNK: u32 = 128 << 10;
@@ -22,7 +22,7 @@ const CHUNK: u32 = 128 << 10;
 const DEPTH: usize = 8;
 
 /// Opens the streams, moves their bytes, and returns how the command ended once all its output is here.
-pub(super) async fn pump(remote: &Remote, stdio: Stdio, running: &watch::Sender<bool>) -> Result<Exit, Error> {
+pub(super) async fn pump(remote: &Remote, stdio: Stdio, running: &watch::Sender<bool>) -> Result<Ended, Error> {
     let Stdio { stdin, stdout, stderr } = stdio;
     let output = async |name, sink| copy_out(name, &remote.file(name, How::READ).await?, sink, running).await;
     let ended = ended(remote, || *running.borrow());
@@ -33,13 +33,13 @@ pub(super) async fn pump(remote: &Remote, stdio: Stdio, running: &watch::Sender<
         std::future::pending::<Result<(), Error>>().await
     };
     tokio::select! {
-        out = all_out => out.map(|((), (), exit)| exit),
+        out = all_out => out.map(|((), (), ended)| ended),
         Err(err) = all_in => Err(err),
     }
 }
 
 /// How the command ends, once it has; `runs` says whether it runs.
-pub(super) async fn ended(remote: &Remote, runs: impl Fn() -> bool) -> Result<Exit, Error> {
+pub(super) async fn ended(remote: &Remote, runs: impl Fn() -> bool) -> Result<Ended, Error> {
     let wait = remote.file("wait", How::READ).await?;
     let text = wait.read(0, CHUNK).await.map_err(|errno| Error::of("wait", errno, runs()))?;
     outcome::ended(&String::from_utf8_lossy(&text))

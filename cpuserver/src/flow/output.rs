@@ -27,9 +27,11 @@ pub(crate) struct Output {
 
 #[derive(Default)]
 struct State {
-    /// What is not acknowledged; its first byte is at `base`.
+    /// What is not acknowledged, and before that what is kept of a detached command; its first byte is at `base`.
     held: BytesMut,
     base: u64,
+    /// Everything below has arrived.
+    arrived: u64,
     /// Everything below was given to a reader.
     given: u64,
     /// What else was given: ranges above `given`, of reads that overtook others.
@@ -86,7 +88,8 @@ impl Output {
     fn room(&self) -> Option<usize> {
         let state = self.state.lock();
         // What comes then takes the place of the oldest.
-        let room = if state.waits_for_nobody() { CHUNK } else { self.limit.saturating_sub(state.held.len()) };
+        let waiting = (state.end() - state.arrived) as usize;
+        let room = if state.waits_for_nobody() { CHUNK } else { self.limit.saturating_sub(waiting) };
         (room > 0 || state.ended).then_some(room.min(CHUNK))
     }
 
@@ -98,8 +101,10 @@ impl Output {
         state.held.reserve(room);
         // The descriptor does not block, so the lock is not held for long.
         let read = source.try_read_buf(&mut (&mut state.held).limit(room));
-        if state.waits_for_nobody() {
+        if state.detached {
             let over = state.held.len().saturating_sub(self.limit);
+            let read = (state.arrived - state.base) as usize;
+            let over = if state.waits_for_nobody() { over } else { over.min(read) };
             state.drop_oldest(over);
         }
         read
@@ -125,11 +130,12 @@ impl State {
 
     /// Frees what a reader at `place` must have; says whether that was anything.
     fn acknowledge(&mut self, place: u64) -> bool {
-        let arrived = place.min(self.given);
-        let freed = arrived.saturating_sub(self.base);
-        self.held.advance(freed as usize);
-        self.base += freed;
-        freed > 0
+        let before = self.arrived;
+        self.arrived = place.min(self.given).max(before);
+        if !self.detached {
+            self.drop_oldest((self.arrived - self.base) as usize);
+        }
+        self.arrived > before
     }
 
     fn waits_for_nobody(&self) -> bool {
@@ -141,6 +147,7 @@ impl State {
         self.held.advance(count);
         self.base += count as u64;
         self.given = self.given.max(self.base);
+        self.arrived = self.arrived.max(self.base);
     }
 
     fn read(&mut self, place: u64, count: u32) -> Option<Result<Bytes, Errno>> {
@@ -291,6 +298,27 @@ mod tests {
         }
         more.await.unwrap();
         assert_eq!(file.read(offset, 10).await.unwrap(), "");
+        filled.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_was_read_of_a_detached_command_is_there_for_the_next_one_too() {
+        let (flow, mut writer, filled) = flow(1000);
+        flow.detach();
+        writer.write_all(b"first\n").unwrap();
+        let (one, other) = (OutputFile::open(&flow), OutputFile::open(&flow));
+        for file in [&one, &other] {
+            assert_eq!(file.read(0, 9).await.unwrap(), "first\n");
+        }
+        let mut more = one.read(6, 9);
+        writer.write_all(b"second\n").unwrap();
+        assert_eq!((&mut more).await.unwrap(), "second\n");
+        drop((more, writer));
+        assert_eq!(one.read(13, 9).await.unwrap(), "");
+        drop((one, other));
+        let again = OutputFile::open(&flow);
+        assert_eq!(again.read(0, 99).await.unwrap(), "first\nsecond\n");
+        assert_eq!(again.read(13, 99).await.unwrap(), "");
         filled.await.unwrap();
     }
 

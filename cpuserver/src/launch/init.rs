@@ -4,15 +4,17 @@
 //! the daemon to go. It never execs, so nothing here may touch the job's root once the program runs. Invariant: when
 //! it ends, for whatever reason, the job ends.
 
+use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal};
 
 use super::message::{self, Command, Event};
 use super::sys::{self, Side};
-use super::{Error, Exit, JobSpec, program, root};
+use super::{Error, Exit, JobSpec, Usage, program, root};
 
 /// Init's life. `ready` is told when all is done that needs nobody to serve `root`.
 pub(super) fn run(spec: &JobSpec, socket: &OwnedFd, root: OwnedFd, stdio: [OwnedFd; 3], ready: PipeWriter) -> ! {
@@ -33,10 +35,13 @@ struct Init {
     /// Ends when the program runs; before, it tells why it does not.
     verdict: Option<PipeReader>,
     notes: Vec<String>,
+    /// /proc/self/io, opened while the machine's /proc is in sight.
+    io: Option<File>,
 }
 
 fn start(spec: &JobSpec, root: OwnedFd, stdio: [OwnedFd; 3], mut ready: PipeWriter) -> Result<Init, Error> {
     die_with_mounter(&ready);
+    let io = File::open("/proc/self/io").ok();
     let children_signal = sys::children_signal().map_err(Error::setup("signals"))?;
     let mut notes = Vec::new();
     let mounts = root::prepare(spec, &stdio[0], &mut notes)?;
@@ -52,7 +57,7 @@ fn start(spec: &JobSpec, root: OwnedFd, stdio: [OwnedFd; 3], mut ready: PipeWrit
     match sys::fork(0).map_err(Error::setup("fork"))? {
         Side::Child => program::run(spec, stdio, report),
         Side::Parent { pid, .. } => {
-            Ok(Init { program: pid, own_pids: spec.own_pids, children_signal, verdict: Some(verdict), notes })
+            Ok(Init { program: pid, own_pids: spec.own_pids, children_signal, verdict: Some(verdict), notes, io })
         }
     }
 }
@@ -120,8 +125,19 @@ impl Init {
     /// Tells how the program ended, and ends. What is left is killed: by the kernel, as this process is pid 1, or by
     /// the mounter.
     fn report(&self, socket: &OwnedFd, exit: Exit) -> ! {
-        let _ = message::send(socket, &Event::Exited { exit, usage: sys::children_usage() }, &[]);
+        let (read, written) = self.bytes().unwrap_or_default();
+        let usage = Usage { read, written, ..sys::children_usage() };
+        let _ = message::send(socket, &Event::Exited { exit, usage }, &[]);
         sys::exit(0)
+    }
+
+    /// What this process and those that it has waited for have read and written: proc_pid_io(5).
+    fn bytes(&self) -> Option<(u64, u64)> {
+        let mut text = vec![0; 1024];
+        let got = self.io.as_ref()?.read_at(&mut text, 0).ok()?;
+        let text = String::from_utf8_lossy(&text[..got]).into_owned();
+        let of = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        Some((of("rchar:")?, of("wchar:")?))
     }
 
     /// Does what the daemon asks for.

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use rustix::fs::Mode;
 use rustix::process::{Gid, Signal, Uid, getgid, getuid};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
-use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use rustix::thread::{CpuSet, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use super::{Error, JobSpec, interpreter, sys};
 
@@ -36,6 +36,9 @@ fn prepare(spec: &JobSpec, stdio: [OwnedFd; 3]) -> Result<(), Error> {
     for (resource, soft, hard) in &spec.rlimits {
         sys::limit(*resource, *soft, *hard).map_err(Error::setup(&format!("limit {resource}")))?;
     }
+    if let Some(most) = spec.processors {
+        processors(most).map_err(Error::setup("processors"))?;
+    }
     if spec.nice != 0 {
         rustix::process::nice(spec.nice).map_err(Error::setup("nice"))?;
     }
@@ -46,6 +49,16 @@ fn prepare(spec: &JobSpec, stdio: [OwnedFd; 3]) -> Result<(), Error> {
     rustix::process::umask(Mode::from_bits_truncate(spec.umask & 0o777));
     rustix::process::chdir(spec.cwd.as_slice())
         .map_err(|errno| Error::Cwd { path: lossy(&spec.cwd), reason: errno.into() })
+}
+
+/// Leaves this process `most` of the processors that it may run on: not always the same ones.
+fn processors(most: usize) -> Result<(), rustix::io::Errno> {
+    let all = rustix::thread::sched_getaffinity(None)?;
+    let mine: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|cpu| all.is_set(*cpu)).collect();
+    let mut some = CpuSet::new();
+    let first = std::process::id() as usize;
+    (0..most.min(mine.len())).for_each(|n| some.set(mine[(first + n) % mine.len()]));
+    rustix::thread::sched_setaffinity(None, &some)
 }
 
 /// In a user namespace init is the user already. Otherwise groups go first, and the uid last.

@@ -109,6 +109,7 @@ fn usage_of(usage: &libc::rusage) -> Usage {
         system: time(usage.ru_stime),
         max_rss_kib: usage.ru_maxrss as u64,
         major_faults: usage.ru_majflt as u64,
+        ..Usage::default()
     }
 }
 

@@ -46,7 +46,7 @@ pub(crate) fn directory(cpu: &Arc<Cpu>, session: &Arc<Session>) -> NodeRef {
         ("cwd", value(|spec| line(&spec.cwd), spec::Spec::set_cwd)),
         ("ns", namespace(session)),
         ("nodes", value(|spec| spec.nodes.clone().into(), spec::Spec::set_nodes)),
-        ("limits", value(|spec| spec.limits_text().into(), spec::Spec::set_limits)),
+        ("limits", value(|spec| spec.limits.text().into(), spec::Spec::set_limits)),
         ("nonce", show(|session| Ok(session.nonce() + "\n"))),
         ("stdin", stdin(session)),
         ("stdout", output(&session.stdout)),
@@ -135,27 +135,40 @@ fn stats(session: &Session) -> String {
         session.stdout.total(),
         session.stderr.total()
     );
+    let kept = match session.kept_by() {
+        by if by.is_empty() => String::new(),
+        by => format!("limits{by}\n"),
+    };
     match session.phase() {
-        Phase::Ended(ended) => resources(&ended) + &flows,
-        _ => format!("age {:.3}\n{flows}", session.age().as_secs_f64()),
+        Phase::Ended(ended) => resources(&ended) + &flows + &kept,
+        _ => format!("age {:.3}\n{flows}{kept}", session.age().as_secs_f64()),
     }
 }
 
 fn resources(ended: &Ended) -> String {
+    let usage = &ended.usage;
+    let peak = usage.peak_kib.map(|peak| format!(" peak {peak}")).unwrap_or_default();
     format!(
-        "real {:.3} user {:.3} sys {:.3} maxrss {}\n",
+        "real {:.3} user {:.3} sys {:.3} maxrss {}{peak} read {} written {} received {} sent {}\n",
         ended.real.as_secs_f64(),
-        ended.usage.user.as_secs_f64(),
-        ended.usage.system.as_secs_f64(),
-        ended.usage.max_rss_kib
+        usage.user.as_secs_f64(),
+        usage.system.as_secs_f64(),
+        usage.max_rss_kib,
+        usage.read,
+        usage.written,
+        ended.wire.0,
+        ended.wire.1,
     )
 }
 
-/// What `wait` says: `exit CODE` or `signal N [core]`; then the resources used (seconds, KiB), or why it never ran or
-/// was lost.
+/// What `wait` says: `exit CODE` or `signal N [core]`; then the resources used (seconds, KiB, bytes) and what ended it,
+/// if that was a limit; or why it never ran or was lost.
 fn wait_text(ended: &Ended) -> String {
     match &ended.outcome {
-        Ok(exit) => exit_line(exit) + &resources(ended),
+        Ok(exit) => {
+            let limit = ended.limit.iter().map(|limit| format!("limit: {limit}\n"));
+            exit_line(exit) + &resources(ended) + &limit.collect::<String>()
+        }
         Err(failure) => format!("exit {}\n{}: {}\n", failure.code, what(failure), failure.reason),
     }
 }

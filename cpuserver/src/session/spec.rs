@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use p9::Errno;
 
+use super::Limits;
 use crate::ctl::Ctl;
 use crate::words;
 
@@ -22,8 +23,7 @@ pub(crate) struct Spec {
     pub(crate) ns: String,
     /// The nodes that the caller knows, for that file: lines of known_nodes.
     pub(crate) nodes: String,
-    /// Resource, soft and hard limit: setrlimit(2).
-    pub(crate) limits: Vec<(i32, u64, u64)>,
+    pub(crate) limits: Limits,
     pub(crate) umask: u32,
     /// Who it sees itself as: uid, gid; by default who this node runs as.
     pub(crate) user: Option<(u32, u32)>,
@@ -42,7 +42,7 @@ impl Default for Spec {
             cwd: Vec::new(),
             ns: String::new(),
             nodes: String::new(),
-            limits: Vec::new(),
+            limits: Limits::default(),
             umask: 0o22,
             user: None,
             nice: 0,
@@ -62,6 +62,7 @@ impl Spec {
             Ctl::Ns(text) => self.set_ns(&text)?,
             Ctl::Nodes(text) => self.set_nodes(&text)?,
             Ctl::User(uid, gid) => self.user = Some((uid, gid)),
+            Ctl::Limits(text) => self.set_limits(&text)?,
             Ctl::Umask(umask) => self.umask = umask,
             Ctl::Nice(nice) => self.nice = nice,
             Ctl::Pty => self.pty = true,
@@ -107,21 +108,10 @@ impl Spec {
         Ok(())
     }
 
-    /// Sets the limits: lines of `NAME SOFT [HARD]`, numbers or `unlimited`. Errors: `EINVAL`.
+    /// Sets the limits, as the file `limits` has them.
     pub(crate) fn set_limits(&mut self, text: &[u8]) -> Result<(), Errno> {
-        let lines = words::lines(text).ok_or(Errno::EINVAL)?;
-        self.limits = lines.iter().map(|words| limit(words)).collect::<Result<_, _>>()?;
+        self.limits = Limits::parse(text)?;
         Ok(())
-    }
-
-    /// The limits as [`Spec::set_limits`] reads them.
-    pub(crate) fn limits_text(&self) -> String {
-        let amount = |n: u64| if n == libc::RLIM_INFINITY { "unlimited".to_owned() } else { n.to_string() };
-        let line = |&(resource, soft, hard): &(i32, u64, u64)| {
-            let name = LIMITS.iter().find(|&&(_, known)| known == resource).map_or("", |&(name, _)| name);
-            format!("{name} {} {}\n", amount(soft), amount(hard))
-        };
-        self.limits.iter().map(line).collect()
     }
 }
 
@@ -143,40 +133,6 @@ pub(crate) fn list_text(list: &[Vec<u8>]) -> Bytes {
     list.iter().flat_map(|item| item.iter().copied().chain([0])).collect()
 }
 
-const LIMITS: &[(&str, i32)] = &[
-    ("as", libc::RLIMIT_AS as i32),
-    ("core", libc::RLIMIT_CORE as i32),
-    ("cpu", libc::RLIMIT_CPU as i32),
-    ("data", libc::RLIMIT_DATA as i32),
-    ("fsize", libc::RLIMIT_FSIZE as i32),
-    ("memlock", libc::RLIMIT_MEMLOCK as i32),
-    ("nofile", libc::RLIMIT_NOFILE as i32),
-    ("nproc", libc::RLIMIT_NPROC as i32),
-    ("stack", libc::RLIMIT_STACK as i32),
-];
-
-fn limit(words: &[Vec<u8>]) -> Result<(i32, u64, u64), Errno> {
-    let (name, soft, hard) = match words {
-        [name, soft] => (name, soft, soft),
-        [name, soft, hard] => (name, soft, hard),
-        _ => return Err(Errno::EINVAL),
-    };
-    let &(_, resource) = LIMITS.iter().find(|(known, _)| known.as_bytes() == name).ok_or(Errno::EINVAL)?;
-    let (soft, hard) = (amount(soft)?, amount(hard)?);
-    if soft > hard {
-        return Err(Errno::EINVAL);
-    }
-    Ok((resource, soft, hard))
-}
-
-fn amount(word: &[u8]) -> Result<u64, Errno> {
-    match std::str::from_utf8(word) {
-        Ok("unlimited") => Ok(libc::RLIM_INFINITY),
-        Ok(number) => number.parse().map_err(|_| Errno::EINVAL),
-        Err(_) => Err(Errno::EINVAL),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -193,16 +149,6 @@ mod tests {
         assert_eq!(list(b"sh\0-c\0exit 7\n").unwrap(), words(&["sh", "-c", "exit 7\n"]));
         assert_eq!(list(b"sh\0\0").unwrap(), words(&["sh", ""]));
         assert_eq!(list(b"sh -c 'exit\n"), Err(Errno::EINVAL));
-    }
-
-    #[test]
-    fn limits_are_read_as_they_are_printed() {
-        let mut spec = Spec::default();
-        spec.set_limits(b"nofile 1024 4096\ncore 0\nas unlimited\n").unwrap();
-        assert_eq!(spec.limits_text(), "nofile 1024 4096\ncore 0 0\nas unlimited unlimited\n");
-        for wrong in ["nofile", "files 1", "nofile 2 1", "nofile x", "nofile -1"] {
-            assert_eq!(spec.set_limits(wrong.as_bytes()), Err(Errno::EINVAL), "{wrong}");
-        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cpuserver::client::{self, Command, Error, Event, Exit, Stdio, default_ns};
+use cpuserver::client::{self, Command, Ended, Error, Event, Exit, Stdio, default_ns};
 use cpuserver::launch::Launcher;
 use cpuserver::{Cpu, CpuLimits, CpuOptions, serve_back};
 use fileserver::{Disk, DiskOptions};
@@ -64,6 +64,11 @@ impl Node {
     /// Its root.
     pub(crate) fn root(&self) -> NodeRef {
         self.root.clone()
+    }
+
+    /// The number of its latest session, if it has only one.
+    pub(crate) fn last_session(&self) -> u64 {
+        self.cpu.jobs().first().expect("a command runs").session
     }
 
     /// Cuts the connection to it.
@@ -130,7 +135,7 @@ impl Node {
 }
 
 /// A command on its way, and then what came of it.
-pub(crate) struct Run<R = Result<Exit, Error>> {
+pub(crate) struct Run<R = Result<Ended, Error>> {
     pub(crate) result: R,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
@@ -138,7 +143,7 @@ pub(crate) struct Run<R = Result<Exit, Error>> {
     ends: Option<(DuplexStream, DuplexStream)>,
 }
 
-type Running = tokio::task::JoinHandle<Result<Exit, Error>>;
+type Running = tokio::task::JoinHandle<Result<Ended, Error>>;
 
 impl Run<Running> {
     /// Starts `command` with nothing to read for as long as it runs.
@@ -149,7 +154,7 @@ impl Run<Running> {
         run
     }
 
-    fn begin(node: &Node, command: Command, stdin: Box<dyn tokio::io::AsyncRead + Send + Unpin>) -> Self {
+    pub(crate) fn begin(node: &Node, command: Command, stdin: Box<dyn tokio::io::AsyncRead + Send + Unpin>) -> Self {
         let (stdout, out) = tokio::io::duplex(1 << 16);
         let (stderr, err) = tokio::io::duplex(1 << 16);
         let (events, received) = mpsc::channel(4);
@@ -194,7 +199,12 @@ impl Run<Running> {
 impl Run {
     /// How it ended.
     pub(crate) fn exit(&self) -> Exit {
-        *self.result.as_ref().unwrap_or_else(|err| panic!("{err}; stderr: {}", self.stderr))
+        self.ended().exit
+    }
+
+    /// The same, and what it used.
+    pub(crate) fn ended(&self) -> &Ended {
+        self.result.as_ref().unwrap_or_else(|err| panic!("{err}; stderr: {}", self.stderr))
     }
 }
 

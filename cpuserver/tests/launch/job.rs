@@ -35,6 +35,7 @@ pub(crate) fn spec(argv: &[&str]) -> JobSpec {
             JobMount::Tmpfs { at: "/run".into(), size_mb: 16, mode: 0o755 },
         ],
         rlimits: Vec::new(),
+        processors: None,
         nice: 0,
         pty: false,
     }

@@ -23,6 +23,11 @@ pub fn run(context: &Context, typed: &cli::Agent) -> Result<ExitCode> {
         runtime.block_on(async {
             match control::connect(&path).await? {
                 Some(root) => {
+                    let told = control::read(&root, "status").await.unwrap_or_default();
+                    let told = String::from_utf8_lossy(&told).into_owned();
+                    if let Some(count) = told.trim().strip_prefix("serving ").filter(|count| *count != "0") {
+                        output::note(format_args!("commands that it serves, which end now: {count}"));
+                    }
                     // Its answer may be lost as it ends: it answers no more once it has.
                     let _ = control::write(&root, "ctl", "stop").await;
                     drop(root);

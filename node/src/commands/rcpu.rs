@@ -16,7 +16,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use cpuserver::client::{self, Command, Exit, Stdio};
+use cpuserver::client::{self, Command, Ended, Stdio};
 use fileserver::caller::Expose;
 use p9::NodeRef;
 use tokio::sync::mpsc;
@@ -74,6 +74,17 @@ fn rcpu(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
     done
 }
 
+/// The exit status of what is called `name`; says which limit ended it and, if asked for, what it used.
+pub(super) fn told(context: &Context, name: impl std::fmt::Display, ended: Ended) -> ExitCode {
+    if let Some(limit) = &ended.limit {
+        output::note(format_args!("{name}: {limit}"));
+    }
+    if context.verbose > 0 {
+        output::note(format_args!("{name}: {}", ended.used));
+    }
+    ended.exit.into()
+}
+
 /// Whoever runs commands, and what all of them have in common.
 struct Caller<'a> {
     context: &'a Context,
@@ -104,7 +115,7 @@ impl Caller<'_> {
             ended.map_err(|err| explain(&node, err))
         });
         drop(raw);
-        ended.map(Exit::into)
+        ended.map(|ended| told(self.context, &node.name, ended))
     }
 
     /// Leaves the command running on each of `targets`, and prints what it is called there.
@@ -207,8 +218,31 @@ fn command(context: &Context, typed: &Rcpu, namespace: Carried, argv: &[OsString
         ns: namespace.text,
         nodes: namespace.nodes,
         terminal: terminal.then(|| terminal::size().unwrap_or((24, 80))),
-        nice: 0,
+        nice: rustix::process::getpriority_process(None).unwrap_or_default().max(0),
+        limits: limits(typed),
     })
+}
+
+/// This process's own limits, and those that were asked for.
+fn limits(typed: &Rcpu) -> String {
+    use rustix::process::{Resource, getrlimit};
+    // Processes are counted by user and machine: that bound says nothing elsewhere.
+    let own = [
+        ("as", Resource::As),
+        ("core", Resource::Core),
+        ("cpu", Resource::Cpu),
+        ("data", Resource::Data),
+        ("fsize", Resource::Fsize),
+        ("nofile", Resource::Nofile),
+        ("stack", Resource::Stack),
+    ];
+    let amount = |n: Option<u64>| n.map_or("unlimited".into(), |n| n.to_string());
+    let own = own.map(|(name, resource)| {
+        let limit = getrlimit(resource);
+        format!("{name} {} {}\n", amount(limit.current), amount(limit.maximum))
+    });
+    let asked = typed.limit.iter().map(|limit| limit.line());
+    own.into_iter().chain(asked).collect()
 }
 
 /// What a command has of the node, whatever the caller has there: what the default namespace mounts.

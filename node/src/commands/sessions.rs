@@ -7,7 +7,7 @@ use std::fmt;
 use std::process::ExitCode;
 use std::str::FromStr;
 
-use cpuserver::client::{self, Exit};
+use cpuserver::client;
 use futures_util::future::join_all;
 use p9::{Errno, How, Name, NodeRef, Want};
 use serde::Serialize;
@@ -160,7 +160,7 @@ pub fn wait(context: &Context, typed: &Wait) -> Result<ExitCode> {
         client::wait(root, session.session).await.map_err(|err| explain("wait", session, err))
     });
     runtime.shutdown_background();
-    ended.map(Exit::into)
+    ended.map(|ended| rcpu::told(context, session, ended))
 }
 
 /// Takes part in a command of mine.
@@ -179,7 +179,7 @@ pub fn attach(context: &Context, typed: &Attach) -> Result<ExitCode> {
     });
     // A read of stdin may be under way that nothing can end.
     runtime.shutdown_background();
-    ended.map(Exit::into)
+    ended.map(|ended| rcpu::told(context, session, ended))
 }
 
 /// Never to be taken for the command's own status.

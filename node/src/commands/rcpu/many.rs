@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cpuserver::client::{self, Command, Exit, Stdio};
+use cpuserver::client::{self, Command, Ended, Exit, Stdio};
 use futures_util::StreamExt;
 use futures_util::stream;
 use p9::NodeRef;
@@ -52,17 +52,18 @@ impl Job {
             let ended = client::run(place.root.clone(), ask, command, stdio, signals.one_more()).await;
             ended.map_err(|err| (err.never_ran(), err))
         };
+        let name = place.node.name.to_string();
         let told = |(never, err): (bool, client::Error)| (explain(&place.node, err), never);
         match directory {
             Some(directory) => {
                 let [stdout, stderr] = files(&directory).await.map_err(|err| (err, false))?;
                 let ended = ran(Box::new(stdout), Box::new(stderr)).await.map_err(told);
                 let status = match &ended {
-                    Ok(exit) => said(*exit),
-                    Err((err, _)) => err.to_string(),
+                    Ok(ended) => format!("{}\n{}\n", said(ended.exit), ended.used),
+                    Err((err, _)) => format!("{err}\n"),
                 };
-                let _ = tokio::fs::write(directory.join("status"), status + "\n").await;
-                ended
+                let _ = tokio::fs::write(directory.join("status"), status).await;
+                heard(ended?, &name, printer).await
             }
             None => {
                 let (stdout, out) = tokio::io::duplex(64 << 10);
@@ -70,12 +71,20 @@ impl Job {
                 let running = ran(Box::new(out), Box::new(err));
                 let (ended, printed) =
                     tokio::join!(running, printed::pump([stdout, stderr], label.as_deref(), printer, order));
-                let exit = ended.map_err(told)?;
+                let ended = ended.map_err(told)?;
                 printed.at("print", "the output").map_err(|err| (err.status(255), false))?;
-                Ok(exit)
+                heard(ended, &name, printer).await
             }
         }
     }
+}
+
+/// Says which limit ended the command, if one did.
+async fn heard(ended: Ended, name: &str, printer: &Printer) -> Result<Exit, (Error, bool)> {
+    if let Some(limit) = ended.limit {
+        printer.note(format_args!("{name}: {limit}")).await;
+    }
+    Ok(ended.exit)
 }
 
 /// New files for the output of one command.
