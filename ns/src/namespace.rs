@@ -68,6 +68,14 @@ pub enum Error {
         /// Where.
         old: String,
     },
+    /// A directory was to be bound below itself.
+    #[error("{old} is in {new}: a directory is not bound below itself")]
+    Loop {
+        /// What was to be bound.
+        new: String,
+        /// Where.
+        old: String,
+    },
     /// A namespace of more lines than one may have, or than a text may make.
     #[error("a namespace has at most {0} lines")]
     Full(usize),
@@ -114,6 +122,9 @@ impl Namespace {
     pub async fn bind(&self, new: &str, old: &str, flags: Flags) -> Result<(), Error> {
         let (path, source) = (split(old)?, split(new)?);
         let (new, old) = (&*clean("/", new), clean("/", old));
+        if path.len() > source.len() && path.starts_with(&source) {
+            return Err(Error::Loop { new: new.into(), old });
+        }
         let mut members = self.members(new).await?;
         let many = members.len() > 1;
         if flags.create && many && !members.iter().any(|member| member.create) {

@@ -125,12 +125,13 @@ impl Table {
             }
         });
         self.depth = self.depth.max(old.len());
-        // What is bound where it was, or from above or below, was read in the light of what it hides.
-        let saw = new.as_ref().is_some_and(|new| new.starts_with(&old) || old.starts_with(new));
-        if !flags.union() && !saw {
+        // What is bound where it was, or from below, was read in the light of what it hides.
+        let saw = new.as_ref().is_some_and(|new| new.starts_with(&old));
+        let undoes = !flags.union() && !saw;
+        if undoes {
             self.lines.forget(&old, |_| true);
         }
-        self.lines.add(line, &old, new.as_deref());
+        self.lines.add(line, &old, new.as_deref(), undoes);
     }
 
     /// The names under which something of `only` is mounted at `old`.
@@ -177,7 +178,8 @@ impl Table {
                 Some(sources) => sources.iter().map(|it| Some(it.to_string())).collect(),
             };
             for new in news {
-                self.lines.add(Line::Unmount { new, old: path.into(), quiet: false }, old, None);
+                let undoes = new.is_none();
+                self.lines.add(Line::Unmount { new, old: path.into(), quiet: false }, old, None, undoes);
             }
         }
         true

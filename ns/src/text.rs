@@ -127,6 +127,11 @@ impl fmt::Display for Flags {
     }
 }
 
+/// Whether `word` names a server, where it may be a path as well: `#...`, or `KIND!...`.
+pub fn is_server(word: &str) -> bool {
+    word.starts_with('#') || word.split('/').next().is_some_and(|first| first.contains('!'))
+}
+
 /// Prints a word so that it reads back the same.
 struct Quoted<'a>(&'a str);
 
@@ -149,6 +154,9 @@ impl fmt::Display for Line {
             }
             Self::Mount { server, old, spec, .. } => {
                 write!(f, "mount{flags} {} {} {}", Quoted(server), Quoted(old), Quoted(spec))
+            }
+            Self::Bind { new, old, .. } if is_server(new) => {
+                write!(f, "bind{flags} {} {}", Quoted(&format!("./{new}")), Quoted(old))
             }
             Self::Bind { new, old, .. } => write!(f, "bind{flags} {} {}", Quoted(new), Quoted(old)),
             Self::Unmount { new: None, old, .. } => write!(f, "unmount{flags} {}", Quoted(old)),

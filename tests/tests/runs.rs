@@ -100,6 +100,12 @@ fn children_share_the_namespace_and_it_ends_with_the_last_of_them(mut machine: M
     let child = sh(&machine, script).succeeds().text();
     let text = machine.slashn(&["ns", child.trim()]).succeeds().text();
     assert!(text.contains("mount '#grid' /n\n"), "{text}");
+    // Within, that is the one that is meant; it stays what it is.
+    assert_eq!(sh(&machine, "slashn ns").succeeds().text(), text);
+    for change in ["bind /etc /n/etc", "unbind /n"] {
+        let refused = sh(&machine, &format!("exec slashn {change}")).exits(1);
+        refused.complains(&["this command has a namespace of its own", "slashn run --ns FILE"]);
+    }
     machine.run("sh", &["-c", "echo >go"]);
     assert_eq!(machine.run("cat", &["said"]).text(), "1\n");
     settles(&machine);
@@ -154,12 +160,16 @@ fn what_cannot_be_made_is_told_and_nothing_runs(machine: Machine) {
     for (text, parts) in [
         ("mount nobody /n/x\n", &["run: the namespace: mount nobody: no node of that name is known"][..]),
         ("bind /no/such /n/x\n", &["run: the namespace: /no/such: No such file"]),
-        ("bind /etc /etc/passwd\n", &["a directory goes on a directory"]),
+        ("bind /usr /etc/passwd\n", &["a directory goes on a directory"]),
         ("mount exec!x\n", &["read the namespace: ", "ns: line 1, column 13: expected more: mount"]),
     ] {
         machine.write("ns", text);
         machine.slashn(&["run", "--ns", "ns", "touch", at(&ran)]).exits(255).complains(parts);
     }
+    machine.run("mkdir", &["dir", "gone"]);
+    machine.slashn(&["run", "--ns", "dir", "touch", at(&ran)]).exits(255).complains(&["dir: Is a directory"]);
+    let gone = machine.command("sh").args(["-c", "cd gone; rmdir ../gone; exec slashn run touch ../ran"]).exits(255);
+    gone.complains(&["run: the working directory: No such file"]);
     assert!(!ran.exists());
     settles(&machine);
 }

@@ -8,7 +8,7 @@ use nom::multi::{fold_many1, many0_count, separated_list1};
 use nom::sequence::{delimited, preceded};
 use nom::{IResult, Parser};
 
-use super::{Flags, Line, MAX_BYTES};
+use super::{Flags, Line, MAX_BYTES, is_server};
 
 /// Why a text is no namespace file.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -129,7 +129,10 @@ fn command<'a>(line: &'a str, words: &[Word<'a>], variable: &Variables<'_>) -> R
             let old = if count == 3 { word() } else { spec.clone() };
             Line::Mount { flags, server, old, spec }
         }
-        "bind" => Line::Bind { flags, new: word(), old: word() },
+        "bind" => match word() {
+            server if is_server(&server) => Line::Mount { flags, server, old: word(), spec: String::new() },
+            new => Line::Bind { flags, new, old: word() },
+        },
         "unmount" => {
             let new = (count == 2).then(&mut word);
             Line::Unmount { new, old: word(), quiet: flags.quiet }
@@ -248,6 +251,16 @@ mod tests {
             Line::Cd { dir: "/".into() },
         ];
         assert_eq!(parse(&text, PEER_LINES, &home).unwrap(), expected);
+        // As Plan 9's bind takes a kernel's device.
+        let bound = "bind -c local!/a /x\nbind '#grid' /n\nbind ./a!b /c\n";
+        let create = Flags { create: true, ..Flags::default() };
+        let expected = [
+            mount(create, "local!/a", "/x", ""),
+            mount(Flags::default(), "#grid", "/n", ""),
+            Line::Bind { flags: Flags::default(), new: "./a!b".into(), old: "/c".into() },
+        ];
+        assert_eq!(parse(bound, PEER_LINES, &home).unwrap(), expected);
+        assert_eq!(Line::Bind { flags: create, new: "a!b".into(), old: "/c".into() }.to_string(), "bind -c ./a!b /c");
     }
 
     #[test]
@@ -308,7 +321,7 @@ mod tests {
             let flags = Flags { after: flags.after && !flags.before, ..flags };
             let lines = [
                 mount(flags, &words[0], &words[1], &words[2]),
-                Line::Bind { flags, new: words[1].clone(), old: words[2].clone() },
+                Line::Bind { flags, new: format!("/{}", words[1]), old: words[2].clone() },
                 Line::Unmount { new: Some(words[0].clone()), old: words[2].clone(), quiet: bits == 1 },
             ];
             let text: String = lines.iter().map(|line| format!("{line}\n")).collect();

@@ -147,15 +147,35 @@ async fn lines_are_forgotten_only_where_nothing_was_made_in_their_light() {
     for (text, printed) in [
         ("mount t1 /a\nmount t2 /a\n", "mount t2 /a\n"),
         ("mount t1 /a\nunmount /a\n", ""),
-        ("mount t1 /a\nbind / /a\n", "mount t1 /a\nbind / /a\n"),
+        ("mount t1 /a\nbind /a /a\n", "mount t1 /a\nbind /a /a\n"),
         ("mount t1 /a\nbind /a /b\nunmount /a\n", "mount t1 /a\nbind /a /b\nunmount /a\n"),
         ("mount t1 /a\nbind /a /b\nmount t2 /a\n", "mount t1 /a\nbind /a /b\nmount t2 /a\n"),
+        // What is kept for others goes with them.
+        ("mount t1 /a\nbind /a /b\nunmount /a\nunmount /b\n", ""),
+        ("mount t1 /a\nbind /a /b\nbind /b /c\nunmount /a\nunmount /b\nunmount /c\n", ""),
+        ("mount t1 /a\nmount t2 /b\nbind /a /b\nbind /b /a\nunmount /a\nunmount /b\n", ""),
+        ("mount t1 /a\nbind /a /b\nmount t2 /a\nunmount /b\n", "mount t2 /a\n"),
+        ("mount t1 /a\nbind /a /b\nunmount /a\nmount t2 /a\nunmount /b\n", "mount t2 /a\n"),
         ("mount t1 /a\nmount -a t2 /a\nunmount t2 /a\n", "mount t1 /a\n"),
         ("mount t1 /a\nmount -a t2 /a\nunmount t1 /a\n", "mount t1 /a\nmount -a t2 /a\nunmount t1 /a\n"),
         ("mount t1 /a\nmount -a t2 /a/q\nunmount /a\n", "mount t1 /a\nmount -a t2 /a/q\nunmount /a\n"),
     ] {
         assert_eq!(build(text).await.unwrap().to_text(), printed, "{text}");
     }
+}
+
+#[tokio::test]
+async fn a_directory_is_not_bound_below_itself_and_nothing_changes() {
+    let ns = build("mount t1 /a\n").await.unwrap();
+    for (new, old) in [("/a", "/a/b"), ("/a/", "/a/b/../c/d"), ("/", "/a"), ("/", "/x"), ("/none", "/none/x")] {
+        for flags in ["", "-a", "-bc"] {
+            let refused = ns.bind(new, old, support::flags(flags)).await.unwrap_err();
+            assert!(matches!(refused, Error::Loop { .. }), "{refused}");
+        }
+    }
+    ns.bind("/a", "/ab", Flags::default()).await.unwrap();
+    ns.bind("/a", "/a", Flags::default()).await.unwrap();
+    assert_eq!(ns.to_text(), "mount t1 /a\nbind /a /ab\nbind /a /a\n");
 }
 
 #[tokio::test]
