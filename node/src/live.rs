@@ -4,17 +4,19 @@
 //! then gives nothing if that was done, else why not. A line is done as a whole or not at all; by the time it is
 //! answered the kernel knows.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use ns::text::{self, OWN_LINES};
-use ns::{Build, Dialer, Namespace};
+use ns::{Build, Namespace};
 use p9::{Errno, How, Name, NodeRef, Reply, Stream, Want, Written, synth};
 use parking_lot::Mutex;
 
 use crate::Context;
 use crate::namespace::{self, N};
+use crate::servers::Servers;
 
 /// How long the kernel is waited for, which may wait for a node that does not answer.
 const KERNEL: Duration = Duration::from_secs(5);
@@ -24,7 +26,7 @@ pub struct Live {
     /// The namespace.
     pub namespace: Namespace,
     /// What reaches servers.
-    pub servers: Arc<dyn Dialer>,
+    pub servers: Servers,
     /// For the variables of files that are included.
     pub context: Context,
     /// The mount.
@@ -44,11 +46,13 @@ impl Live {
         let variable = |name: &str| namespace::variable(&self.context, name);
         let lines = text::checked(line).and_then(|text| text::parse(text, 1, &variable));
         let lines = lines.map_err(|err| err.to_string())?;
-        let build = Build { dialer: &*self.servers, variable: &variable, most: OWN_LINES };
+        let build = Build { dialer: &*self.servers.eager(), variable: &variable, most: OWN_LINES };
         let changed = build.change(&self.namespace, &lines).await;
         for line in &lines {
             self.tell(line.old()).await;
         }
+        let named: HashSet<String> = self.namespace.lines().iter().filter_map(|line| Some(line.server()?.0)).collect();
+        self.servers.keep(|server| named.contains(server));
         changed.map_err(|err| namespace::refused("", "", &err).to_string().trim_start_matches(": ").to_string())
     }
 

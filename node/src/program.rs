@@ -3,7 +3,9 @@
 //! Started by [`crate::servers`], in the mount's runtime. A program is its own process group, which ends with the
 //! connection, and whose standard error is the home's log. Whatever it says or does not say, it costs a bounded wait.
 
+use std::pin::Pin;
 use std::process::Stdio;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use p9::client::{self, Client};
@@ -11,8 +13,9 @@ use p9::server;
 use p9::transport;
 use p9::{Errno, NodeRef, Tree, Who};
 use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::oneshot;
 
 /// How long a program may take to agree on a version and give its root.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -22,7 +25,7 @@ const COPIED: Duration = Duration::from_secs(60);
 /// Why there is no server: what a program that looks is told, and in words.
 pub type Refused = (Errno, String);
 
-/// A client of a program, and the program's root. The program ends with the client's connection.
+/// A client of a program, and the program's root. The program ends with the last that uses either.
 pub type Started = (Client, NodeRef);
 
 /// A process group. Dropping it kills it.
@@ -130,11 +133,38 @@ async fn line(from: &mut BufReader<ChildStdout>) -> std::io::Result<String> {
     }
 }
 
+/// A stream that says when nobody uses it any more.
+struct Used<S> {
+    io: S,
+    _by: oneshot::Sender<()>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Used<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Used<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
 /// Agrees with `program` on a version, and attaches.
 async fn speak(
     mut program: Program, stdout: BufReader<ChildStdout>, stdin: ChildStdin, who: &Who,
 ) -> Result<Started, Refused> {
-    let io = transport::pair(stdout, stdin);
+    let (used, unused) = oneshot::channel();
+    let io = Used { io: transport::pair(stdout, stdin), _by: used };
     let agreed = tokio::time::timeout(ANSWER, async {
         let client = Client::connect(io, client::Options::default()).await?;
         let root = client.attach(who, b"").await;
@@ -143,9 +173,8 @@ async fn speak(
     match agreed.await {
         Err(_) => Err((Errno::ETIMEDOUT, format!("it does not answer within {} s", ANSWER.as_secs()))),
         Ok(Ok((client, Ok(root)))) => {
-            let connection = client.clone();
             tokio::spawn(async move {
-                connection.closed().await;
+                let _ = unused.await;
                 drop(program);
             });
             Ok((client, root))

@@ -97,6 +97,11 @@ impl Servers {
         Arc::new(Eager(self.clone()))
     }
 
+    /// Lets go of servers but those that `is_named`: they end when what is open of them is closed.
+    pub fn keep(&self, is_named: impl Fn(&str) -> bool) {
+        self.0.slots.retain(|server, _| is_named(server));
+    }
+
     /// Notes why `server` could not be reached, and says it.
     fn refused(&self, server: &str, (errno, why): Refused) -> Errno {
         tracing::warn!("{server}: {why}");

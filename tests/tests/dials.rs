@@ -64,6 +64,14 @@ fn a_program_is_a_tree_and_is_started_again_when_it_died(mut machine: Machine) {
     let second = cat(&machine, &there.join("self/pid"));
     assert_ne!(first, second);
     settles(&machine, "python3", 1);
+    // It ends when nothing names it any more, and nobody has it open.
+    machine.slashn(&["bind", at(&there), at(&n.join("again"))]).succeeds();
+    machine.slashn(&["unbind", at(&there)]).succeeds();
+    assert_eq!(cat(&machine, &n.join("again/self/pid")), second);
+    machine.slashn(&["unbind", at(&n.join("again"))]).succeeds();
+    settles(&machine, "python3", 0);
+    let there = bind(&machine, &hello(&machine), &n, "hello");
+    assert_ne!(cat(&machine, &there.join("self/pid")), second);
     machine.slashn(&["unmount", at(&n)]).succeeds();
     settles(&machine, "python3", 0);
 }

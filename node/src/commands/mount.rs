@@ -75,7 +75,7 @@ async fn serve(
     let mounted = mounted.await.at("mount", at.display())?.at("mount", at.display())?;
     let stop = Arc::new(Notify::new());
     let mounted = Arc::new(mounted);
-    let live = Live { namespace, servers: servers.eager(), context: context.clone(), mount: mounted.clone() };
+    let live = Live { namespace, servers, context: context.clone(), mount: mounted.clone() };
     let control = Control::serve(&socket(home, at)?, control(at, live, &stop))?;
     output::line(format_args!("ready {}", at.display()))?;
     tokio::select! {
