@@ -114,14 +114,16 @@ pub fn carried(context: &Context, dialer: &Dialer, file: Option<&Path>, node: &N
 
 /// The file at `path`, or a little more of it than may be; `None` if there is none.
 fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    let unread =
+        |err: std::io::Error| Error::new(STEP, path.display(), err).remedy(format!("ls -ld {}", path.display()));
     // A FIFO that nobody writes is not waited for.
     let open = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
     let file = match open {
         Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        open => open.at(STEP, path.display())?,
+        open => open.map_err(unread)?,
     };
     let mut text = Vec::new();
-    file.take(MAX_BYTES as u64 + 1).read_to_end(&mut text).at(STEP, path.display())?;
+    file.take(MAX_BYTES as u64 + 1).read_to_end(&mut text).map_err(unread)?;
     Ok(Some(text))
 }
 

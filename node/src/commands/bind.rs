@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use ns::text::{Flags, Line};
+use ::ns::text::{self, Flags, Line};
 
 use crate::cli::{Bind, Unbind};
-use crate::commands::{mount, runtime, status};
+use crate::commands::{mount, ns, runtime, status};
 use crate::error::{At, Error, Result};
 use crate::home::Home;
 use crate::namespace::N;
@@ -48,8 +48,17 @@ fn change(
     context: &Context, step: &str, (new, old): (Option<&String>, &str), mount: Option<&Path>,
     line: impl FnOnce(&Path) -> Result<Line>,
 ) -> Result<ExitCode> {
+    for path in new.into_iter().map(String::as_str).chain([old]) {
+        if path.is_empty() {
+            return Err(Error::new(step, "''", "is no path").status(2).remedy(format!("slashn {step} --help")));
+        }
+    }
     let home = context.open_home()?;
     runtime()?.block_on(async {
+        if mount.is_none() && ns::of_run(&home, std::process::id()).await?.is_some() {
+            let error = Error::new(step, old, "this command has a namespace of its own, which stays what it is");
+            return Err(error.remedy("slashn run --ns FILE, or --mount DIR"));
+        }
         let at = meant(context, &home, mount, old).await?;
         let none = || {
             let error = Error::new(step, at.display(), "no grid of mine is mounted there");
@@ -82,8 +91,7 @@ async fn meant(context: &Context, home: &Home, named: Option<&Path>, old: &str) 
 
 /// Whether `new` is no path: `name!...`, `#name`, or a word without a slash, as the name of a node is.
 fn is_server(new: &str) -> bool {
-    let first = new.split('/').next().unwrap_or_default();
-    new.starts_with('#') || first.contains('!') || (!new.contains('/') && !Path::new(new).exists())
+    text::is_server(new) || (!new.contains('/') && !Path::new(new).exists())
 }
 
 /// `path` in the namespace of which `at` shows a part: as it is seen there, or as the namespace has it.

@@ -21,7 +21,14 @@ pub fn run(context: &Context, typed: &Ns) -> Result<ExitCode> {
     let process = of.filter(|of| !of.exists()).and_then(|of| of.to_str()?.parse().ok());
     let text = match process {
         Some(pid) => runtime()?.block_on(of_process(&home, pid))?,
-        None => runtime()?.block_on(of_mount(&home, &mount::default_place(context, of)?))?,
+        None => runtime()?.block_on(async {
+            // Where a command has one of its own, that is meant.
+            let own = if of.is_none() { of_run(&home, std::process::id()).await? } else { None };
+            match own {
+                Some(own) => Ok(own),
+                None => of_mount(&home, &mount::default_place(context, of)?).await,
+            }
+        })?,
     };
     output::line(text.trim_end())?;
     Ok(ExitCode::SUCCESS)
@@ -60,7 +67,7 @@ async fn of_process(home: &Home, pid: u32) -> Result<String> {
 }
 
 /// The namespace of `slashn run` that `pid` is in, if it is in one.
-async fn of_run(home: &Home, pid: u32) -> Result<Option<String>> {
+pub(super) async fn of_run(home: &Home, pid: u32) -> Result<Option<String>> {
     use std::os::unix::fs::MetadataExt;
     // Of another user's process that cannot be told, and it is in none of mine.
     let Ok(namespace) = std::fs::metadata(format!("/proc/{pid}/ns/mnt")) else { return Ok(None) };
@@ -81,8 +88,12 @@ async fn jobs(home: &Home) -> Result<Vec<Running>> {
 /// The mount of mine in which `pid` works: the innermost, as `pid` itself has it.
 async fn mount_around(home: &Home, pid: u32) -> Result<Option<PathBuf>> {
     let unseen = |error| {
-        let error = Error::new("ns", format_args!("process {pid}"), format_args!("cannot be looked at: {error}"));
-        error.remedy(format!("slashn ns {pid}, as its user"))
+        let (by, remedy) = match rustix::process::geteuid().is_root() {
+            true => (" by root of this container", "slashn ns DIR".to_string()),
+            false => ("", format!("slashn ns {pid}, as its user")),
+        };
+        let error = format_args!("cannot be looked at{by}: {error}").to_string();
+        Error::new("ns", format_args!("process {pid}"), error).remedy(remedy)
     };
     let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).map_err(unseen)?;
     let mut around: Vec<PathBuf> = Vec::new();

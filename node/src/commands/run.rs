@@ -32,6 +32,8 @@ pub fn run(context: &Context, typed: &Run) -> Result<ExitCode> {
     let home = context.open_home()?;
     // What is wrong with it is told before anything is made.
     namespace::lines(context, typed.ns.as_deref()).map_err(|err| err.status(255))?;
+    std::env::current_dir()
+        .map_err(|err| Error::new(STEP, "the working directory", err).remedy("cd; slashn run ...").status(255))?;
     let shell = || context.environment.var("SHELL").map_or_else(|| "/bin/sh".into(), OsString::from);
     let mut words = typed.command.iter().cloned();
     let program = words.next().unwrap_or_else(shell);
