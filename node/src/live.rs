@@ -53,7 +53,9 @@ impl Live {
         }
         let named: HashSet<String> = self.namespace.lines().iter().filter_map(|line| Some(line.server()?.0)).collect();
         self.servers.keep(|server| named.contains(server));
-        changed.map_err(|err| namespace::refused("", "", &err).to_string().trim_start_matches(": ").to_string())
+        changed.map_err(|failed| {
+            namespace::refused("", "", &failed.error).to_string().trim_start_matches(": ").to_string()
+        })
     }
 
     /// Tells the kernel that what `path` leads to is not what it was.

@@ -36,13 +36,29 @@ fn grid() -> Line {
     Line::Mount { flags: Flags::default(), server: "#grid".into(), old: N.into(), spec: String::new() }
 }
 
+/// Lines, and where each is written: `FILE:LINE`.
+pub struct Written {
+    /// The lines.
+    pub lines: Vec<Line>,
+    origins: Vec<String>,
+}
+
+impl Written {
+    /// What a user is told who wrote what could not be done.
+    pub fn refused(&self, step: &str, failed: &ns::Failed) -> Error {
+        let origin = self.origins.get(failed.index).map_or("the namespace", String::as_str);
+        refused(step, origin, &failed.error)
+    }
+}
+
 /// The namespace that `file` says, or else those that are read when none is named.
-pub fn lines(context: &Context, file: Option<&Path>) -> Result<Vec<Line>> {
-    let mut lines = read_lines(context, file)?;
+pub fn lines(context: &Context, file: Option<&Path>) -> Result<Written> {
+    let (mut lines, mut origins) = read_lines(context, file)?;
     // What is there without any file stays.
     let cleared = lines.iter().rposition(|line| *line == Line::Clear);
     if let Some(last) = cleared {
         lines.drain(..=last);
+        origins.drain(..=last);
     }
     let is_whole = |line: &Line| {
         let puts = matches!(line, Line::Mount { old, .. } | Line::Bind { old, .. } if old == "/");
@@ -50,16 +66,21 @@ pub fn lines(context: &Context, file: Option<&Path>) -> Result<Vec<Line>> {
     };
     if !lines.iter().any(is_whole) {
         let grid = (file.is_some() && cleared.is_none()).then(grid);
-        lines.splice(0..0, std::iter::once(here()).chain(grid));
+        let base: Vec<Line> = std::iter::once(here()).chain(grid).collect();
+        origins.splice(0..0, base.iter().map(|_| "the namespace".to_string()));
+        lines.splice(0..0, base);
     }
-    Ok(lines)
+    Ok(Written { lines, origins })
 }
 
-fn read_lines(context: &Context, file: Option<&Path>) -> Result<Vec<Line>> {
+fn read_lines(context: &Context, file: Option<&Path>) -> Result<(Vec<Line>, Vec<String>)> {
     let variable = |name: &str| variable(context, name);
     let parsed = |name: &dyn std::fmt::Display, text: &[u8]| {
-        let lines = text::checked(text).and_then(|text| text::parse(text, OWN_LINES, &variable));
-        lines.map_err(|err| Error::new(STEP, name, &err).remedy(format!("sed -n {}p {name}", err.line)))
+        let lines = text::checked(text).and_then(|text| text::parse_numbered(text, OWN_LINES, &variable));
+        let placed = |lines: Vec<(usize, Line)>| -> (Vec<Line>, Vec<String>) {
+            lines.into_iter().map(|(number, line)| (line, format!("{name}:{number}"))).unzip()
+        };
+        lines.map(placed).map_err(|err| Error::new(STEP, name, &err).remedy(format!("sed -n {}p {name}", err.line)))
     };
     if let Some(file) = file {
         let missing = || Error::new(STEP, file.display(), p9::Errno::ENOENT).remedy("slashn ns DIR >FILE");
@@ -68,16 +89,18 @@ fn read_lines(context: &Context, file: Option<&Path>) -> Result<Vec<Line>> {
     }
     let of_home = context.home.join("namespace");
     let of_all = PathBuf::from(OF_ALL);
-    let mut lines = match read(&of_all)? {
+    let (mut lines, mut origins) = match read(&of_all)? {
         Some(text) => parsed(&OF_ALL, &text)?,
         None => parsed(&"what is shipped", SHIPPED.as_bytes())?,
     };
     if of_home != of_all
         && let Some(text) = read(&of_home)?
     {
-        lines.extend(parsed(&of_home.display(), &text)?);
+        let (more, places) = parsed(&of_home.display(), &text)?;
+        lines.extend(more);
+        origins.extend(places);
     }
-    Ok(lines)
+    Ok((lines, origins))
 }
 
 /// The namespace of a command that another node runs, and what goes with its text.
@@ -92,7 +115,7 @@ pub struct Carried {
 
 /// The namespace of a command on `node`: that of [`lines`], where this machine's root is what every command has there.
 pub fn carried(context: &Context, dialer: &Dialer, file: Option<&Path>, node: &Node) -> Result<Carried> {
-    let mut all = lines(context, file)?;
+    let mut all = lines(context, file)?.lines;
     if all.first() == Some(&here()) {
         let base = cpuserver::client::default_ns(node.name.as_str());
         let base = text::parse(&base, OWN_LINES, &|_| None).at(STEP, "what every command has")?;

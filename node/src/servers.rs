@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use fileserver::{Disk, DiskOptions};
-use ns::{Dialer, Grid, Lazy, Names};
+use ns::{Dialer, Grid, Lazy, Names, Namespace};
 use p9::client::{self, Client};
 use p9::dial::Address;
 use p9::{Errno, Name, NodeRef, Reply, Tree, Want, Who, transport};
@@ -95,6 +95,19 @@ impl Servers {
     /// The same for somebody who waits for it: programs are started at once, so that what is wrong with one is told.
     pub fn eager(&self) -> Arc<dyn Dialer> {
         Arc::new(Eager(self.clone()))
+    }
+
+    /// The text of `namespace`; before a line whose server could not be reached when it was used last, why.
+    pub fn text(&self, namespace: &Namespace) -> String {
+        let mut text = String::new();
+        for line in namespace.lines() {
+            let why = line.server().and_then(|(server, _)| Some((self.0.why.get(&server)?.clone(), server)));
+            if let Some((why, server)) = why {
+                text += &format!("# {server}: {why}\n").replace(|c: char| c.is_control() && c != '\n', "?");
+            }
+            text += &format!("{line}\n");
+        }
+        text
     }
 
     /// Lets go of servers but those that `is_named`: they end when what is open of them is closed.

@@ -26,6 +26,18 @@ pub trait Dialer: Send + Sync {
     }
 }
 
+/// Which of the lines that a namespace was to be made of could not be done, and why.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{line}: {error}")]
+pub struct Failed {
+    /// Its place among them, from 0.
+    pub index: usize,
+    /// The line.
+    pub line: Line,
+    /// Why. It may be that of a line which this one includes.
+    pub error: Error,
+}
+
 /// What a namespace is made with.
 #[derive(Clone, Copy)]
 pub struct Build<'a> {
@@ -39,18 +51,18 @@ pub struct Build<'a> {
 
 impl Build<'_> {
     /// The namespace that `lines` make, in order. Relative paths are seen from where the last `cd` went, at first `/`.
-    pub async fn build(&self, lines: &[Line]) -> Result<Namespace, Error> {
+    pub async fn build(&self, lines: &[Line]) -> Result<Namespace, Failed> {
         let ns = Namespace::new();
         self.run(lines, ns.clone(), false).await.map(|()| ns)
     }
 
     /// Does what `lines` say to `ns`, which others see, in order, up to the first that cannot be done: that one
     /// changes nothing. Relative paths are seen from `/`.
-    pub async fn change(&self, ns: &Namespace, lines: &[Line]) -> Result<(), Error> {
+    pub async fn change(&self, ns: &Namespace, lines: &[Line]) -> Result<(), Failed> {
         self.run(lines, ns.clone(), true).await
     }
 
-    async fn run(&self, lines: &[Line], ns: Namespace, live: bool) -> Result<(), Error> {
+    async fn run(&self, lines: &[Line], ns: Namespace, live: bool) -> Result<(), Failed> {
         let mut building = Building { with: self, ns, live, cwd: "/".into(), left: self.most };
         building.add(lines, 0).await
     }
@@ -68,15 +80,22 @@ struct Building<'a> {
 }
 
 impl Building<'_> {
-    async fn add(&mut self, lines: &[Line], depth: usize) -> Result<(), Error> {
-        self.left = self.left.checked_sub(lines.len()).ok_or(Error::Full(self.with.most))?;
+    async fn add(&mut self, lines: &[Line], depth: usize) -> Result<(), Failed> {
+        let failed = |index: usize, error| {
+            let line = lines.get(index).cloned().unwrap_or(Line::Clear);
+            Failed { index, line, error }
+        };
+        let most = self.with.most;
+        // The first that is too many.
+        let left = self.left.checked_sub(lines.len());
+        self.left = left.ok_or_else(|| failed(self.left, Error::Full(most)))?;
         let servers = lines.iter().filter_map(|line| match line {
             Line::Mount { server, spec, .. } => Some(self.with.dialer.dial(server, spec)),
             _ => None,
         });
         let mut roots = join_all(servers).await.into_iter();
-        let mut checks: Vec<BoxFuture<'_, Result<(), Error>>> = Vec::new();
-        for line in lines {
+        let mut checks: Vec<BoxFuture<'_, Result<(), Failed>>> = Vec::new();
+        for (index, line) in lines.iter().enumerate() {
             let done = match line {
                 Line::Mount { flags, server, old, spec } => {
                     let old = clean(&self.cwd, old);
@@ -89,7 +108,9 @@ impl Building<'_> {
                         Ok(root) if flags.union() || flags.quiet || self.live => {
                             self.ns.mount(server, spec, root, &old, *flags).await
                         }
-                        Ok(root) => self.mount(server, spec, root, old, *flags).map(|check| checks.push(check)),
+                        Ok(root) => self.mount(server, spec, root, old, *flags).map(|check| {
+                            checks.push(Box::pin(async move { check.await.map_err(|error| failed(index, error)) }));
+                        }),
                     }
                 }
                 Line::Bind { flags, new, old } => {
@@ -108,7 +129,7 @@ impl Building<'_> {
             };
             match done {
                 Err(err) if line.flags().quiet => tracing::info!("passed over: {line}: {err}"),
-                done => done?,
+                done => done.map_err(|error| failed(index, error))?,
             }
         }
         join_all(checks).await.into_iter().collect()
@@ -136,7 +157,8 @@ impl Building<'_> {
         let fail = |error| Error::Text { path: path.clone(), error };
         let text = text::checked(&bytes).map_err(fail)?;
         let lines = text::parse(text, self.left, self.with.variable).map_err(fail)?;
-        Box::pin(self.add(&lines, depth + 1)).await
+        // Where in it, the text says.
+        Box::pin(self.add(&lines, depth + 1)).await.map_err(|failed| failed.error)
     }
 
     /// The file at `path`, or a little more of it than may be.

@@ -20,7 +20,7 @@ mod under;
 
 pub mod text;
 
-pub use build::{Build, Dialer};
+pub use build::{Build, Dialer, Failed};
 pub use grid::{Grid, Names};
 pub use lazy::Lazy;
 pub use namespace::{Error, Namespace, Shown};

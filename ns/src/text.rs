@@ -9,7 +9,7 @@ use std::fmt;
 
 mod parse;
 
-pub use parse::{ParseError, Variables, checked, parse};
+pub use parse::{ParseError, Variables, checked, parse, parse_numbered};
 
 /// The most lines of a text that comes from a peer, with what it includes.
 pub const PEER_LINES: usize = 1024;

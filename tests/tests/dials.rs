@@ -87,6 +87,21 @@ fn a_program_in_a_namespace_file_is_started_when_it_is_first_looked_into(mut mac
     assert_eq!(cat(&machine, &n.join("hello/hello")), "hello, world\n");
     settles(&machine, "python3", 1);
     assert_eq!(machine.slashn(&["ns", at(&n)]).succeeds().text(), text);
+    machine.slashn(&["unmount", at(&n)]).succeeds();
+    // Why one is not there is told by the namespace, until it is.
+    let started = format!("exec!{}", machine.at("work/started").display());
+    let text = text.replacen("exec!/usr/bin/python3", &started, 1);
+    machine.write("ns", &text);
+    machine.run("sh", &["-c", "printf '#!/bin/sh\nexit 3\n' >started; chmod 755 started"]);
+    machine.mount_as("n", &["--ns", "ns"]);
+    machine.command("ls").arg(n.join("hello")).exits(2);
+    let told = machine.slashn(&["ns", at(&n)]).succeeds().text();
+    let why = told.lines().find(|line| line.starts_with(&format!("# {started} "))).unwrap();
+    assert!(why.ends_with(": exit status: 3, before it answered"), "{why}");
+    assert_eq!(told.replace(&format!("{why}\n"), ""), text);
+    machine.run("sh", &["-c", "printf '#!/bin/sh\nexec /usr/bin/python3 \"$@\"\n' >started"]);
+    assert_eq!(cat(&machine, &n.join("hello/hello")), "hello, world\n");
+    assert_eq!(machine.slashn(&["ns", at(&n)]).succeeds().text(), text);
 }
 
 fn a_program_that_dies_in_the_middle_fails_that_request_and_is_not_started_for_ever(mut machine: Machine) {

@@ -126,7 +126,10 @@ fn a_command_elsewhere_has_what_the_homes_namespace_says(mut machine: Machine) {
         "/srv:\nall\n\n/srv/all:\nd\n"
     );
     machine.write("ns", "bind /no/such /srv/all\n");
-    machine.rcpu(&["--ns", "ns", "beta", "true"]).exits(255).complains(&["run: beta: ", "/no/such: No such file"]);
+    machine
+        .rcpu(&["--ns", "ns", "beta", "true"])
+        .exits(255)
+        .complains(&["run: beta: ", "bind /no/such /srv/all: /no/such: No such file"]);
     fs::write(&home, "mount '#grid' $n\nbind -x a b\n").unwrap();
     machine.rcpu(&["beta", "true"]).exits(255).complains(&["me/namespace: line 2, column 6: expected a flag"]);
     machine.rcpu(&["--ns", "none", "beta", "true"]).exits(255).complains(&["none: No such file"]);
@@ -149,9 +152,9 @@ fn a_namespace_file_that_is_none_mounts_nothing_and_says_where(machine: Machine)
         machine.write("ns", text);
         machine.slashn(&["mount", n.to_str().unwrap(), "--ns", "ns"]).exits(1).complains(&["slashn: mount: ", part]);
     };
-    refused("mount nobody /x\n", "mount nobody: no node of that name is known");
-    refused("bind /no /x\n", "/no: No such file");
-    refused("unmount /x\n", "/x: not mounted");
+    refused("mount nobody /x\n", "work/ns:1: mount nobody: no node of that name is known");
+    refused("\n# x\nbind /no /x\n", "work/ns:3: /no: No such file");
+    refused("clear\ncd /\nunmount /x\n", "work/ns:3: /x: not mounted");
     machine.slashn(&["mount", n.to_str().unwrap(), "--ns", "none"]).exits(1).complains(&["none: No such file"]);
     assert_eq!(machine.run("ls", &[&n]).text(), "");
 }

@@ -158,9 +158,9 @@ fn another_root_is_what_its_server_has(mut machine: Machine) {
 fn what_cannot_be_made_is_told_and_nothing_runs(machine: Machine) {
     let ran = machine.at("work/ran");
     for (text, parts) in [
-        ("mount nobody /n/x\n", &["run: the namespace: mount nobody: no node of that name is known"][..]),
-        ("bind /no/such /n/x\n", &["run: the namespace: /no/such: No such file"]),
-        ("bind /usr /etc/passwd\n", &["a directory goes on a directory"]),
+        ("mount nobody /n/x\n", &["run: ", "work/ns:1: mount nobody: no node of that name is known"][..]),
+        ("bind /no/such /n/x\n", &["run: ", "work/ns:1: /no/such: No such file"]),
+        ("bind /usr /etc/passwd\n", &["work/ns:1: ", "a directory goes on a directory"]),
         ("mount exec!x\n", &["read the namespace: ", "ns: line 1, column 13: expected more: mount"]),
     ] {
         machine.write("ns", text);

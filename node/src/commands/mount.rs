@@ -20,7 +20,7 @@ use crate::error::{At, Error, Result};
 use crate::grid::Nodes;
 use crate::home::Home;
 use crate::live::Live;
-use crate::namespace::N;
+use crate::namespace::{N, Written};
 use crate::servers::Servers;
 use crate::{Context, cache, daemon, namespace, output};
 
@@ -48,25 +48,25 @@ pub fn run(context: &Context, typed: &Mount) -> Result<ExitCode> {
     }
     mount::tune_allocator();
     let dialer = Dialer::open(&home, context.agent())?;
-    let lines = namespace::lines(context, typed.ns.as_deref())?;
+    let written = namespace::lines(context, typed.ns.as_deref())?;
     let runtime = runtime()?;
     let (timeout, cache) = (Duration::from_secs(typed.timeout), typed.cache << 20);
     let (all_users, disk) = (typed.all_users, cache::open(&home, typed.disk_cache));
     let options = mount::Options { timeout, cache, disk, all_users, ..mount::Options::default() };
-    let served = runtime.block_on(serve(context, &home, &at, &lines, dialer, options));
+    let served = runtime.block_on(serve(context, &home, &at, &written, dialer, options));
     runtime.shutdown_timeout(Duration::from_secs(1));
     served.map(|()| ExitCode::SUCCESS)
 }
 
 async fn serve(
-    context: &Context, home: &Home, at: &Path, lines: &[ns::text::Line], dialer: Dialer, options: mount::Options,
+    context: &Context, home: &Home, at: &Path, written: &Written, dialer: Dialer, options: mount::Options,
 ) -> Result<()> {
     let who = Who { user: context.user().into(), ..Who::owner() };
     let servers = Servers::new(Nodes::new(dialer, options.timeout), who, home.secret("qid")?);
     let variable = |name: &str| namespace::variable(context, name);
     let build = Build { dialer: &servers, variable: &variable, most: OWN_LINES };
-    let built = build.build(lines).await;
-    let namespace = built.map_err(|err| namespace::refused("mount", at.display(), &err))?;
+    let built = build.build(&written.lines).await;
+    let namespace = built.map_err(|failed| written.refused("mount", &failed))?;
     let root = namespace.root_at(N).at("mount", at.display())?;
     let handle = tokio::runtime::Handle::current();
     let (place, disk) = (at.to_path_buf(), options.disk.clone());
@@ -159,11 +159,12 @@ pub(super) fn socket(home: &Home, at: &Path) -> Result<PathBuf> {
 
 /// The files by which a mount is asked and told: `dir`, `ns`, `change`, and `ctl` (which knows `unmount`).
 fn control(at: &Path, live: Live, stop: &Arc<Notify>) -> TreeRef {
-    let (dir, namespace, stop) = (format!("{}\n", at.display()), live.namespace.clone(), stop.clone());
+    let (dir, live, stop) = (format!("{}\n", at.display()), Arc::new(live), stop.clone());
+    let told = live.clone();
     synth::tree(synth::dir([
         ("dir", synth::file(move || Ok(dir.clone().into()))),
-        ("change", Arc::new(live).file()),
-        ("ns", synth::file(move || Ok(namespace.to_string().into()))),
+        ("change", live.file()),
+        ("ns", synth::file(move || Ok(told.servers.text(&told.namespace).into()))),
         (
             "ctl",
             synth::ctl(move |command| match &command[..] {

@@ -77,32 +77,33 @@ pub fn serve(context: &Context, typed: &Run) -> Result<ExitCode> {
 async fn serve_one(context: &Context, home: &Home, typed: &Run) -> Result<()> {
     let made = made(context, home, typed).await;
     let (namespace, plan) = match made {
-        Ok((namespace, plan)) => (Some(namespace), Ok(plan)),
+        Ok((namespace, servers, plan)) => (Some((namespace, servers)), Ok(plan)),
         Err(err) => (None, Err(err.to_string())),
     };
     let accepted = tokio::task::spawn_blocking(Client::accept).await.at(STEP, "the command")?;
     let Some((id, fuse)) = accepted.at(STEP, "the command")? else { return Ok(()) };
-    let Some(namespace) = namespace else {
+    let Some((namespace, servers)) = namespace else {
         return Client::tell(&plan).at(STEP, "the command");
     };
     let root = namespace.attach(&Who::owner(), b"").await.at(STEP, "the namespace")?;
     let options = mount::Options::default();
     let mounted = mount::serve(root, fuse, options, tokio::runtime::Handle::current()).at(STEP, "the namespace")?;
-    let control = Control::serve(&socket(home, id)?, control(&namespace))?;
+    let control = Control::serve(&socket(home, id)?, control(namespace, servers))?;
     Client::tell(&plan).at(STEP, "the command")?;
     mounted.ended().await;
     drop(control);
     Ok(())
 }
 
-async fn made(context: &Context, home: &Home, typed: &Run) -> Result<(Namespace, Plan)> {
-    let lines = namespace::lines(context, typed.ns.as_deref())?;
+async fn made(context: &Context, home: &Home, typed: &Run) -> Result<(Namespace, Servers, Plan)> {
+    let written = namespace::lines(context, typed.ns.as_deref())?;
     let dialer = Dialer::open(home, context.agent())?;
     let who = Who { user: context.user().into(), ..Who::owner() };
     let servers = Servers::new(Nodes::new(dialer, MOUNT_TIMEOUT), who, home.secret("qid")?);
     let variable = |name: &str| namespace::variable(context, name);
     let build = Build { dialer: &servers, variable: &variable, most: OWN_LINES };
-    let namespace = build.build(&lines).await.map_err(|err| namespace::refused(STEP, "the namespace", &err))?;
+    let built = build.build(&written.lines).await;
+    let namespace = built.map_err(|failed| written.refused(STEP, &failed))?;
     let is_this = |line: &Line| matches!(line, Line::Mount { server, old, .. } if server == "local!/" && old == "/");
     let mut places = namespace.places();
     // The root is this machine's, unless another was put there.
@@ -110,7 +111,7 @@ async fn made(context: &Context, home: &Home, typed: &Run) -> Result<(Namespace,
         places.retain(|place| place.path != std::path::Path::new("/"));
     }
     let plan = plan::plan(places, &|path| path.symlink_metadata().is_ok());
-    Ok((namespace, plan))
+    Ok((namespace, servers, plan))
 }
 
 /// Where the namespace that /proc/PID/ns/mnt numbers so is told.
@@ -119,7 +120,6 @@ pub(super) fn socket(home: &Home, id: u64) -> Result<PathBuf> {
 }
 
 /// The files by which the server is asked: `ns`.
-fn control(namespace: &Namespace) -> TreeRef {
-    let namespace = namespace.clone();
-    synth::tree(synth::dir([("ns", synth::file(move || Ok(namespace.to_string().into())))]))
+fn control(namespace: Namespace, servers: Servers) -> TreeRef {
+    synth::tree(synth::dir([("ns", synth::file(move || Ok(servers.text(&namespace).into())))]))
 }

@@ -42,6 +42,11 @@ pub fn checked(bytes: &[u8]) -> Result<&str, ParseError> {
 
 /// The lines of `text`, at most `most`; a variable that is not set is refused.
 pub fn parse(text: &str, most: usize, variable: &Variables<'_>) -> Result<Vec<Line>, ParseError> {
+    Ok(parse_numbered(text, most, variable)?.into_iter().map(|(_, line)| line).collect())
+}
+
+/// The same, each with the number, from 1, of where it begins.
+pub fn parse_numbered(text: &str, most: usize, variable: &Variables<'_>) -> Result<Vec<(usize, Line)>, ParseError> {
     let text = checked(text.as_bytes())?;
     let mut lines = Vec::new();
     for (number, line) in logical_lines(text) {
@@ -51,7 +56,7 @@ pub fn parse(text: &str, most: usize, variable: &Variables<'_>) -> Result<Vec<Li
         }
         let words = words(line).map_err(fail)?;
         if let Some(line) = command(line, &words, variable).map_err(fail)? {
-            lines.push(line);
+            lines.push((number, line));
         }
     }
     Ok(lines)

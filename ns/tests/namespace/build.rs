@@ -41,7 +41,8 @@ async fn build(text: &str) -> Result<Namespace, Error> {
 
 async fn build_with(text: &str, dialer: &dyn Dialer) -> Result<Namespace, Error> {
     let variable = |name: &str| (name == "u").then(|| "/home/u".to_string());
-    Build { dialer, variable: &variable, most: PEER_LINES }.build(&lines(text)).await
+    let built = Build { dialer, variable: &variable, most: PEER_LINES }.build(&lines(text)).await;
+    built.map_err(|failed| failed.error)
 }
 
 #[tokio::test]
@@ -71,7 +72,8 @@ async fn a_line_that_fails_names_itself() {
     let many = vec![lines("mount t1 /x\n").remove(0); 1025];
     let servers = Servers::default();
     let build = Build { dialer: &servers, variable: &|_| None, most: PEER_LINES };
-    assert_eq!(build.build(&many).await.err(), Some(Error::Full(PEER_LINES)));
+    let failed = build.build(&many).await.err().unwrap();
+    assert_eq!((failed.index, failed.error), (PEER_LINES, Error::Full(PEER_LINES)));
     assert_eq!(servers.dials.into_inner(), 0, "nobody is dialled for a text that is too long");
 }
 
