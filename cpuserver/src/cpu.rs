@@ -173,9 +173,11 @@ impl Cpu {
     }
 
     /// The clone file of `session` was closed.
-    pub(crate) fn released(&self, session: &Arc<Session>) {
-        if !session.release() {
-            self.remove(session);
+    pub(crate) fn released(self: &Arc<Self>, session: &Arc<Session>) {
+        match session.release() {
+            false => self.remove(session),
+            true if matches!(session.phase(), session::Phase::Ended(_)) => self.finished(session),
+            true => {}
         }
     }
 

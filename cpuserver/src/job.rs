@@ -246,7 +246,7 @@ fn never_started(error: launch::Error) -> Failure {
     let errno = match &error {
         launch::Error::NotFound { .. } | launch::Error::Cwd { .. } => Errno::ENOENT,
         launch::Error::NotExecutable { .. } => Errno::EACCES,
-        launch::Error::Interpreter { .. } => Errno::ENOEXEC,
+        launch::Error::Interpreter { .. } | launch::Error::Foreign { .. } => Errno::ENOEXEC,
         _ => Errno::EIO,
     };
     let remedy = error.remedy().map(|remedy| format!("; try: {remedy}")).unwrap_or_default();

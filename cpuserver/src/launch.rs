@@ -18,6 +18,7 @@
 
 mod children;
 mod dev;
+mod emulator;
 mod error;
 mod init;
 mod interpreter;
@@ -36,7 +37,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use emulator::architectures;
 pub use error::{Error, Os};
+pub use interpreter::architecture;
 pub use job::Job;
 pub use launcher::Launcher;
 pub use process::{main, run};

@@ -327,10 +327,10 @@ impl Session {
         equal(nonce.as_bytes(), said.as_bytes()).then(|| again.clone())
     }
 
-    /// The clone file was closed; says whether the session lives on because a detached command runs.
+    /// The clone file was closed; says whether the session lives on because a detached command runs in it, or did.
     pub(crate) fn release(&self) -> bool {
         self.held.store(false, Ordering::SeqCst);
-        self.detached.load(Ordering::SeqCst) && matches!(self.phase(), Phase::Starting | Phase::Running { .. })
+        self.detached.load(Ordering::SeqCst) && !matches!(self.phase(), Phase::New)
     }
 
     /// Whether nobody holds the clone file any more.

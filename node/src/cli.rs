@@ -496,6 +496,10 @@ pub struct Rcpu {
     /// ns`
     #[arg(long, value_name = "FILE")]
     pub ns: Option<PathBuf>,
+    /// Whose programs it runs: mine, or the node's own, with my home and directory where they are [default: mine, or
+    /// the node's where it cannot run mine, which is said then]
+    #[arg(long, value_name = "caller|node")]
+    pub root: Option<RootOf>,
     /// Let the node reach this too, whatever its trust level hides
     #[arg(long, value_name = "PATH[:ro]")]
     pub expose: Vec<Expose>,
@@ -538,6 +542,14 @@ impl std::str::FromStr for Limit {
             }
         }
     }
+}
+
+/// `caller` or `node`
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+#[allow(missing_docs, reason = "they are what they are called")]
+pub enum RootOf {
+    Caller,
+    Node,
 }
 
 /// `yes` or `no`

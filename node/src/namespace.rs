@@ -113,11 +113,17 @@ pub struct Carried {
     pub servers: Vec<(String, String)>,
 }
 
-/// The namespace of a command on `node`: that of [`lines`], where this machine's root is what every command has there.
-pub fn carried(context: &Context, dialer: &Dialer, file: Option<&Path>, node: &Node) -> Result<Carried> {
+/// The namespace of a command on `node`: that of [`lines`], where this machine's root is what every command has there;
+/// or, where `mine` are given, the node's own root with these directories of mine in it.
+pub fn carried(
+    context: &Context, dialer: &Dialer, file: Option<&Path>, node: &Node, mine: Option<&[&str]>,
+) -> Result<Carried> {
     let mut all = lines(context, file)?.lines;
     if all.first() == Some(&here()) {
-        let base = cpuserver::client::default_ns(node.name.as_str());
+        let base = match mine {
+            Some(mine) => cpuserver::client::node_root_ns(node.name.as_str(), mine),
+            None => cpuserver::client::default_ns(node.name.as_str()),
+        };
         let base = text::parse(&base, OWN_LINES, &|_| None).at(STEP, "what every command has")?;
         all.splice(0..1, base);
     }

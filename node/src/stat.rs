@@ -15,6 +15,7 @@ pub fn dir() -> NodeRef {
         ("load", synth::file(|| first_fields("/proc/loadavg", 3))),
         ("memory", synth::file(memory)),
         ("pressure", synth::file(pressure)),
+        ("runs", synth::file(|| line(&cpuserver::launch::architectures().join(" ")))),
         ("uptime", synth::file(|| first_fields("/proc/uptime", 1))),
         ("version", synth::file(|| line(env!("CARGO_PKG_VERSION")))),
     ])

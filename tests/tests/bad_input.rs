@@ -96,9 +96,10 @@ fn a_program_that_cannot_be_run_is_named(mut machine: Machine) {
     bytes[at + 1..at + 4].copy_from_slice(b"nil");
     program(&machine, "loaded", &bytes);
     runs("./loaded", 126, &["its interpreter /nil", "is missing"]);
-    bytes[18..20].copy_from_slice(&[243, 0]);
+    // One that nobody has an emulator for.
+    bytes[18..20].copy_from_slice(&[50, 0]);
     program(&machine, "foreign", &bytes);
-    runs("./foreign", 126, &["riscv64"]);
+    runs("./foreign", 126, &["it is for ia64, and this node is ", "rcpu -a 'runs=ia64'"]);
 }
 
 fn a_directory_that_the_node_cannot_see_is_named(mut machine: Machine) {

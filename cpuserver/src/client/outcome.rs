@@ -98,6 +98,14 @@ impl Error {
         }
     }
 
+    /// What the program is for, if it could not be run because the node is of another architecture: the words of
+    /// [`crate::launch::Error::Foreign`], which an older node says in the same way.
+    pub fn is_for(&self) -> Option<&str> {
+        let Self::NeverStarted { code: 126, reason } = self else { return None };
+        let (_, rest) = reason.split_once(": it is for ")?;
+        rest.split_once(", and this node is ").map(|(architecture, _)| architecture)
+    }
+
     pub(super) fn of(step: &'static str, errno: Errno, runs: bool) -> Self {
         if runs || super::is_loss(errno) { Self::Lost { step, errno } } else { Self::Refused { step, errno } }
     }
@@ -162,6 +170,13 @@ mod tests {
         let lost = ended("exit 255\nlost: launcher: it has ended\n").unwrap_err();
         assert_eq!((lost.exit_code(), lost.to_string().as_str()), (255, "launcher: it has ended"));
         assert!(!lost.never_ran() && !never.never_ran());
+        let foreign = crate::launch::Error::Foreign {
+            program: "/bin/a".into(),
+            architecture: "aarch64".into(),
+            own: "x86_64".into(),
+        };
+        let told = ended(&format!("exit 126\nnever started: {foreign}; try: x\n")).unwrap_err();
+        assert_eq!((told.is_for(), never.is_for()), (Some("aarch64"), None));
         assert!(ended("exit 255\nnever started: root: no\n").unwrap_err().never_ran());
         assert!(matches!(ended("exit\n"), Err(Error::Garbled(_))));
         assert!(matches!(ended("exit 256\n"), Err(Error::Garbled(_))));

@@ -28,6 +28,10 @@ pub(super) async fn pump(remote: &Remote, stdio: Stdio, running: &watch::Sender<
     let ended = ended(remote, || *running.borrow());
     let all_out = async { tokio::try_join!(output("stdout", stdout), output("stderr", stderr), ended) };
     let all_in = async {
+        // What is to be read is left alone until somebody reads it: one that never starts takes nothing.
+        if running.subscribe().wait_for(|runs| *runs).await.is_err() {
+            std::future::pending::<()>().await;
+        }
         copy_in(stdin, &remote.file("stdin", How::WRITE).await?).await?;
         // The command may go on for as long as it likes.
         std::future::pending::<Result<(), Error>>().await

@@ -47,6 +47,16 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// It is there, for another architecture than this machine's, of which there is no emulator either: exit status 126.
+    #[error("{program}: it is for {architecture}, and this node is {own}")]
+    Foreign {
+        /// The path that was found.
+        program: String,
+        /// What it is for.
+        architecture: String,
+        /// This machine's.
+        own: String,
+    },
     /// It is there, and the interpreter that its `#!` line or ELF header names is not: exit status 126.
     #[error("{program}: its interpreter {missing} is missing")]
     Interpreter {
@@ -119,7 +129,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::NotFound { .. } => 127,
-            Self::NotExecutable { .. } | Self::Interpreter { .. } => 126,
+            Self::NotExecutable { .. } | Self::Foreign { .. } | Self::Interpreter { .. } => 126,
             _ => 255,
         }
     }
@@ -133,6 +143,10 @@ impl Error {
                 Some(format!("chmod +x {program}"))
             }
             Self::NotExecutable { program, .. } => Some(format!("file {program}")),
+            Self::Foreign { architecture, .. } => Some(format!(
+                "rcpu --root node, for a program that the node has, too; rcpu -a 'runs={architecture}'; or install \
+                 qemu-user-static on the node"
+            )),
             Self::Interpreter { missing, .. } => Some(format!("install {missing} where the command's files are from")),
             Self::Cwd { .. } => Some("rcpu -C DIR, or --expose PATH; rcpu -v says what the node can reach".into()),
             Self::UserNamespace { remedy, .. } => Some(remedy.clone()),

@@ -12,6 +12,7 @@ use std::os::unix::fs::FileExt;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal};
 
+use super::emulator::Emulators;
 use super::message::{self, Command, Event};
 use super::sys::{self, Side};
 use super::{Error, Exit, JobSpec, Usage, program, root};
@@ -41,6 +42,7 @@ struct Init {
 
 fn start(spec: &JobSpec, root: OwnedFd, stdio: [OwnedFd; 3], mut ready: PipeWriter) -> Result<Init, Error> {
     die_with_mounter(&ready);
+    let emulators = Emulators::of_this_machine();
     let io = File::open("/proc/self/io").ok();
     let children_signal = sys::children_signal().map_err(Error::setup("signals"))?;
     let mut notes = Vec::new();
@@ -55,7 +57,7 @@ fn start(spec: &JobSpec, root: OwnedFd, stdio: [OwnedFd; 3], mut ready: PipeWrit
 
     let (verdict, report) = std::io::pipe().map_err(Error::setup("pipe"))?;
     match sys::fork(0).map_err(Error::setup("fork"))? {
-        Side::Child => program::run(spec, stdio, report),
+        Side::Child => program::run(spec, stdio, &emulators, report),
         Side::Parent { pid, .. } => {
             Ok(Init { program: pid, own_pids: spec.own_pids, children_signal, verdict: Some(verdict), notes, io })
         }

@@ -17,7 +17,11 @@ const PATH: u64 = 4096;
 
 /// The interpreter that the file at `path` names, if there is such a file and it names one.
 pub(super) fn of(path: &[u8]) -> Option<String> {
-    let file = File::open(at(path)).ok()?;
+    of_file(&File::open(at(path)).ok()?)
+}
+
+/// The same of an open file.
+pub(super) fn of_file(file: &File) -> Option<String> {
     let mut head = [0; HEAD];
     let got = file.read_at(&mut head, 0).ok()?;
     let head = &head[..got];
@@ -26,7 +30,7 @@ pub(super) fn of(path: &[u8]) -> Option<String> {
             let line = line.split(|byte| *byte == b'\n').next()?.trim_ascii();
             line.split(|byte| *byte == b' ' || *byte == b'\t').next()?.to_vec()
         }
-        None => Elf::parse(head)?.interpreter(&file)?,
+        None => Elf::parse(head)?.interpreter(file)?,
     };
     Some(String::from_utf8_lossy(&name).into_owned())
 }
@@ -41,17 +45,37 @@ pub(super) fn why_denied(path: &[u8]) -> String {
     }
 }
 
+/// The architecture that the program at `path` is for, or else that its `#!` line leads to: by the names of
+/// `std::env::consts::ARCH`. None: it is no such program, or not for one that is known here.
+pub fn architecture(path: &Path) -> Option<&'static str> {
+    /// Interpreters that have interpreters: as many as the kernel follows.
+    const DEEP: usize = 5;
+    let mut path = path.to_path_buf();
+    for _ in 0..DEEP {
+        let mut head = [0; HEAD];
+        let got = File::open(&path).ok()?.read_at(&mut head, 0).ok()?;
+        if !head.starts_with(b"#!") {
+            return machine(Elf::parse(&head[..got])?.machine);
+        }
+        path = of(path.as_os_str().as_bytes())?.into();
+    }
+    None
+}
+
+/// Whether the program at `path` is itself for another machine, no script: what an emulator takes.
+pub(super) fn is_binary(path: &[u8]) -> bool {
+    let mut magic = [0; 4];
+    File::open(at(path)).and_then(|file| file.read_exact_at(&mut magic, 0)).is_ok() && &magic == b"\x7fELF"
+}
+
 /// Whether a file that has no format known to the kernel may be a shell script; if not, what it is.
 pub(super) fn may_be_script(path: &[u8]) -> Result<(), String> {
     let mut head = [0; HEAD];
     let file = File::open(at(path)).map_err(|error| error.to_string())?;
     let got = file.read_at(&mut head, 0).map_err(|error| error.to_string())?;
     let head = &head[..got];
-    if let Some(elf) = Elf::parse(head) {
-        return Err(match machine(elf.machine) {
-            Some(name) => format!("it is for {name}, and this node is {}", std::env::consts::ARCH),
-            None => "it is not for this node's architecture".into(),
-        });
+    if Elf::parse(head).is_some() {
+        return Err("it is not for this node's architecture".into());
     }
     let first = head.split(|byte| *byte == b'\n').next().unwrap_or_default();
     if head.starts_with(b"\x7fELF") || first.contains(&0) {
@@ -120,19 +144,27 @@ fn number(bytes: &[u8], offset: usize, size: usize, big_endian: bool) -> Option<
     Some(if big_endian { field.iter().fold(0, add) } else { field.iter().rev().fold(0, add) })
 }
 
-/// The name of an `EM_` number, for the machines that are in use.
+/// The machines that are in use: `EM_` number, name, and what qemu-user calls it.
+const MACHINES: [(u64, &str, &str); 9] = [
+    (3, "x86", "i386"),
+    (21, "powerpc64", "ppc64le"),
+    (22, "s390x", "s390x"),
+    (40, "arm", "arm"),
+    (50, "ia64", "ia64"),
+    (62, "x86_64", "x86_64"),
+    (183, "aarch64", "aarch64"),
+    (243, "riscv64", "riscv64"),
+    (258, "loongarch64", "loongarch64"),
+];
+
+/// The name of an `EM_` number.
 fn machine(number: u64) -> Option<&'static str> {
-    let table = [
-        (3, "x86"),
-        (40, "arm"),
-        (62, "x86_64"),
-        (183, "aarch64"),
-        (243, "riscv64"),
-        (21, "powerpc64"),
-        (22, "s390x"),
-        (258, "loongarch64"),
-    ];
-    table.iter().find(|(code, _)| *code == number).map(|(_, name)| *name)
+    MACHINES.iter().find(|(code, ..)| *code == number).map(|(_, name, _)| *name)
+}
+
+/// The names of the machines, and what qemu-user calls each.
+pub(super) fn machines() -> impl Iterator<Item = (&'static str, &'static str)> {
+    MACHINES.iter().map(|(_, name, emulated)| (*name, *emulated))
 }
 
 #[cfg(test)]
@@ -171,9 +203,16 @@ mod tests {
     fn a_program_for_another_machine_is_named_so() {
         let mut bytes = fs::read(std::env::current_exe().unwrap()).unwrap();
         bytes.truncate(4096);
-        bytes[18] = 243;
-        bytes[19] = 0;
-        assert!(may_be_script(path(&file(&bytes))).unwrap_err().contains("riscv64"));
+        assert_eq!(architecture(file(&bytes).path()), Some(std::env::consts::ARCH));
+        bytes[18..20].copy_from_slice(&[243, 0]);
+        let program = file(&bytes);
+        assert_eq!(architecture(program.path()), Some("riscv64"));
+        assert!(may_be_script(path(&program)).is_err() && is_binary(path(&program)));
+        let script = file(format!("#! {} -x\n", program.path().display()).as_bytes());
+        assert_eq!((architecture(script.path()), is_binary(path(&script))), (Some("riscv64"), false));
+        let looped = file(b"");
+        fs::write(looped.path(), format!("#!{}\n", looped.path().display())).unwrap();
+        assert_eq!((architecture(looped.path()), architecture(Path::new("/no/such"))), (None, None));
         assert!(may_be_script(path(&file(b"echo no first line\n"))).is_ok());
         assert!(may_be_script(path(&file(b"\x00\x01\x02"))).is_err());
     }
@@ -182,7 +221,7 @@ mod tests {
         #[test]
         fn any_bytes_after_an_elf_magic_are_looked_at_safely(bytes: Vec<u8>) {
             let elf = file(&[b"\x7fELF", bytes.as_slice()].concat());
-            let _ = (of(path(&elf)), may_be_script(path(&elf)));
+            let _ = (of(path(&elf)), may_be_script(path(&elf)), architecture(elf.path()));
         }
     }
 }

@@ -3,21 +3,23 @@
 //! A child of init, in the job's root. Whatever goes wrong is told to init through a pipe that execve(2) closes.
 //! Invariant: the program finds default signals, three descriptors, and nothing else of ours.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::io::{PipeWriter, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::Mode;
 use rustix::process::{Gid, Signal, Uid, getgid, getuid};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::thread::{CpuSet, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
+use super::emulator::{self, Emulators};
 use super::{Error, JobSpec, interpreter, sys};
 
 /// Becomes the program, or says to `report` why not.
-pub(super) fn run(spec: &JobSpec, stdio: [OwnedFd; 3], mut report: PipeWriter) -> ! {
+pub(super) fn run(spec: &JobSpec, stdio: [OwnedFd; 3], emulators: &Emulators, mut report: PipeWriter) -> ! {
     let error = match prepare(spec, stdio) {
-        Ok(()) => execute(spec),
+        Ok(()) => execute(spec, emulators),
         Err(error) => error,
     };
     let _ = serde_json::to_vec(&error).map(|text| report.write_all(&text));
@@ -76,7 +78,7 @@ fn become_user(spec: &JobSpec) -> Result<(), Error> {
 }
 
 /// Tries the program wherever the job's PATH says it may be, as execvp(3) does. Returns why there is none to run.
-fn execute(spec: &JobSpec) -> Error {
+fn execute(spec: &JobSpec, emulators: &Emulators) -> Error {
     let strings =
         |items: &[Vec<u8>]| items.iter().map(|item| CString::new(item.as_slice())).collect::<Result<Vec<_>, _>>();
     let (Ok(argv), Ok(env)) = (strings(&spec.argv), strings(&spec.env)) else {
@@ -98,7 +100,7 @@ fn execute(spec: &JobSpec) -> Error {
                 let reason = interpreter::why_denied(&path);
                 denied.get_or_insert(Error::NotExecutable { program: found, reason });
             }
-            Some(libc::ENOEXEC) => return shell_or_nothing(&path, argv, &env),
+            Some(libc::ENOEXEC) => return foreign(&path, argv, &env, emulators),
             _ => return Error::NotExecutable { program: found, reason: super::Os::from(error).to_string() },
         }
     }
@@ -113,6 +115,23 @@ fn candidates(name: &[u8], env: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let path = env.iter().find_map(|item| item.strip_prefix(b"PATH=")).unwrap_or(b"/usr/local/bin:/usr/bin:/bin");
     let dirs = path.split(|byte| *byte == b':').map(|dir| if dir.is_empty() { b"." } else { dir });
     dirs.map(|dir| [dir, b"/", name].concat()).collect()
+}
+
+/// What the kernel cannot run is for another machine, and then an emulator's, or else as [`shell_or_nothing`] says.
+fn foreign(path: &[u8], argv: Vec<CString>, env: &[CString], emulators: &Emulators) -> Error {
+    if let Some(error) = emulator::run(emulators, path, &argv, env) {
+        return Error::NotExecutable {
+            program: lossy(path),
+            reason: format!("its emulator: {}", super::Os::from(error)),
+        };
+    }
+    let own = std::env::consts::ARCH;
+    match interpreter::architecture(std::path::Path::new(OsStr::from_bytes(path))) {
+        Some(architecture) if architecture != own => {
+            Error::Foreign { program: lossy(path), architecture: architecture.into(), own: own.into() }
+        }
+        _ => shell_or_nothing(path, argv, env),
+    }
 }
 
 /// What the kernel has no format for is either a script without a `#!` line, which shells and execvp(3) run by /bin/sh,

@@ -213,6 +213,19 @@ pub(super) fn execute(path: &CStr, argv: &[CString], env: &[CString]) -> io::Err
     io::Error::last_os_error()
 }
 
+/// execveat(2) of an open file: returns only if it fails.
+pub(super) fn execute_fd(file: RawFd, argv: &[CString], env: &[CString]) -> io::Error {
+    let pointers = |items: &[CString]| -> Vec<*const c_char> {
+        items.iter().map(|item| item.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (argv, env) = (pointers(argv), pointers(env));
+    // SAFETY: both arrays end with a null pointer, and their strings outlive the call.
+    unsafe {
+        libc::syscall(libc::SYS_execveat, file, c"".as_ptr(), argv.as_ptr(), env.as_ptr(), libc::AT_EMPTY_PATH);
+    }
+    io::Error::last_os_error()
+}
+
 fn check(returned: libc::c_long) -> io::Result<libc::c_long> {
     if returned < 0 { Err(io::Error::last_os_error()) } else { Ok(returned) }
 }

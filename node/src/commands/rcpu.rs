@@ -19,10 +19,9 @@ use std::process::ExitCode;
 use cpuserver::client::{self, Command, Ended, Stdio};
 use fileserver::caller::Expose;
 use p9::NodeRef;
-use tokio::sync::mpsc;
 
 use crate::agent::Serve;
-use crate::cli::Rcpu;
+use crate::cli::{Rcpu, RootOf};
 use crate::commands::{agent, runtime};
 use crate::dial::Dialer;
 use crate::error::{At, Error, Result};
@@ -55,7 +54,7 @@ fn rcpu(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
     let runtime = runtime()?;
     let targets = match wanted {
         Where::Fitting(wanted, count) => {
-            let fit = runtime.block_on(places::fitting(&caller.dialer, &wanted, count))?;
+            let fit = runtime.block_on(places::fitting(&caller.dialer, &wanted, caller.program(), count))?;
             fit.into_iter().map(|(place, _)| Target::Connected(place)).collect()
         }
         Where::Named(_) | Where::All => known.into_iter().map(Target::Known).collect::<Vec<_>>(),
@@ -95,6 +94,13 @@ struct Caller<'a> {
 }
 
 impl Caller<'_> {
+    /// The architecture of the program, if it is one of mine that no node has: one that is named by a path.
+    fn program(&self) -> Option<&'static str> {
+        let name = self.argv.first().filter(|name| name.as_bytes().contains(&b'/'))?;
+        let path = working_directory(self.typed).ok()?.join(name);
+        cpuserver::launch::architecture(&path).filter(|_| self.typed.root != Some(RootOf::Node))
+    }
+
     /// Runs the command on one node, as if it were here.
     fn one(&self, runtime: &tokio::runtime::Runtime, target: Target) -> Result<ExitCode> {
         if self.typed.detach {
@@ -102,16 +108,24 @@ impl Caller<'_> {
         }
         let node = target.node().clone();
         let terminal = terminal::Terminal::wanted(self.typed);
-        let (serve, command) = self.request(&node, &self.argv, terminal)?;
-        self.tell_rules(&node, &serve);
+        let request = self.request(&node, &self.argv, terminal)?;
+        self.tell_rules(&node, &request.0);
         let raw = terminal.then(terminal::Raw::enter).transpose().at("use the terminal", "stdin")?;
         let ended = runtime.block_on(async {
             let (agent, place) = tokio::join!(self.agent(), target.connect(&self.dialer));
             let (agent, place) = (agent?, place?);
-            let (events, received) = mpsc::channel(16);
-            tokio::spawn(signals::forward(events, terminal));
-            let ask = |id, nonce| served(agent, serve, id, nonce);
-            let ended = client::run(place.root.clone(), ask, command, stdio(), received).await;
+            let signals = signals::Signals::of_one(terminal);
+            let run = async |(serve, command): (Serve, Command)| {
+                let ask = |id, nonce| served(agent.clone(), serve, id, nonce);
+                client::run(place.root.clone(), ask, command, stdio(), signals.one_more()).await
+            };
+            let ended = match run(request).await {
+                Err(err) => match self.by_the_nodes_root(&node, &err, terminal)? {
+                    Some(request) => run(request).await.map_err(|again| better(err, again)),
+                    None => Err(err),
+                },
+                ended => ended,
+            };
             ended.map_err(|err| explain(&node, err))
         });
         drop(raw);
@@ -142,11 +156,20 @@ impl Caller<'_> {
 
     async fn detach(&self, target: Target, agent: NodeRef, signals: &signals::Signals) -> Result<String> {
         let node = target.node().clone();
-        let (serve, command) = self.request(&node, &self.argv, false)?;
-        self.tell_rules(&node, &serve);
+        let request = self.request(&node, &self.argv, false)?;
+        self.tell_rules(&node, &request.0);
         let place = target.connect(&self.dialer).await?;
-        let ask = |id, nonce| served(agent, serve, id, nonce);
-        let started = client::start_detached(place.root.clone(), ask, command, signals.one_more()).await;
+        let start = async |(serve, command): (Serve, Command)| {
+            let ask = |id, nonce| served(agent.clone(), serve, id, nonce);
+            client::start_detached(place.root.clone(), ask, command, signals.one_more()).await
+        };
+        let started = match start(request).await {
+            Err(err) => match self.by_the_nodes_root(&node, &err, false)? {
+                Some(request) => start(request).await.map_err(|again| better(err, again)),
+                None => Err(err),
+            },
+            started => started,
+        };
         started.map(|session| format!("{}/{session}", node.name)).map_err(|err| explain(&node, err))
     }
 
@@ -167,10 +190,49 @@ impl Caller<'_> {
 
     /// What is to be run on `node`, and what the agent is to serve for it.
     fn request(&self, node: &Node, argv: &[OsString], terminal: bool) -> Result<(Serve, Command)> {
-        let namespace = namespace::carried(self.context, &self.dialer, self.typed.ns.as_deref(), node)?;
+        self.request_by(node, argv, terminal, self.typed.root.unwrap_or(RootOf::Caller))
+    }
+
+    /// The same with the node's programs, where `err` says that it cannot run mine and nobody has said which to take.
+    /// What has a slash in its name is one of mine.
+    fn by_the_nodes_root(&self, node: &Node, err: &client::Error, terminal: bool) -> Result<Option<(Serve, Command)>> {
+        let Some(architecture) = err.is_for() else { return Ok(None) };
+        let named = self.argv.first().is_some_and(|name| !name.as_bytes().contains(&b'/'));
+        if self.typed.root.is_some() || self.typed.ns.is_some() || !named {
+            return Ok(None);
+        }
+        let name = &node.name;
+        output::note(format_args!("{name} runs no programs for {architecture}: its own are taken (--root node)"));
+        self.request_by(node, &self.argv, terminal, RootOf::Node).map(Some)
+    }
+
+    /// My home and the directory of the command: what is mine where the rest is the node's.
+    fn directories(&self) -> Result<Vec<String>> {
+        let cwd = working_directory(self.typed)?;
+        let mut all: Vec<PathBuf> = self.context.user_home().into_iter().filter(|home| home.is_absolute()).collect();
+        if !all.iter().any(|home| cwd.starts_with(home)) {
+            all.push(cwd);
+        }
+        let text = |path: PathBuf| {
+            let text = path.into_os_string().into_string();
+            text.map_err(|path| Error::new("make the namespace", path.display(), "its name is no text"))
+        };
+        all.into_iter().filter(|path| path.parent().is_some()).map(text).collect()
+    }
+
+    fn request_by(&self, node: &Node, argv: &[OsString], terminal: bool, root: RootOf) -> Result<(Serve, Command)> {
+        let mine = (root == RootOf::Node).then(|| self.directories()).transpose()?;
+        let mine: Option<Vec<&str>> = mine.as_ref().map(|mine| mine.iter().map(String::as_str).collect());
+        let namespace =
+            namespace::carried(self.context, &self.dialer, self.typed.ns.as_deref(), node, mine.as_deref())?;
         let serve = serve_request(self.context, self.typed, node, &namespace)?;
         Ok((serve, command(self.context, self.typed, namespace, argv, terminal)?))
     }
+}
+
+/// What to say when a second try failed, too: the first reason, unless the second is another than a missing program.
+fn better(first: client::Error, second: client::Error) -> client::Error {
+    if matches!(second, client::Error::NeverStarted { code: 127, .. }) { first } else { second }
 }
 
 /// The agent's files; it is started if nobody answers.

@@ -57,9 +57,10 @@ pub(super) fn nodes(dialer: &Dialer, names: Option<&[String]>) -> Result<Vec<Nod
     }
 }
 
-/// The nodes that meet `wanted`, the least busy first, `count` of them at most. Errors: there are none, or fewer.
+/// The nodes that meet `wanted`, the least busy first, `count` of them at most: those that are what `program` is for,
+/// if there are enough, else those too that have an emulator for it. Errors: there are none, or fewer.
 pub(super) async fn fitting(
-    dialer: &Dialer, wanted: &Requirements, count: Option<usize>,
+    dialer: &Dialer, wanted: &Requirements, program: Option<&str>, count: Option<usize>,
 ) -> Result<Vec<(Place, Facts)>> {
     const STEP: &str = "find a node";
     let known = dialer.nodes()?;
@@ -68,11 +69,11 @@ pub(super) async fn fitting(
         let facts = place.facts().await?;
         Ok::<_, Error>((place, facts))
     }));
-    let (mut fit, mut silent) = (Vec::new(), 0);
+    let (mut fit, mut silent, mut others) = (Vec::new(), 0, Vec::new());
     for answer in asked.await {
         match answer {
             Ok((place, facts)) if wanted.met_by(place.node.name.as_str(), &facts) => fit.push((place, facts)),
-            Ok(_) => {}
+            Ok((place, facts)) => others.push((place, facts)),
             Err(err) => {
                 silent += 1;
                 tracing::info!("passed over: {err}");
@@ -81,6 +82,9 @@ pub(super) async fn fitting(
     }
     fit.sort_by(|(_, one), (_, other)| one.before(other));
     let enough = count.unwrap_or(1);
+    if let Some(program) = program.filter(|_| !fit.is_empty()) {
+        fit = able(fit, others, program, enough)?;
+    }
     if fit.len() < enough.max(1) {
         let of = format!("{} of {} known nodes do, {silent} could not be asked", fit.len(), known.len());
         let remedy = "for n in /n/*; do head $n/stat/*; done, or rcpu -v";
@@ -91,4 +95,28 @@ pub(super) async fn fitting(
         output::note(format_args!("{silent} of {} known nodes could not be asked", known.len()));
     }
     Ok(fit)
+}
+
+/// Those of `fit` that run programs for `architecture`, if there are `enough`. Errors: there are none, and which of
+/// `others` could.
+fn able(
+    fit: Vec<(Place, Facts)>, others: Vec<(Place, Facts)>, architecture: &str, enough: usize,
+) -> Result<Vec<(Place, Facts)>> {
+    let (natively, rest): (Vec<_>, Vec<_>) = fit.into_iter().partition(|(_, facts)| facts.arch == architecture);
+    if natively.len() >= enough {
+        return Ok(natively);
+    }
+    let (emulated, unable): (Vec<_>, Vec<_>) = rest.into_iter().partition(|(_, facts)| facts.runs(architecture));
+    let able: Vec<_> = natively.into_iter().chain(emulated).collect();
+    if !able.is_empty() {
+        return Ok(able);
+    }
+    let are: Vec<_> = unable.iter().map(|(place, facts)| format!("{} is {}", place.node.name, facts.arch)).collect();
+    let could =
+        others.iter().filter(|(_, facts)| facts.runs(architecture)).map(|(place, _)| place.node.name.to_string());
+    let could: Vec<_> = could.collect();
+    let could =
+        if could.is_empty() { "no other that I know could".into() } else { format!("could: {}", could.join(", ")) };
+    let reason = format!("no node that fits runs programs for it: {}; {could}", are.join(", "));
+    Err(Error::new("find a node", architecture, reason).remedy("install qemu-user-static on one of them"))
 }

@@ -36,6 +36,7 @@ enum What {
     Load,
     Memory,
     Name,
+    Runs,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -51,7 +52,9 @@ enum Relation {
 /// What a node is and how busy it is.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
-    arch: String,
+    pub(super) arch: String,
+    /// The architectures whose programs it runs, its own first.
+    runs: Vec<String>,
     pub(super) cores: f64,
     /// Of the last minute.
     pub(super) load: f64,
@@ -72,12 +75,20 @@ impl Facts {
             let number = words.get(at).and_then(|word| word.parse().ok());
             number.filter(|number: &f64| number.is_finite() && *number >= 0.0).ok_or(Errno::EPROTO)
         };
+        // An older node does not tell.
+        let runs = words("runs").await.unwrap_or_else(|_| arch.clone());
         Ok(Self {
+            runs,
             arch: arch.into_iter().next().ok_or(Errno::EPROTO)?,
             cores: number(&cores, 0)?.max(1.0),
             load: number(&load, 0)?,
             memory: number(&memory, 1)?,
         })
+    }
+
+    /// Whether it runs programs for `architecture`, by itself or by an emulator.
+    pub(super) fn runs(&self, architecture: &str) -> bool {
+        self.runs.iter().any(|one| one == architecture)
     }
 
     /// How busy it is with `more` commands than it tells of: the load of each core.
@@ -101,7 +112,11 @@ impl Requirements {
 
 impl Requirement {
     fn met_by(&self, name: &str, facts: &Facts) -> bool {
+        if self.what == What::Runs {
+            return facts.runs(usual(&self.wanted)) == (self.relation == Relation::Is);
+        }
         let compared = match self.what {
+            What::Runs => None,
             What::Arch => usual(&facts.arch).partial_cmp(usual(&self.wanted)),
             What::Name => name.partial_cmp(self.wanted.as_str()),
             What::Cores => self.amount().and_then(|wanted| facts.cores.partial_cmp(&wanted)),
@@ -125,8 +140,8 @@ impl Requirement {
     fn check(&self) -> Result<(), String> {
         let wanted = &self.wanted;
         match self.what {
-            What::Arch | What::Name if matches!(self.relation, Relation::Is | Relation::IsNot) => Ok(()),
-            What::Arch | What::Name => Err("an architecture or a name is compared by = or !=".into()),
+            What::Arch | What::Name | What::Runs if matches!(self.relation, Relation::Is | Relation::IsNot) => Ok(()),
+            What::Arch | What::Name | What::Runs => Err("an architecture or a name is compared by = or !=".into()),
             _ if self.amount().is_some() => Ok(()),
             _ => Err(format!("`{wanted}` is no number (1.5, 4, 512M, 64G)")),
         }
@@ -176,8 +191,14 @@ impl fmt::Display for Requirements {
     }
 }
 
-const WORDS: [(&str, What); 5] =
-    [("arch", What::Arch), ("cores", What::Cores), ("load", What::Load), ("mem", What::Memory), ("name", What::Name)];
+const WORDS: [(&str, What); 6] = [
+    ("arch", What::Arch),
+    ("cores", What::Cores),
+    ("load", What::Load),
+    ("mem", What::Memory),
+    ("name", What::Name),
+    ("runs", What::Runs),
+];
 const SIGNS: [(&str, Relation); 6] = [
     ("!=", Relation::IsNot),
     ("<=", Relation::AtMost),
@@ -208,7 +229,13 @@ mod tests {
     use super::*;
 
     fn facts(load: f64, cores: f64) -> Facts {
-        Facts { arch: "aarch64".into(), cores, load, memory: 2.5 * 1024.0 * 1024.0 * 1024.0 }
+        Facts {
+            arch: "aarch64".into(),
+            runs: vec!["aarch64".into(), "x86_64".into()],
+            cores,
+            load,
+            memory: 2.5 * 1024.0 * 1024.0 * 1024.0,
+        }
     }
 
     #[test]
@@ -228,12 +255,23 @@ mod tests {
             "mem>=2.5G",
             "mem>2500M, mem<1T",
             "name=pi",
+            "runs=arm64 runs=amd64 runs!=riscv64",
             "name != alpha",
             "mem >= 1G cores >= 2",
         ] {
             assert!(met(yes), "{yes}");
         }
-        for no in ["arch=x86_64", "cores>4", "cores<4", "load>=1", "mem>=4G", "name!=pi", "cores=4 load>9"] {
+        for no in [
+            "arch=x86_64",
+            "cores>4",
+            "cores<4",
+            "load>=1",
+            "mem>=4G",
+            "name!=pi",
+            "cores=4 load>9",
+            "runs=riscv64",
+            "runs!=x86_64",
+        ] {
             assert!(!met(no), "{no}");
         }
     }

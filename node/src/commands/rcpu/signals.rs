@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use super::terminal;
 
 /// Signals that are the command's, and the terminal's size whenever it changes.
-pub(super) async fn forward(events: mpsc::Sender<Event>, terminal: bool) {
+async fn forward(events: mpsc::Sender<Event>, terminal: bool) {
     let hangup = [SignalKind::hangup()];
     tokio::join!(signals(events.clone(), &hangup), forward_more(events, terminal));
 }
@@ -61,14 +61,26 @@ async fn signals(events: mpsc::Sender<Event>, kinds: &[SignalKind]) {
 pub(super) struct Signals {
     listeners: Arc<Mutex<Vec<mpsc::Sender<Event>>>>,
     ended_by: watch::Sender<Option<i32>>,
+    /// Whether the second signal that ends programs ends all for good.
+    several: bool,
 }
 
 impl Signals {
-    /// Begins to listen. Call it on the runtime.
+    /// Begins to listen for several commands. Call it on the runtime.
     pub(super) fn listen() -> Self {
-        let signals = Self { listeners: Arc::default(), ended_by: watch::Sender::new(None) };
+        Self::hear(false, true)
+    }
+
+    /// Begins to listen for one command after the other, which is told of its `terminal`, too, if it has one, and to
+    /// which no signal means more than its own.
+    pub(super) fn of_one(terminal: bool) -> Self {
+        Self::hear(terminal, false)
+    }
+
+    fn hear(terminal: bool, several: bool) -> Self {
+        let signals = Self { listeners: Arc::default(), ended_by: watch::Sender::new(None), several };
         let (events, mut received) = mpsc::channel(16);
-        tokio::spawn(forward(events, false));
+        tokio::spawn(forward(events, terminal));
         let all = signals.clone();
         tokio::spawn(async move {
             while let Some(event) = received.recv().await {
@@ -81,7 +93,9 @@ impl Signals {
     fn tell(&self, event: Event) {
         let ends = |signal: &i32| matches!(*signal, libc::SIGHUP | libc::SIGINT | libc::SIGQUIT | libc::SIGTERM);
         let event = match event {
-            Event::Signal(signal) if ends(&signal) && self.ended_by.borrow().is_some() => Event::Signal(libc::SIGKILL),
+            Event::Signal(signal) if ends(&signal) && self.several && self.ended_by.borrow().is_some() => {
+                Event::Signal(libc::SIGKILL)
+            }
             Event::Signal(signal) if ends(&signal) => {
                 self.ended_by.send_replace(Some(signal));
                 event
