@@ -11,7 +11,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use p9::{Errno, Handle, How, NodeRef, Reply, Stream, Want, Written};
+use p9::{Digest, Errno, Handle, How, NodeRef, Reply, Stream, Want, Written};
 use parking_lot::Mutex;
 
 use crate::bridge::{is_lost, may_be_done};
@@ -184,6 +184,10 @@ impl Stream for Lasting {
                 _ => handle.copy(offset, to, to_offset, length).await,
             }
         })
+    }
+
+    fn digest(&self, offset: u64, count: u64) -> Reply<'_, Digest> {
+        ask!(self, None, |handle| handle.digest(offset, count))
     }
 
     fn seek(&self, offset: u64, hole: bool) -> Reply<'_, u64> {

@@ -15,8 +15,10 @@ use parking_lot::Mutex;
 
 use crate::{Attr, Errno, Name, Qid, Reply};
 
+pub use digest::Digest;
 use line::Line;
 
+mod digest;
 mod line;
 mod local;
 mod sys;
@@ -137,6 +139,12 @@ pub trait Stream: Any + Send + Sync + 'static {
         Errno::EOPNOTSUPP.into()
     }
 
+    /// What the `count` bytes from `offset` are known by, so that whoever has the same need not read them. Errors:
+    /// `EOPNOTSUPP` where reading is all there is.
+    fn digest(&self, _offset: u64, _count: u64) -> Reply<'_, Digest> {
+        Errno::EOPNOTSUPP.into()
+    }
+
     /// Waits until one of `events` (poll(2) bits) is so, and gives those that are. What never waits is always ready.
     fn poll(&self, events: u32) -> Reply<'_, u32> {
         Reply::ok(events)
@@ -237,6 +245,16 @@ impl Handle {
             Self::Fd(file) => file.seek(offset, hole),
             Self::Bytes(_) | Self::Dir(_) => Errno::EOPNOTSUPP.into(),
             Self::Stream(stream) => stream.seek(offset, hole),
+        }
+    }
+
+    /// What the `count` bytes from `offset` are known by: see [`Stream::digest`].
+    pub fn digest(&self, offset: u64, count: u64) -> Reply<'_, Digest> {
+        match self {
+            Self::Fd(file) => file.digest(offset, count),
+            Self::Bytes(bytes) => Reply::ok(Digest::of(bytes, offset, count)),
+            Self::Dir(_) => Errno::EISDIR.into(),
+            Self::Stream(stream) => stream.digest(offset, count),
         }
     }
 

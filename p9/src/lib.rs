@@ -33,7 +33,7 @@ pub mod wire;
 
 pub use errno::Errno;
 pub use file::{Attr, FileKind, Qid, SetAttr, SetTime, StatFs, Time};
-pub use handle::{Dir, DirSink, Entry, Handle, LocalFile, Stream, Written};
+pub use handle::{Digest, Dir, DirSink, Entry, Handle, LocalFile, Stream, Written};
 pub use name::{Name, NameBuf, check_xattr};
 pub use reply::Reply;
 pub use tree::{Created, How, New, Node, NodeRef, Opened, Reached, Tree, TreeRef, Walk, Want, What};

@@ -138,6 +138,7 @@ messages! {
         214 Append { fid: u32, data: Data<'a> }
         216 Lease { fid: u32, kind: u8 }
         220 Fetch { fid: u32, name: Name<'a>, count: u32 }
+        222 Digest { fid: u32, offset: u64, count: u64 }
     }
 }
 
@@ -191,6 +192,7 @@ messages! {
         217 Lease { kind: u8 }
         219 Break { fid: u32, keep: u8 }
         221 Fetch { qid: Qid, data: Data<'a> }
+        223 Digest { count: u64, hash: [u8; 32] }
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
-use p9::{Entry, Errno, FileKind, Handle, How, Name, NameBuf, New, NodeRef, Qid, SetAttr, Want, What};
+use p9::{Digest, Entry, Errno, FileKind, Handle, How, Name, NameBuf, New, NodeRef, Qid, SetAttr, Want, What};
 
 mod content;
 mod diod;
@@ -189,6 +189,10 @@ async fn contents(node: &NodeRef, at: &str) -> usize {
     let whole = read_open(&handle, 1 << 20).await.unwrap();
     assert_eq!(whole, read_open(&handle, 7).await.unwrap(), "{at}: reads the same in small pieces");
     assert!(handle.read(1 << 40, 10).await.unwrap().is_empty(), "{at}: past the end there is nothing");
+    match handle.digest(1, 1 << 20).await {
+        Ok(digest) => assert_eq!(digest, Digest::of(&whole, 1, 1 << 20), "{at}: what it is known by is of its bytes"),
+        Err(errno) => assert_eq!(errno, Errno::EOPNOTSUPP, "{at}"),
+    }
     handle.close().await.unwrap();
     let opened = node.open_at(&[], How::READ, Want { data: 64, ..Want::ATTR }).await.unwrap();
     if let Some(first) = opened.first {

@@ -106,6 +106,7 @@ const TABLE: &[(u8, u8, &str)] = &[
     (216, 4, "F1"),
     (220, 6, "Dnc"),
     (220, 1, "Fnc"),
+    (222, 5, "Flk"),
 ];
 
 /// Messages that are never garbled, nor come of it: those that take room on the disk by a number alone (`Tallocate`,

@@ -102,7 +102,7 @@ impl Random {
 
     fn only_l(&mut self, fid: u32, other: u32, name: Name<'static>, mode: u32, number: u64) -> T<'static> {
         let (newname, gid) = (self.name(), !0);
-        match self.below(22) {
+        match self.below(23) {
             10 => T::Mknod { dfid: fid, name, mode: libc::S_IFIFO | mode, major: 0, minor: 0, gid },
             11 => T::Xattrwalk { fid, newfid: other.max(1), name: Str(self.of(&[&b""[..], b"user.x"])) },
             12 => T::Xattrcreate {
@@ -127,6 +127,7 @@ impl Random {
             19 => T::Seek { fid, offset: number, whence: self.of(&[3, 4, 9]) },
             20 => T::Copy { fid, offset: self.below(10), tofid: other, tooffset: self.below(10), length: number },
             21 => T::Append { fid, data: Data(b"appended") },
+            22 => T::Digest { fid, offset: self.below(10), count: number },
             0 | 1 => T::Symlink { fid, name, target: Str(self.of(&TARGETS)), gid },
             2 => T::Mkdir { dfid: fid, name, mode, gid },
             3 => T::Renameat { olddirfid: fid, oldname: name, newdirfid: other, newname },

@@ -11,7 +11,7 @@ use super::fid::Fid;
 use super::node::take_data;
 use crate::session::BULK;
 use crate::wire::{Data, FSYNC_FLUSH, IO_HEADER, R, SEEK_DATA, SEEK_HOLE, T};
-use crate::{Errno, Handle, How, Reply, Stream, Written};
+use crate::{Digest, Errno, Handle, How, Reply, Stream, Written};
 
 /// The most messages that one read is made of.
 const PIECES: u32 = 32;
@@ -203,6 +203,16 @@ impl Stream for RemoteFile {
         Reply::later(async move {
             match self.ours(seek)?.await?.message()? {
                 R::Seek { offset } => Ok(offset),
+                _ => Err(Errno::EPROTO),
+            }
+        })
+    }
+
+    fn digest(&self, offset: u64, count: u64) -> Reply<'_, Digest> {
+        let digest = T::Digest { fid: self.fid.number(), offset, count };
+        Reply::later(async move {
+            match self.ours(digest)?.await?.message()? {
+                R::Digest { count: hashed, hash } if hashed <= count => Ok(Digest { count: hashed, hash }),
                 _ => Err(Errno::EPROTO),
             }
         })

@@ -13,7 +13,7 @@ use rustix::io::{Errno as Os, ReadWriteFlags, pwritev2, retry_on_intr};
 use tokio::sync::oneshot;
 
 use super::line::Write;
-use super::{LocalFile, Written, sys};
+use super::{Digest, LocalFile, Written, sys};
 use crate::brief;
 use crate::cancel::{blocking, hold};
 use crate::{Errno, Reply};
@@ -159,6 +159,11 @@ impl LocalFile {
             let (mut at, mut to_at, length) = (offset, to_offset, usize::try_from(length).unwrap_or(usize::MAX));
             Ok(copy_file_range(&file.fd, Some(&mut at), &to.fd, Some(&mut to_at), length)? as u64)
         }))
+    }
+
+    pub(super) fn digest(self: &Arc<Self>, offset: u64, count: u64) -> Reply<'_, Digest> {
+        let file = self.clone();
+        Reply::later(blocking(move || Ok(Digest::of_file(&file.fd, offset, count)?)))
     }
 
     pub(super) fn seek(self: &Arc<Self>, offset: u64, hole: bool) -> Reply<'_, u64> {

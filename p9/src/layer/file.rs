@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::{Errno, Handle, Reply, Stream, Written};
+use crate::{Digest, Errno, Handle, Reply, Stream, Written};
 
 /// What lies over an open file that is no directory.
 pub trait FileLayer: Send + Sync + 'static {
@@ -61,6 +61,12 @@ pub trait FileLayer: Send + Sync + 'static {
     /// See [`Stream::seek`].
     fn seek<'a>(&'a self, below: &'a Handle, offset: u64, hole: bool) -> Reply<'a, u64> {
         below.seek(offset, hole)
+    }
+
+    /// See [`Stream::digest`]. A layer that shows the bytes as they are may ask the file beneath; by default nobody is,
+    /// since it would tell of other bytes than are read.
+    fn digest<'a>(&'a self, _below: &'a Handle, _offset: u64, _count: u64) -> Reply<'a, Digest> {
+        Errno::EOPNOTSUPP.into()
     }
 
     /// See [`Stream::poll`].
@@ -134,6 +140,10 @@ impl<F: FileLayer> Stream for LayeredFile<F> {
 
     fn seek(&self, offset: u64, hole: bool) -> Reply<'_, u64> {
         self.layer.seek(&self.below, offset, hole)
+    }
+
+    fn digest(&self, offset: u64, count: u64) -> Reply<'_, Digest> {
+        self.layer.digest(&self.below, offset, count)
     }
 
     fn poll(&self, events: u32) -> Reply<'_, u32> {

@@ -221,7 +221,7 @@ async fn on_file(context: &Context, message: &T<'_>, file: &File, body: &Bytes) 
             Fields::DirPlus(list(context, &**dir, offset, count.min(room), true).await?).into()
         }
         T::Fetch { name, count, .. } => fetch(context, node, name, count.min(room - QID)).await?.into(),
-        T::Allocate { .. } | T::Seek { .. } => content::on_file(message, open()?).await?,
+        T::Allocate { .. } | T::Seek { .. } | T::Digest { .. } => content::on_file(message, open()?).await?,
         T::Append { data, .. } => content::append(file, body.slice_ref(data.0)).await?,
         T::Getattr { mask, .. } => R::of_attr(&node.attr().await?, mask).into(),
         T::Statfs { .. } => R::of_stat_fs(&node.stat_fs().await?).into(),

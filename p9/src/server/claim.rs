@@ -77,6 +77,7 @@ impl Claim {
             | T::Fetch { fid, .. }
             | T::Allocate { fid, .. }
             | T::Seek { fid, .. }
+            | T::Digest { fid, .. }
             | T::Append { fid, .. }
             | T::Read { fid, .. }
             | T::Write { fid, .. } => Self::Shared(fids.shared(fid)?),

@@ -101,7 +101,7 @@ impl<'a, T: Field<'a>> Field<'a> for Counted<T> {
     }
 }
 
-impl<'a> Field<'a> for [u8; 16] {
+impl<'a, const N: usize> Field<'a> for [u8; N] {
     fn read(from: &'a [u8]) -> Result<(&'a [u8], Self), Malformed> {
         let (bytes, rest) = from.split_first_chunk().ok_or(Malformed::TooShort)?;
         Ok((rest, *bytes))

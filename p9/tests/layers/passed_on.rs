@@ -10,8 +10,8 @@ use bytes::Bytes;
 use p9::layer::{FileLayer, Layer, LayeredFile};
 use p9::tree::{Lease, LeaseKind, Lock, LockKind, OnBreak};
 use p9::{
-    Attr, Created, Dir, DirSink, Errno, FileKind, Handle, How, Name, New, Node, NodeRef, Opened, Qid, Reply, SetAttr,
-    StatFs, Stream, Walk, Want, What, Written,
+    Attr, Created, Digest, Dir, DirSink, Errno, FileKind, Handle, How, Name, New, Node, NodeRef, Opened, Qid, Reply,
+    SetAttr, StatFs, Stream, Walk, Want, What, Written,
 };
 use parking_lot::Mutex;
 
@@ -39,7 +39,11 @@ impl Layer for PassOn {
     }
 }
 
-impl FileLayer for PassOn {}
+impl FileLayer for PassOn {
+    fn digest<'a>(&'a self, below: &'a Handle, offset: u64, count: u64) -> Reply<'a, Digest> {
+        below.digest(offset, count)
+    }
+}
 
 impl Node for Seen {
     fn qid(&self) -> Qid {
@@ -143,6 +147,9 @@ impl Stream for Seen {
     fn seek(&self, _: u64, _: bool) -> Reply<'_, u64> {
         self.saw("seek")
     }
+    fn digest(&self, _: u64, _: u64) -> Reply<'_, Digest> {
+        self.saw("digest")
+    }
     fn poll(&self, _: u32) -> Reply<'_, u32> {
         self.saw("poll")
     }
@@ -216,10 +223,11 @@ async fn every_method_of_an_open_file_is_passed_on() {
         file.allocate(0, 0, 1).await.err(),
         file.copy(0, &file, 0, 1).await.err(),
         file.seek(0, true).await.err(),
+        file.digest(0, 1).await.err(),
         file.poll(1).await.err(),
         file.close().await.err(),
     ];
-    assert_eq!(answers, [Some(MARK); 10]);
+    assert_eq!(answers, [Some(MARK); 11]);
     assert_eq!(*seen.0.lock(), methods(include_str!("../../src/handle.rs"), "\npub trait Stream:"));
     let foreign = Handle::Stream(Arc::new(seen));
     assert_eq!(file.copy(0, &foreign, 0, 1).await.err(), Some(Errno::EXDEV));

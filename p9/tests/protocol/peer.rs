@@ -109,6 +109,8 @@ const TABLE: &[(u8, &str, &str)] = &[
     (219, "Rbreak", "fid:4 keep:1"),
     (220, "Tfetch", "fid:4 name:s count:4"),
     (221, "Rfetch", "qid:q data:d"),
+    (222, "Tdigest", "fid:4 offset:8 count:8"),
+    (223, "Rdigest", "count:8 hash:h"),
     (250, "Tunknown", "fid:4"),
 ];
 
@@ -297,7 +299,7 @@ fn typed(fields: &'static str) -> impl Iterator<Item = (&'static str, char)> {
 }
 
 /// The bytes of a value: numbers as 8, 0x8, 0o8 or `~` for all ones; strings with `\s` `\n` for space and line end;
-/// lists with commas; a qid as `f5v1` (kind, path, version); a directory entry as `QID:COOKIE:TYPE:NAME`.
+/// a hash as 64 hexadecimal digits; lists with commas; a qid as `f5v1` (kind, path, version); a directory entry as `QID:COOKIE:TYPE:NAME`.
 pub(crate) fn field(kind: char, value: &str) -> Vec<u8> {
     let string = |text: &str| {
         let text = text.replace("\\s", " ").replace("\\n", "\n").replace("\\0", "\0");
@@ -312,6 +314,7 @@ pub(crate) fn field(kind: char, value: &str) -> Vec<u8> {
             let text = string(value);
             [&(text.len() as u32 - 2).to_le_bytes(), &text[2..]].concat()
         }
+        'h' => (0..value.len()).step_by(2).map(|at| u8::from_str_radix(&value[at..at + 2], 16).unwrap()).collect(),
         'n' => counted(list.iter().flat_map(|name| string(name)).collect()),
         'Q' => counted(list.iter().flat_map(|qid| self::qid(qid)).collect()),
         'q' => qid(value),
@@ -386,6 +389,7 @@ pub(crate) fn length(kind: char, bytes: &[u8]) -> usize {
         's' | 'S' => 2 + count(2),
         'd' | 'e' | 'E' => 4 + count(4),
         'q' => 13,
+        'h' => 32,
         'Q' => 2 + 13 * count(2),
         'n' => panic!("no reply has names"),
         size => size.to_digit(10).unwrap() as usize,

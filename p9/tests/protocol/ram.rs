@@ -15,8 +15,8 @@ use p9::cancel;
 use p9::locks::Ranges;
 use p9::tree::{Guard, Lease, LeaseKind, Lock, OnBreak};
 use p9::{
-    Attr, Created, Dir, DirSink, Entry, Errno, FileKind, Handle, How, Name, NameBuf, New, Node, NodeRef, Qid, Reply,
-    SetAttr, SetTime, Stream, Time, Tree, Walk, Want, What, Who, Written,
+    Attr, Created, Digest, Dir, DirSink, Entry, Errno, FileKind, Handle, How, Name, NameBuf, New, Node, NodeRef, Qid,
+    Reply, SetAttr, SetTime, Stream, Time, Tree, Walk, Want, What, Who, Written,
 };
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -506,6 +506,14 @@ impl Stream for Open {
         match found.or((hole && offset < text.len() as u64).then_some(text.len())) {
             Some(found) => Reply::ok(found as u64),
             None => Errno::ENXIO.into(),
+        }
+    }
+
+    fn digest(&self, offset: u64, count: u64) -> Reply<'_, Digest> {
+        match &self.0.0.body {
+            Body::File(_) if !self.1.read => Errno::EBADF.into(),
+            Body::File(text) => Reply::ok(Digest::of(&text.lock(), offset, count)),
+            _ => Errno::EOPNOTSUPP.into(),
         }
     }
 

@@ -113,6 +113,7 @@ conversations! {
     names_are_made_moved_and_removed
     nobody_authenticates_in_9p
     room_is_made_and_holes_are_found
+    parts_of_a_file_are_known_by_their_hashes
     what_closing_met_is_told
     what_closing_will_meet_is_told
 }

@@ -1,13 +1,15 @@
-//! What our dialect adds for open files: room, holes, copies, and appends that say where they went.
+//! What our dialect adds for open files: room, holes, digests, copies, and appends that say where they went.
 
 use bytes::Bytes;
 
 use super::{Answer, File};
 use crate::wire::{R, SEEK_DATA, SEEK_HOLE, T};
-use crate::{Errno, Handle};
+use crate::{Digest, Errno, Handle};
 
 /// The most that one copy is given, which cannot be called back while it runs.
 const COPY: u64 = 128 << 20;
+/// The most that is hashed for one message, likewise: some milliseconds.
+const DIGEST: u64 = 16 << 20;
 
 /// Messages about one open file.
 pub(super) async fn on_file(message: &T<'_>, open: &Handle) -> Result<Answer, Errno> {
@@ -23,6 +25,10 @@ pub(super) async fn on_file(message: &T<'_>, open: &Handle) -> Result<Answer, Er
                 _ => return Err(Errno::EINVAL),
             };
             R::Seek { offset: open.seek(offset, hole).await? }.into()
+        }
+        T::Digest { offset, count, .. } => {
+            let Digest { count, hash } = open.digest(offset, count.min(DIGEST)).await?;
+            R::Digest { count, hash }.into()
         }
         _ => return Err(Errno::EINVAL),
     })
