@@ -91,7 +91,9 @@ async fn start(cpu: &Arc<Cpu>, session: &Arc<Session>) -> Result<Running, Failur
     // Init waits for its root to be served, and all others descend from it.
     group.adopt(job.init()).map_err(|err| failed("limits", err))?;
     let disk = cpu.options.disk.as_ref().map(|disk| disk.apart(session.owner.name().as_bytes()));
-    let options = mount::Options { fs_name: format!("slashn-job-{}", session.id), disk, ..mount::Options::default() };
+    // The caller's files are mostly those of a system that this machine has, too.
+    let (fs_name, twins) = (format!("slashn-job-{}", session.id), Some(mount::TwinOptions::new("/".into())));
+    let options = mount::Options { fs_name, disk, twins, ..mount::Options::default() };
     let fuse = job.take_fuse().ok_or_else(|| failure(255, Errno::EIO, "the launcher sent no root"))?;
     let mount = mount::serve(root.node, fuse, options, cpu.runtime().clone())
         .map_err(|err| failure(255, Errno::EIO, &format!("root: {err}")))?;

@@ -148,7 +148,7 @@ impl Bridge {
         let (read_ahead, ended) =
             (Budget::new(options.cache / 4, runtime.clone(), teller.clone()), AtomicBool::new(false));
         let changes = Arc::<Changes>::default();
-        let disk = Disk::new(options.disk.clone(), runtime.clone());
+        let disk = Disk::new(&options, runtime.clone());
         let (told, known) = (teller.clone(), table.clone());
         let foresight = Foresight::new(
             (options.ttl, options.cache / 8),

@@ -12,6 +12,7 @@ mod index;
 mod read;
 mod segments;
 mod through;
+mod twin;
 mod write;
 
 use std::fmt;
@@ -27,7 +28,11 @@ use tokio::runtime::Handle as Runtime;
 use index::Index;
 use segments::Segments;
 pub(crate) use through::Through;
+pub use twin::TwinOptions;
+pub(crate) use twin::{Twin, Twins};
 use write::Writer;
+
+use crate::table::Inode;
 
 /// What is kept together at most, in bytes; what is kept begins with a page, and ends with one or with the file.
 const UNIT: u64 = 64 << 10;
@@ -110,16 +115,27 @@ pub(crate) struct FileId {
     version: u64,
 }
 
-/// What one mount keeps on disk; of one without a cache, nothing.
+/// What one mount keeps on disk, and finds there; of one without a cache, nothing is kept.
 #[derive(Clone)]
 pub(crate) struct Disk {
     cache: Option<DiskCache>,
+    twins: Option<Arc<Twins>>,
     runtime: Runtime,
 }
 
 impl Disk {
-    pub(crate) fn new(cache: Option<DiskCache>, runtime: Runtime) -> Self {
-        Self { cache, runtime }
+    /// Of a mount with these options.
+    pub(crate) fn new(options: &crate::Options, runtime: Runtime) -> Self {
+        let twins = options.twins.as_ref().and_then(|options| {
+            let twins = Twins::new(options, runtime.clone());
+            twins.inspect_err(|err| tracing::warn!(dir = %options.dir.display(), %err, "nothing is found here")).ok()
+        });
+        Self { cache: options.disk.clone(), twins, runtime }
+    }
+
+    /// What this machine has, and what it may have, of `inode`, which is opened and has these attributes.
+    pub(crate) fn has(&self, inode: &Arc<Inode>, attr: &Attr) -> (Option<Contents>, Option<Twin>) {
+        (self.of(attr), self.twins.as_ref().and_then(|twins| Twin::of(twins, inode, attr)))
     }
 
     /// Whether the start of the file with this qid path is kept, as it seems by its length and the time of its last

@@ -38,7 +38,7 @@ mod watch;
 use std::time::Duration;
 
 pub use allocator::tune_allocator;
-pub use disk::{DiskCache, DiskOptions};
+pub use disk::{DiskCache, DiskOptions, TwinOptions};
 pub use kernel::{Error, clean, is_mounted, stale, unmount};
 pub use serve::{Mount, mount, serve};
 
@@ -66,6 +66,8 @@ pub struct Options {
     /// Where contents of files that were read are kept on disk, for the next mount; nowhere by default. The qids of the
     /// tree are to be those of the same files then, whichever process shows it.
     pub disk: Option<DiskCache>,
+    /// Where this machine may have files that hold the same as those of the tree, which then need not be fetched.
+    pub twins: Option<TwinOptions>,
     /// How long names and attributes are waited for, before `EIO`; a tree that is away should have said so by then.
     pub timeout: Duration,
     /// What `mount` shows as the source.
@@ -83,6 +85,7 @@ impl Default for Options {
             max_inodes_held: 16 << 10,
             cache: 256 << 20,
             disk: None,
+            twins: None,
             timeout: Duration::from_secs(60),
             fs_name: "slashn".into(),
         }

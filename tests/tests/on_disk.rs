@@ -86,3 +86,20 @@ fn the_second_command_of_the_day_starts_warm() {
     let warm = run();
     assert!(warm < cold / 4, "{cold} and then {warm} bytes");
 }
+
+#[test]
+fn what_the_node_has_too_is_not_fetched() {
+    let (machine, proxy, _runtime) = behind_a_link_with(&["--disk-cache", "0"]);
+    let compiler = machine.run("gcc", &["-print-prog-name=cc1"]).text().trim().to_string();
+    let size = fs::metadata(&compiler).unwrap().len();
+    let run = |file: &str| {
+        let before = proxy.carried();
+        let sum = machine.rcpu(&["beta", "cksum", file]).succeeds().text();
+        assert_eq!(sum, machine.run("cksum", &[file]).text());
+        proxy.carried() - before
+    };
+    let copy = machine.at("work/copy").display().to_string();
+    fs::copy(&compiler, &copy).unwrap();
+    let (same, young) = (run(&compiler), run(&copy));
+    assert!(young > size && same < size / 8, "{same} and {young} of {size} bytes");
+}

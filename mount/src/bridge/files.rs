@@ -19,7 +19,7 @@ use super::Bridge;
 use super::dirs::FIRST_BATCH;
 use super::names::attr_of;
 use crate::ahead::{Ahead, Source};
-use crate::disk::{Contents, Through};
+use crate::disk::{Contents, Through, Twin};
 use crate::hold::{Hold, Taken};
 use crate::kept::File;
 use crate::lasting::Lasting;
@@ -99,13 +99,15 @@ impl Open {
         (open, flags)
     }
 
-    /// The same, read from this machine's disk as far as `contents` are there: unless something has changed since
-    /// [`Inode::writes`] was `asked`.
-    fn over_disk((mut open, flags): (Self, FopenFlags), contents: Option<Contents>, asked: u64) -> (Self, FopenFlags) {
+    /// The same, read from this machine's disk as far as `contents` or a `twin` are there: unless something has changed
+    /// since [`Inode::writes`] was `asked`.
+    fn over_disk(
+        (mut open, flags): (Self, FopenFlags), (contents, twin): (Option<Contents>, Option<Twin>), asked: u64,
+    ) -> (Self, FopenFlags) {
         let own = u64::from(!flags.contains(FopenFlags::FOPEN_KEEP_CACHE));
         let writes = open.inode.writes();
-        if let Some(contents) = contents.filter(|_| !open.direct && !open.writes_too && writes == asked + own) {
-            open.handle = Through::over(open.handle.clone(), contents, open.inode.clone(), writes);
+        if !open.direct && !open.writes_too && writes == asked + own {
+            open.handle = Through::over(open.handle.clone(), contents, twin, &open.inode, writes);
         }
         (open, flags)
     }
@@ -127,8 +129,11 @@ impl Bridge {
         let how = if inode.size() > 0 { How { nonblock: false, ..how } } else { how };
         self.settle(&inode).await;
         let asked = (inode.writes(), self.changes.count());
-        if how == How::READ
+        let reads = How { exec: false, ..how } == How::READ;
+        if reads
             && let Some(file) = self.opened_before(&inode).await
+            // Who may run it was not asked, where not everybody may.
+            && (!how.exec || file.attr.mode & 0o111 == 0o111)
             && let Some(shared) = self.share(&inode, &file)
         {
             return Ok(shared);
@@ -137,7 +142,7 @@ impl Bridge {
         let on_disk = || self.disk.knows(inode.qid_path, inode.size(), inode.told());
         let data = if how.changes() || on_disk() { 0 } else { inode.size().min(FIRST_BYTES) as u32 };
         let lease = match how {
-            How::READ => LeaseKind::Attr,
+            _ if reads => LeaseKind::Attr,
             // What was held by whoever had it open before was written out for this; two cannot hold some of one file.
             _ if Hold::holds(how) => LeaseKind::Write,
             _ => LeaseKind::None,
@@ -158,11 +163,11 @@ impl Bridge {
             self.teller.attributes_changed(&inode);
         }
         inode.learn(&attr);
-        let contents = if how.changes() { None } else { self.disk.of(&attr) };
+        let (contents, twin) = if how.changes() { (None, None) } else { self.disk.has(&inode, &attr) };
         if let (Some(contents), Some(first)) = (&contents, &opened.first) {
             contents.keep(0, first);
         }
-        if how == How::READ
+        if reads
             && let Some(file) = File::of(&node, &opened, (asked.1, &self.changes), &self.teller)
             && let Some(shared) = self.share(&inode, &file)
         {
@@ -173,7 +178,7 @@ impl Bridge {
             self.changes.file(inode.qid_path);
         }
         let granted = opened.lease;
-        if how == How::READ && lease > granted.as_ref().map_or(LeaseKind::None, |lease| lease.kind) {
+        if reads && lease > granted.as_ref().map_or(LeaseKind::None, |lease| lease.kind) {
             self.kept.refused();
         }
         if how.truncate {
@@ -183,7 +188,7 @@ impl Bridge {
         let handle = self.lasting(&inode, Some(&node), opened.handle, how);
         let about = (inode.clone(), attr, handle.clone());
         let open = Open::new(inode.clone(), Some(node), handle, how, &attr, first, None);
-        let (mut open, flags) = Open::over_disk(open, contents, asked.0);
+        let (mut open, flags) = Open::over_disk(open, (contents, twin), asked.0);
         (open.away, open.hold) = (away, self.hold(about, granted.filter(|_| !open.direct)));
         Ok((self.opens.add(open), flags))
     }
@@ -208,14 +213,12 @@ impl Bridge {
 
     /// The file of `inode`, if it was opened before, or ahead, and has not changed since.
     async fn opened_before(&self, inode: &Arc<Inode>) -> Option<Arc<File>> {
-        let place = inode.place().filter(|place| self.foresight.knows(place.dir.id));
-        let ahead = match place {
-            Some(place) => {
-                let (dir, _) = self.table.node(&place.dir).await.ok()?;
-                self.foresight.open(place.dir.id, &dir, place.name.as_name()).await
-            }
-            None => None,
-        };
+        if let Some(kept) = self.kept.get(inode.id) {
+            return Some(kept);
+        }
+        let place = inode.place().filter(|place| self.foresight.knows(place.dir.id))?;
+        let (dir, _) = self.table.node(&place.dir).await.ok()?;
+        let ahead = self.foresight.open(place.dir.id, &dir, place.name.as_name()).await;
         self.kept.get(inode.id).or_else(|| ahead.filter(|file| inode.is(file.attr.qid)))
     }
 
@@ -239,8 +242,11 @@ impl Bridge {
         let first = first.clone().map(|bytes| First { bytes, writes });
         let (node, handle) = (node.clone(), self.lasting(inode, node.as_ref(), handle.clone(), How::READ));
         let open = Open::new(inode.clone(), node, handle, How::READ, attr, first, Some(file.clone()));
-        let contents = if file.as_fetched().is_some() { None } else { self.disk.of(attr) };
-        let (open, flags) = Open::over_disk(open, contents, writes);
+        let disk = match file.as_fetched() {
+            Some(_) => (None, None),
+            None => self.disk.has(inode, attr),
+        };
+        let (open, flags) = Open::over_disk(open, disk, writes);
         Some((self.opens.add(open), flags))
     }
 

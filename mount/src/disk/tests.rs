@@ -21,6 +21,11 @@ struct Kept {
     cache: Option<DiskCache>,
 }
 
+/// What a mount has of it.
+fn mounted(disk: Option<DiskCache>, runtime: &Runtime) -> Disk {
+    Disk::new(&crate::Options { disk, ..crate::Options::default() }, runtime.handle().clone())
+}
+
 impl Kept {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -42,7 +47,7 @@ impl Kept {
     }
 
     fn of(&self, attr: &Attr) -> Contents {
-        Disk::new(self.cache.clone(), self.runtime.handle().clone()).of(attr).unwrap()
+        mounted(self.cache.clone(), &self.runtime).of(attr).unwrap()
     }
 
     fn keep(&self, attr: &Attr, bytes: &[u8]) {
@@ -143,14 +148,14 @@ fn what_was_used_least_recently_goes_and_no_more_is_kept_than_was_allowed() {
 #[test]
 fn one_file_does_not_push_out_all_others_and_what_changes_is_not_kept() {
     let kept = Kept::new();
-    let disk = Disk::new(kept.cache.clone(), kept.runtime.handle().clone());
+    let disk = mounted(kept.cache.clone(), &kept.runtime);
     assert!(disk.of(&attr(1, ROOM as usize / 8)).is_some());
     assert!(disk.of(&attr(1, ROOM as usize / 8 + 1)).is_none());
     assert!(disk.of(&attr(1, 0)).is_none());
     let now = Time::now();
     let mut young = options(kept.dir.path());
     young.settled = Duration::from_secs(60);
-    let disk = Disk::new(Some(DiskCache::open(&young).unwrap()), kept.runtime.handle().clone());
+    let disk = mounted(Some(DiskCache::open(&young).unwrap()), &kept.runtime);
     assert!(disk.of(&Attr { ctime: now, ..attr(1, 10) }).is_none());
     assert!(disk.of(&Attr { ctime: Time { sec: now.sec - 61, ..now }, ..attr(1, 10) }).is_some());
     let unversioned = Attr { qid: Qid { version: 0, ..attr(1, 10).qid }, ..attr(1, 10) };

@@ -6,29 +6,43 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use p9::{Handle, Reply, Stream, Written};
+use p9::{Digest, Handle, Reply, Stream, Written};
 
-use super::Contents;
+use super::{Contents, Twin};
 use crate::table::Inode;
 
 /// A file that is open for reading.
 pub(crate) struct Through {
     below: Arc<dyn Stream>,
-    contents: Contents,
+    contents: Option<Contents>,
+    twin: Option<Twin>,
     inode: Arc<Inode>,
     /// [`Inode::writes`] as it was opened.
     writes: u64,
 }
 
 impl Through {
-    /// `below`, which is `inode`, was opened when `contents` were what it holds, and [`Inode::writes`] was `writes`.
-    pub(crate) fn over(below: Handle, contents: Contents, inode: Arc<Inode>, writes: u64) -> Handle {
+    /// `below`, which is `inode`, was opened when `contents` were what it holds and it may have had this `twin`, and
+    /// [`Inode::writes`] was `writes`.
+    pub(crate) fn over(
+        below: Handle, contents: Option<Contents>, twin: Option<Twin>, inode: &Arc<Inode>, writes: u64,
+    ) -> Handle {
         match below {
-            Handle::Stream(below) if below.seekable() => {
-                Handle::Stream(Arc::new(Self { below, contents, inode, writes }))
+            Handle::Stream(below) if below.seekable() && (contents.is_some() || twin.is_some()) => {
+                Handle::Stream(Arc::new(Self { below, contents, twin, inode: inode.clone(), writes }))
             }
             below => below,
         }
+    }
+
+    /// What this machine has of it.
+    async fn here(&self, offset: u64, count: u32) -> Option<Bytes> {
+        if let Some(contents) = &self.contents
+            && let Some(bytes) = contents.read(offset, count.into()).await
+        {
+            return Some(bytes);
+        }
+        self.twin.as_ref()?.read(&*self.below, offset, count).await
     }
 
     fn is_same(&self) -> bool {
@@ -43,17 +57,17 @@ impl Stream for Through {
 
     fn read(&self, offset: u64, count: u32) -> Reply<'_, Bytes> {
         Reply::later(async move {
-            if !self.is_same() {
-                return self.below.read(offset, count).await;
-            }
-            if let Some(bytes) = self.contents.read(offset, count.into()).await
+            if self.is_same()
+                && let Some(bytes) = self.here(offset, count).await
                 && self.is_same()
             {
                 return Ok(bytes);
             }
             let bytes = self.below.read(offset, count).await?;
-            if self.is_same() {
-                self.contents.keep(offset, &bytes);
+            if let Some(contents) = &self.contents
+                && self.is_same()
+            {
+                contents.keep(offset, &bytes);
             }
             Ok(bytes)
         })
@@ -85,6 +99,10 @@ impl Stream for Through {
 
     fn seek(&self, offset: u64, hole: bool) -> Reply<'_, u64> {
         self.below.seek(offset, hole)
+    }
+
+    fn digest(&self, offset: u64, count: u64) -> Reply<'_, Digest> {
+        self.below.digest(offset, count)
     }
 
     fn poll(&self, events: u32) -> Reply<'_, u32> {

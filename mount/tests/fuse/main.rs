@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails may panic, in its helpers too")]
 
+mod again;
 mod asleep;
 mod copies;
 mod disk;
@@ -23,6 +24,7 @@ mod remembered;
 mod scattered;
 mod synthetic;
 mod told;
+mod twins;
 mod users;
 mod waiting;
 
