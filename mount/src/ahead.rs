@@ -145,7 +145,7 @@ impl Ahead {
     ) -> Result<Bytes, Errno> {
         let Source { stream, inode, .. } = source;
         let (writes, begun) = (inode.writes(), Instant::now());
-        let around = self.0.lock().scattered.around(wanted.start, inode.size());
+        let around = self.0.lock().scattered.around(&wanted, inode.size());
         let Some(around) = around.filter(|around| around.end >= wanted.end.min(inode.size())) else {
             let bytes = fill(stream.clone(), wanted.start, wanted.end - wanted.start).await?;
             self.0.lock().scattered.took_alone(begun.elapsed());

@@ -33,6 +33,7 @@ use crate::pages::Gift;
 use crate::table::{Inode, Table};
 use crate::tell::Teller;
 
+mod beside;
 mod dirs;
 mod order;
 mod room;
@@ -124,6 +125,8 @@ pub(crate) enum Found {
     Opened(Arc<File>),
     /// It was listed.
     Listed(Arc<Listed>, Box<Attr>, Duration),
+    /// It is a directory that was opened ahead, under a lease, and the one it is in was listed.
+    Ahead(Arc<Listed>, NodeRef, Box<Attr>, Arc<Leash>),
     /// There is no such name.
     Missing,
 }
@@ -167,21 +170,10 @@ impl Foresight {
         // The one before it was gone through file by file.
         if let (Some(order), Some(node)) = (self.deep(&listed), node) {
             let state = &mut *listed.ways.lock();
-            let first = state.opens.first(order, 0, listed.len(), OPENED.0);
+            let most = if listed.holds(LeaseKind::Read) { OPENED.1 } else { OPENED.0 };
+            let first = state.opens.first(order, 0, listed.len(), most);
             self.foresee(&listed, node, state, (order, first), true);
         }
-    }
-
-    /// In which order files of another directory beside `listed` were opened last.
-    fn deep(&self, listed: &Listed) -> Option<usize> {
-        let above = self.above(&listed.dir)?;
-        let (last, order) = above.ways.lock().deep?;
-        (last != listed.dir.id).then_some(order)
-    }
-
-    /// The directory that `dir` is in, if it was listed.
-    fn above(&self, dir: &Inode) -> Option<Arc<Listed>> {
-        self.dirs.peek(&dir.place()?.dir.id)
     }
 
     /// Nothing is told any more.
@@ -203,10 +195,18 @@ impl Foresight {
         let listed = listed?;
         let known = listed.known(name, self.ttl);
         if known.is_none()
-            && let Some((node, attr, asked)) = self.look_ahead(&listed, name).await
-            && let Some(left) = self.still_for(&listed, name, &attr, asked)
+            && let Some((node, attr, lease, asked)) = self.look_ahead(&listed, name).await
         {
-            return Some(Found::Looked(node, attr, left));
+            match lease.filter(|lease| lease.holds(LeaseKind::Read) && listed.still_leads(name, attr.qid)) {
+                Some(lease) if !self.changes.is_old(asked.1, attr.qid.path) => {
+                    return Some(Found::Ahead(listed, node, Box::new(attr), lease));
+                }
+                _ => {
+                    if let Some(left) = self.still_for(&listed, name, &attr, asked) {
+                        return Some(Found::Looked(node, attr, left));
+                    }
+                }
+            }
         }
         let foreseen = listed.find(name).and_then(|places| {
             let mut state = listed.ways.lock();
@@ -284,14 +284,14 @@ impl Foresight {
     /// Lists `dir`, under a lease if one can be had.
     async fn gather(&self, dir: &NodeRef) -> Option<Gathered> {
         let gathered = Gathered::new(&self.changes);
-        let want = Want { attr: false, data: FIRST_ENTRIES, lease: LeaseKind::Read };
+        let want = Want { attr: true, data: FIRST_ENTRIES, lease: LeaseKind::Read };
         let opened = dir.open_at(&[], How { directory: true, ..How::READ }, want).await.ok()?;
         self.gather_all(opened, gathered).await
     }
 
     /// All that `opened`, a directory, holds, added to what `gathered` says of when it was asked for.
     async fn gather_all(&self, opened: Opened, mut gathered: Gathered) -> Option<Gathered> {
-        gathered.lease = gathered.lease.or(opened.lease.map(|lease| Leash::new(lease, &self.teller)));
+        gathered.is_under(opened.lease, opened.attr, &self.teller);
         let Handle::Dir(listing) = &opened.handle else { return None };
         let mut entries = Vec::new();
         let each = &mut |entry: Entry<'_>| {
@@ -325,7 +325,10 @@ impl Foresight {
             (state.foreseen.remove(&places[0]), next.map(|(order, _)| order))
         };
         if let (Some(order), Some(above)) = (order, self.above(&listed.dir)) {
-            above.ways.lock().deep = Some((id, order));
+            let before = above.ways.lock().deep.replace((id, order));
+            if let Some((last, _)) = before.filter(|(last, _)| *last != id) {
+                self.foresee_beside(&above, &listed.dir, last, order);
+            }
         }
         match foreseen?.answer.await? {
             Answer::Opened(file) if file.is_good() => Some(file),

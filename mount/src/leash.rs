@@ -44,6 +44,14 @@ impl Told {
     }
 }
 
+/// The kernel counts from when it hears something, which may be a while after, and in ticks of up to 10 ms.
+const HEARS: Duration = Duration::from_millis(100);
+
+/// Whether the kernel may know yet what it was told at `when`, for `ttl`.
+fn is_lately(when: &Instant, ttl: Duration) -> bool {
+    when.elapsed() < ttl + HEARS
+}
+
 /// The later of two times.
 fn later<K>(entry: Entry<'_, K, Instant>, when: Instant) {
     entry.and_modify(|there| *there = when.max(*there)).or_insert(when);
@@ -132,8 +140,8 @@ impl Leash {
     /// Forgets what the kernel was told longer than `ttl` ago. Whether anything is left.
     pub(crate) fn forgets_old(&self, ttl: Duration) -> bool {
         let mut told = self.told.lock();
-        told.files.retain(|_, when| when.elapsed() < ttl);
-        told.names.retain(|_, when| when.elapsed() < ttl);
+        told.files.retain(|_, when| is_lately(when, ttl));
+        told.names.retain(|_, when| is_lately(when, ttl));
         if told.is_empty() {
             *told = Told::default();
         }
@@ -184,7 +192,7 @@ impl Leash {
     /// What the kernel was told within `ttl` and may not know any more: files, and names unless `keep` lets it.
     pub(crate) fn told_lately(&self, ttl: Duration, keep: LeaseKind) -> Old {
         let mut told = self.told.lock();
-        let lately = |when: &Instant| when.elapsed() < ttl;
+        let lately = |when: &Instant| is_lately(when, ttl);
         let files = std::mem::take(&mut told.files).into_iter().filter(|(_, when)| lately(when));
         let files = files.map(|(id, _)| id).collect();
         let names = if keep < LeaseKind::Attr { std::mem::take(&mut told.names) } else { HashMap::new() };

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use p9::tree::LeaseKind;
+use p9::tree::{Lease, LeaseKind};
 use p9::{Attr, Entry, FileKind, Name, NameBuf, Qid};
 use parking_lot::Mutex;
 
@@ -17,6 +17,7 @@ use crate::foresight::State as Ways;
 use crate::leash::Leash;
 use crate::noted::Noted;
 use crate::table::Inode;
+use crate::tell::Teller;
 
 /// An entry of a directory, as it was listed.
 pub(crate) struct Seen {
@@ -76,6 +77,13 @@ impl Gathered {
             lease: None,
             own: None,
         }
+    }
+
+    /// What is listed was opened with this `lease`, unless it has one, and the directory's own attributes are `attr`,
+    /// which are kept where the lease covers them.
+    pub(crate) fn is_under(&mut self, lease: Option<Lease>, attr: Option<Attr>, teller: &Teller) {
+        self.lease = self.lease.take().or(lease.map(|lease| Leash::new(lease, teller)));
+        self.own = attr.filter(|_| self.lease.as_ref().is_some_and(|lease| lease.holds(LeaseKind::Read)));
     }
 
     /// What the kernel was told meanwhile: names, and what they are called.

@@ -9,9 +9,11 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::time::Duration;
 
-/// What is fetched around a read at least, and at most.
+/// What is fetched around a read at least, and at most: more of a file of which most is soon there.
 const UNIT: u64 = 64 << 10;
-const MOST: u64 = 1 << 20;
+const MOST: (u64, u64) = (1 << 20, 4 << 20);
+/// A file up to this long is such a one: a program, a library.
+const SHORT: u64 = 64 << 20;
 /// Reads here and there before anything is fetched around one.
 const SOME: u32 = 2;
 /// What is fetched may take so many times as long as a read alone.
@@ -30,19 +32,21 @@ pub(crate) struct Scattered {
 }
 
 impl Scattered {
-    /// Something is read at `offset`, away from what was read before, of a file that is `size` long. Gives what is to
-    /// be fetched around it: whole units, in which `offset` is; `None` if it is to be read alone.
-    pub(crate) fn around(&mut self, offset: u64, size: u64) -> Option<Range<u64>> {
+    /// The range `wanted` is read, away from what was read before, of a file that is `size` long. Gives what is to be
+    /// fetched around it: whole units, in which its start is; `None` if it is to be read alone.
+    pub(crate) fn around(&mut self, wanted: &Range<u64>, size: u64) -> Option<Range<u64>> {
         self.reads = self.reads.saturating_add(1);
         self.alone?;
         if self.reads <= SOME {
             return None;
         }
-        let (unit, span) = (offset / UNIT, self.span.clamp(UNIT, MOST) / UNIT);
+        let most = if size <= SHORT { MOST.1 } else { MOST.0 };
+        let (unit, span) = (wanted.start / UNIT, self.span.clamp(UNIT, most) / UNIT);
         if self.has(unit) {
             return None;
         }
-        let (first, last) = (unit - unit % span, (unit - unit % span + span).min(size.div_ceil(UNIT)));
+        let first = unit - unit % span;
+        let last = (first + span).max(wanted.end.div_ceil(UNIT)).min(size.div_ceil(UNIT));
         let start = (first..unit).rev().find(|unit| self.has(*unit)).map_or(first, |before| before + 1);
         let end = (unit..last).find(|unit| self.has(*unit)).unwrap_or(last);
         for unit in start..end {
@@ -64,7 +68,7 @@ impl Scattered {
     pub(crate) fn took(&mut self, range: &Range<u64>, time: Duration) {
         let (Some(alone), length) = (self.alone, range.end - range.start) else { return };
         if time <= alone * TIMES && length >= self.span {
-            self.span = (2 * self.span.max(UNIT)).min(MOST);
+            self.span = (2 * self.span.max(UNIT)).min(MOST.1);
         } else if time > alone * TIMES * 2 {
             self.span = (self.span / 2).max(UNIT);
         }
@@ -78,11 +82,15 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
     const SIZE: u64 = 100 << 20;
 
+    fn page(at: u64) -> Range<u64> {
+        at..at + (4 << 10)
+    }
+
     /// One that was read alone, a millisecond each time.
     fn scattered() -> Scattered {
         let mut scattered = Scattered::default();
         for _ in 0..SOME {
-            assert_eq!(scattered.around(50 << 20, SIZE), None);
+            assert_eq!(scattered.around(&page(50 << 20), SIZE), None);
             scattered.took_alone(MS);
         }
         scattered
@@ -93,7 +101,7 @@ mod tests {
         let mut far = scattered();
         let mut lengths = Vec::new();
         for at in 1..8 {
-            let range = far.around(at * (4 << 20) + 5000, SIZE).unwrap();
+            let range = far.around(&page(at * (4 << 20) + 5000), SIZE).unwrap();
             assert!(range.contains(&(at * (4 << 20) + 5000)));
             lengths.push((range.end - range.start) / UNIT);
             far.took(&range, MS * if lengths.len() < 5 { 2 } else { 7 });
@@ -106,7 +114,7 @@ mod tests {
         let mut scattered = scattered();
         let mut fetched = Vec::new();
         for at in (0..=SIZE / 10_000).rev().chain(0..=SIZE / 10_000).map(|n| n * 10_000).chain([SIZE + 99]) {
-            let Some(range) = scattered.around(at, SIZE + 100) else { continue };
+            let Some(range) = scattered.around(&page(at), SIZE + 100) else { continue };
             scattered.took(&range, MS);
             fetched.push(range);
         }
@@ -118,7 +126,25 @@ mod tests {
     #[test]
     fn a_file_that_is_read_here_and_there_once_or_twice_is_left_alone() {
         let mut scattered = Scattered::default();
-        assert_eq!(scattered.around(5 << 20, SIZE), None);
-        assert_eq!(scattered.around(7 << 20, SIZE), None);
+        assert_eq!(scattered.around(&page(5 << 20), SIZE), None);
+        assert_eq!(scattered.around(&page(7 << 20), SIZE), None);
+    }
+
+    #[test]
+    fn what_is_fetched_around_a_read_is_no_less_than_that_and_of_a_short_file_more() {
+        let mut long = scattered();
+        let wanted = (10 << 20) + 5000..(10 << 20) + 5000 + (128 << 10);
+        let around = long.around(&wanted, SIZE).unwrap();
+        assert!(around.start <= wanted.start && around.end >= wanted.end, "{around:?}");
+        let mut most = [0, 0];
+        for (size, most) in [SIZE, 40 << 20].into_iter().zip(&mut most) {
+            let mut far = scattered();
+            for at in 1..9 {
+                let range = far.around(&page(at * (4 << 20)), size).unwrap();
+                far.took(&range, MS);
+                *most = (range.end - range.start).max(*most);
+            }
+        }
+        assert_eq!(most, [1 << 20, 4 << 20]);
     }
 }

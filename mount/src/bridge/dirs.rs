@@ -136,11 +136,10 @@ impl Bridge {
         }
         let handle = self.lasting(&inode, Some(&node), handle, how);
         let mut open = Open::new(inode, Some(node), handle, how, &Attr::default(), None, None).0;
-        gathered.lease = gathered.lease.or(lease.map(|lease| Leash::new(lease, &self.teller)));
+        gathered.is_under(lease, attr, &self.teller);
         if let Some(lease) = &gathered.lease {
             lease.is_of(id.0);
         }
-        gathered.own = attr.filter(|_| gathered.lease.as_ref().is_some_and(|lease| lease.holds(LeaseKind::Read)));
         open.asked = gathered.asked;
         *open.listed.lock() = Some(gathered);
         Ok(self.opens.add(open))

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::{FileAttr, INodeNo};
+use p9::tree::LeaseKind;
 use p9::{Attr, Created, Errno, How, Name, New, NodeRef, Walk, Want, What};
 
 use super::Bridge;
@@ -68,6 +69,17 @@ impl Bridge {
                 }
                 self.table.forget(inode.id, 1);
             }
+            Some(Found::Ahead(listed, node, attr, lease)) => {
+                let (inode, shown) = self.entry(&dir, name, node, &attr);
+                lease.is_of(inode.id);
+                lease.tells_own();
+                listed.tells(name, inode.id);
+                // Likewise.
+                if lease.holds(LeaseKind::Read) && listed.still_leads(name, attr.qid) {
+                    return Ok((shown, self.options.ttl));
+                }
+                self.table.forget(inode.id, 1);
+            }
             // Asked each time, which is cheap: the kernel would have to be told of a name that somebody makes.
             Some(Found::Missing) => return Ok((missing(), Duration::ZERO)),
             None => {}
@@ -93,7 +105,7 @@ impl Bridge {
     fn is_old(&self, dir: &Arc<Inode>, name: Name<'_>, found: &Found) -> bool {
         let attr = match found {
             Found::Looked(_, attr, _) => attr,
-            Found::Listed(_, attr, _) => &**attr,
+            Found::Listed(_, attr, _) | Found::Ahead(_, _, attr, _) => &**attr,
             Found::Opened(_) | Found::Missing => return false,
         };
         self.table.child(dir, name).is_some_and(|inode| inode.is(attr.qid) && inode.knows_better(attr))

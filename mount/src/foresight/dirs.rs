@@ -61,9 +61,11 @@ impl Foresight {
         }
     }
 
-    /// The directory `name` of `listed`, if it was opened ahead: what it is, its attributes, and when they were asked
-    /// for and after how many changes.
-    pub(super) async fn look_ahead(&self, listed: &Listed, name: Name<'_>) -> Option<(NodeRef, Attr, (Instant, u64))> {
+    /// The directory `name` of `listed`, if it was opened ahead: what it is, its attributes, the lease that says so, and
+    /// when they were asked for and after how many changes.
+    pub(super) async fn look_ahead(
+        &self, listed: &Listed, name: Name<'_>,
+    ) -> Option<(NodeRef, Attr, Option<Arc<Leash>>, (Instant, u64))> {
         let entry = listed.find(name)?[0];
         let (mut looked, asked) = {
             let state = listed.ways.lock();
@@ -71,8 +73,8 @@ impl Foresight {
             (coming.looked.clone(), (coming.begun, coming.asked))
         };
         let (node, attr, lease) = looked.wait_for(Option::is_some).await.ok()?.clone()?;
-        let is_old = lease.is_some_and(|lease| lease.is_broken());
-        (!is_old).then_some((node, attr, asked))
+        let is_old = lease.as_ref().is_some_and(|lease| lease.is_broken());
+        (!is_old).then_some((node, attr, lease, asked))
     }
 
     /// Whether `ahead` is `inode`, and nobody has changed that since.
