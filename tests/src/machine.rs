@@ -378,7 +378,11 @@ pub fn binaries() -> PathBuf {
 /// What a command did, with a bound on how long it may take.
 pub trait Done {
     /// Runs it to its end. Fails the test after [`PATIENCE`].
-    fn done(&mut self) -> Output;
+    fn done(&mut self) -> Output {
+        self.done_within(PATIENCE)
+    }
+    /// The same, where more time than that may go by.
+    fn done_within(&mut self, limit: Duration) -> Output;
     /// Runs it, and fails the test unless it exits with 0.
     fn succeeds(&mut self) -> Output;
     /// Runs it, and fails the test unless it exits with `status`.
@@ -386,16 +390,16 @@ pub trait Done {
 }
 
 impl Done for Command {
-    fn done(&mut self) -> Output {
+    fn done_within(&mut self, limit: Duration) -> Output {
         let child = self.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let child = child.unwrap_or_else(|err| panic!("{self:?}: {err}"));
         let (pid, (sender, receiver)) = (child.id(), std::sync::mpsc::channel());
         std::thread::spawn(move || sender.send(child.wait_with_output()));
-        match receiver.recv_timeout(PATIENCE) {
+        match receiver.recv_timeout(limit) {
             Ok(output) => output.expect("its output"),
             Err(_) => {
                 let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
-                panic!("{self:?} did not end within {PATIENCE:?}");
+                panic!("{self:?} did not end within {limit:?}");
             }
         }
     }

@@ -5,10 +5,11 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints a table")]
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use tests::machine::Machine;
+use tests::machine::{Done, Machine, Text};
 
 mod mount;
 mod null;
@@ -101,6 +102,18 @@ fn median_ms(times: usize, mut work: impl FnMut()) -> f64 {
         .collect();
     all.sort();
     all[times / 2].as_secs_f64() * 1e3
+}
+
+/// Longer than a peer takes for anything over a slow link.
+const LONG: Duration = Duration::from_mins(20);
+
+/// How long the shell script `work` takes in the folder `at`, in milliseconds.
+fn timed(machine: &Machine, at: &Path, work: &str) -> f64 {
+    let script = format!("cd {} && {work}", at.display());
+    let start = Instant::now();
+    let output = machine.command("sh").args(["-c", &script]).done_within(LONG);
+    assert!(output.status.success(), "{work}: {}: {}", output.status, output.errors());
+    start.elapsed().as_secs_f64() * 1e3
 }
 
 /// Root's machine with the nodes of `names`.

@@ -10,7 +10,7 @@ use std::process::Command;
 use tests::machine::{Done, Machine};
 
 use crate::peers::Sshd;
-use crate::{Row, machine, median_ms, null};
+use crate::{Row, machine, null, timed};
 
 const SMALL_FILES: usize = 5000;
 const MIB: u64 = 1 << 20;
@@ -75,6 +75,16 @@ const AGAIN: [Case; 3] = [
     Case { name: "cat of them again", work: "cat small/* >/dev/null", count: Count::Milliseconds },
 ];
 
+/// What is done in a tree of source files, where the one that does nothing has nothing to show.
+const TREES: [Case; 2] = [
+    Case { name: "git status of 5000 files, cold", work: "git -C repo status >/dev/null", count: Count::Milliseconds },
+    Case {
+        name: "untar 5000 files, in memory",
+        work: "mkdir memory/repo && tar xf repo.tar -C memory/repo",
+        count: Count::Milliseconds,
+    },
+];
+
 /// Times each of something is measured.
 const TIMES: usize = 3;
 
@@ -89,10 +99,20 @@ pub(crate) fn run() -> Vec<Row> {
     for (name, size) in [("big", GIB), ("middle", GIB / 4)] {
         machine.run("sh", &["-c", &format!("head -c {size} /dev/zero >{}", files.join(name).display())]);
     }
+    for i in 0..100 {
+        let dir = files.join(format!("repo/src/{i}"));
+        fs::create_dir_all(&dir).expect("a folder of sources");
+        (0..SMALL_FILES / 100).for_each(|i| {
+            fs::write(dir.join(format!("{i}.c")), vec![b'x'; 2 << 10]).expect("a source file");
+        });
+    }
+    let commit = "git init -q . && git add . && git -c user.name=me -c user.email=me@here commit -qm all";
+    machine.run("sh", &["-c", &format!("cd {} && {commit} && tar cf ../repo.tar src", files.join("repo").display())]);
     let _memory = Memory::mount(&files.join("memory"));
     let sshd = Sshd::start(&machine.at("sshd"));
     let null = machine.at("null");
     let (mut ours, mut peer, mut nothing) = (per(&CASES), per(&CASES), per(&CASES));
+    let (mut trees, mut peers_trees) = (per(&TREES), per(&TREES));
     let (mut again, mut local) = (per(&AGAIN), per(&AGAIN));
     for _ in 0..TIMES {
         for (case, all) in CASES.iter().zip(&mut ours) {
@@ -103,6 +123,12 @@ pub(crate) fn run() -> Vec<Row> {
         }
         for (case, all) in CASES.iter().zip(&mut nothing) {
             all.push(through_nothing(&machine, &null, case));
+        }
+        for ((case, ours), peer) in TREES.iter().zip(&mut trees).zip(&mut peers_trees) {
+            ours.push(through_us(&mut machine, &[], case.work));
+            let _ = fs::remove_dir_all(files.join("memory/repo"));
+            peer.push(through_sshfs(&machine, &sshd, &files, case.work));
+            let _ = fs::remove_dir_all(files.join("memory/repo"));
         }
         for ((case, ours), local) in AGAIN.iter().zip(&mut again).zip(&mut local) {
             ours.push(through_us(&mut machine, &[case.work], case.work));
@@ -115,6 +141,13 @@ pub(crate) fn run() -> Vec<Row> {
         rows.push(case.row(ours, ("sshfs", median(peer))));
         rows.push(case.row(ours, ("null", median(nothing))));
     }
+    rows.extend(
+        TREES
+            .iter()
+            .zip(trees)
+            .zip(peers_trees)
+            .map(|((case, ours), peer)| case.row(median(ours), ("sshfs", median(peer)))),
+    );
     rows.extend(
         AGAIN.iter().zip(again).zip(local).map(|((case, ours), disk)| case.row(median(ours), ("disk", median(disk)))),
     );
@@ -159,13 +192,6 @@ impl Drop for Memory {
 fn median(mut all: Vec<f64>) -> f64 {
     all.sort_by(f64::total_cmp);
     all[all.len() / 2]
-}
-
-fn timed(machine: &Machine, at: &Path, work: &str) -> f64 {
-    let script = format!("cd {} && {work}", at.display());
-    median_ms(1, || {
-        machine.command("sh").args(["-c", &script]).succeeds();
-    })
 }
 
 /// Through a fresh mount of ours, where `before` was done.

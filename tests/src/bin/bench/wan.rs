@@ -6,7 +6,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tests::link::{Link, Proxy};
 use tests::machine::{Done, Machine};
@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 
 use crate::peers::Sshd;
 use crate::rcpu::from_nothing;
-use crate::{Row, median_ms};
+use crate::{Row, median_ms, timed};
 
 /// Round-trip times.
 const LINKS_MS: [u64; 2] = [20, 50];
@@ -70,7 +70,8 @@ struct Ends {
 
 pub(crate) fn run() -> Vec<Row> {
     let mut machine = Machine::bare();
-    let address: SocketAddr = machine.node("alpha").parse().expect("the node's address");
+    let address: SocketAddr =
+        machine.node_with("alpha", &["--export", "root=/:ro"]).parse().expect("the node's address");
     make_files(&machine, &machine.at("files-alpha"));
     let sshd = Sshd::start(&machine.at("sshd"));
     let known = fs::read_to_string(machine.at("me/known_nodes")).expect("the nodes I know");
@@ -78,6 +79,7 @@ pub(crate) fn run() -> Vec<Row> {
     let mut rows = vec![ends.waits_of_a_command()];
     for ms in LINKS_MS {
         rows.extend(CASES.iter().map(|case| ends.case(case, ms)));
+        rows.push(ends.compiles(ms));
         rows.push(ends.sequence(ms, "read", "dd if=big of=/dev/null bs=1M status=none"));
         let write = format!("dd if=/dev/zero of=written bs=1M count={BIG_MIB} conv=fsync status=none; rm written");
         rows.push(ends.sequence(ms, "write", &write));
@@ -86,6 +88,10 @@ pub(crate) fn run() -> Vec<Row> {
 }
 
 fn make_files(machine: &Machine, files: &Path) {
+    let includes =
+        ["stdio", "stdlib", "string", "unistd", "math"].map(|name| format!("#include <{name}.h>\n")).concat();
+    let one = format!("{includes}int main(void) {{ return printf(\"%f\\n\", sqrt(strlen(getenv(\"HOME\")))) < 0; }}\n");
+    fs::write(files.join("one.c"), one).expect("a C file");
     let fill = |dir: std::path::PathBuf, count: u64, size: usize| {
         fs::create_dir_all(&dir).expect("a folder");
         for i in 0..count {
@@ -114,11 +120,17 @@ impl Ends {
 
     /// The work through our mount, in the files of `node`, in milliseconds.
     fn through_us(&mut self, node: &str, work: &str) -> f64 {
+        self.through_us_after(node, &[], work)
+    }
+
+    /// The same where `before` was done.
+    fn through_us_after(&mut self, node: &str, before: &[&str], work: &str) -> f64 {
         // Nothing is warm, on disk neither.
         let n = self.machine.mount_as("n", &["--disk-cache", "0"]);
         let at = n.join(node).join("fs/files");
         // Connected, as a mount that has been used is.
         self.machine.command("ls").arg(n.join(node)).succeeds();
+        before.iter().for_each(|before| _ = timed(&self.machine, &at, before));
         let ms = timed(&self.machine, &at, work);
         self.machine.slashn(&["unmount", &n.display().to_string()]).succeeds();
         ms
@@ -147,6 +159,27 @@ impl Ends {
                 let peer = Some(("sshfs", self.through_sshfs(far.address.port(), case.work)));
                 Row { group, case: name, ours, peer, unit: "ms", more_is_better }
             }
+        }
+    }
+
+    /// One C file with the compiler and the headers over there, a second time, beside those of this machine.
+    fn compiles(&mut self, ms: u64) -> Row {
+        let far = self.slow(self.address, Link { delay: Duration::from_millis(ms / 2), rate: None });
+        self.knows(&far);
+        let out = self.machine.at("work/one.o");
+        let compile = |root: &str| format!("{root}/usr/bin/gcc --sysroot={root}/ -O1 -c one.c -o {}", out.display());
+        let (there, here) = (compile("../root"), compile(""));
+        let ours = self.through_us_after("far", &[&there], &there);
+        let files = self.machine.at("files-alpha");
+        timed(&self.machine, &files, &here);
+        let local = timed(&self.machine, &files, &here);
+        Row {
+            group: "wan",
+            case: format!("{ms} ms: gcc of one file by the compiler over there, again"),
+            ours,
+            peer: Some(("local", local)),
+            unit: "ms",
+            more_is_better: false,
         }
     }
 
@@ -188,11 +221,4 @@ impl Ends {
             more_is_better: false,
         }
     }
-}
-
-fn timed(machine: &Machine, at: &Path, work: &str) -> f64 {
-    let script = format!("cd {} && {work}", at.display());
-    let start = Instant::now();
-    machine.command("sh").args(["-c", &script]).succeeds();
-    start.elapsed().as_secs_f64() * 1e3
 }
