@@ -133,7 +133,15 @@ fn what_has_changed_is_never_read_from_disk() {
     assert_eq!(start(shown.path("large")), b"new!");
     assert_eq!(start(shown.path(&name(1))), b"new!");
     assert_eq!(fs::read(shown.path(&name(2))).unwrap(), small(3));
-    // While it is open, too.
+}
+
+#[test]
+fn what_has_changed_since_it_was_opened_is_not_read_from_disk() {
+    let served = Served::new();
+    let (_, shown) = served.mount(Some(served.cache()));
+    read_all(&shown);
+    drop(shown);
+    let (_, shown) = served.mount(Some(served.cache()));
     let open = File::open(shown.path(&name(5))).unwrap();
     let mut start = [0; 4];
     open.read_exact_at(&mut start, 0).unwrap();
