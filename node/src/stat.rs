@@ -15,6 +15,7 @@ pub fn dir() -> NodeRef {
         ("load", synth::file(|| first_fields("/proc/loadavg", 3))),
         ("memory", synth::file(memory)),
         ("pressure", synth::file(pressure)),
+        ("running", synth::file(running)),
         ("runs", synth::file(|| line(&cpuserver::launch::architectures().join(" ")))),
         ("uptime", synth::file(|| first_fields("/proc/uptime", 1))),
         ("version", synth::file(|| line(env!("CARGO_PKG_VERSION")))),
@@ -29,6 +30,13 @@ fn first_fields(path: &str, count: usize) -> Result<Bytes, Errno> {
     let text = fs::read_to_string(path)?;
     let fields: Vec<&str> = text.split_whitespace().take(count).collect();
     line(&fields.join(" "))
+}
+
+/// How many tasks run or want to, but for whoever asks this.
+fn running() -> Result<Bytes, Errno> {
+    let text = fs::read_to_string("/proc/stat")?;
+    let count = text.lines().find_map(|line| line.strip_prefix("procs_running ")?.trim().parse::<u64>().ok());
+    line(&count.ok_or(Errno::EIO)?.saturating_sub(1).to_string())
 }
 
 /// Total and available bytes.

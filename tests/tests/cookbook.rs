@@ -143,3 +143,52 @@ fn a_command_is_run_on_all_nodes_at_once() {
         assert_eq!(fs::read_to_string(machine.at("work").join(format!("out.{name}"))).unwrap(), "here\n");
     }
 }
+
+/// Makes a project of `count` C files here and on the nodes, and compares what comes of each.
+fn a_project_is_made_on_the_nodes(count: usize) {
+    let (machine, n) = grid();
+    let objects: Vec<String> = (0..count).map(|i| format!("f{i}.o")).collect();
+    let main = format!("#include \"all.h\"\nint main(void) {{ return f{}(1) & 1; }}\n", count - 1);
+    machine.write("main.c", &main);
+    machine.write("all.h", &(0..count).map(|i| format!("int f{i}(int);\n")).collect::<String>());
+    for i in 0..count {
+        let call = if i == 0 { "n".to_string() } else { format!("f{}(n) + {i}", i - 1) };
+        let text =
+            format!("#include <stdio.h>\n#include \"all.h\"\nint f{i}(int n) {{ puts(__FILE__); return {call}; }}\n");
+        machine.write(&format!("f{i}.c"), &text);
+    }
+    let makefile = format!(
+        "all: prog\nprog: main.o {0}\n\tgcc -o $@ $^\n%.o: %.c all.h\n\tgcc -g -O1 -c -o $@ $< && uname -n >>where\n",
+        objects.join(" ")
+    );
+    machine.write("Makefile", &makefile);
+    let made = || -> Vec<Vec<u8>> {
+        let all = objects.iter().map(String::as_str).chain(["main.o", "prog"]);
+        all.map(|name| fs::read(machine.at("work").join(name)).unwrap()).collect()
+    };
+    machine.run("make", &["-j4", "-s"]);
+    let here = made();
+    machine.run("sh", &["-c", "rm *.o prog where"]);
+    let there = script(&machine, &n, &["spread.sh", "-s"]).env("JOBS", "4").succeeds();
+    assert_eq!(there.errors(), "");
+    assert!(made() == here, "what was made there is not what was made here");
+    let lines = fs::read_to_string(machine.at("work/where")).unwrap();
+    let nodes: std::collections::BTreeSet<&str> = lines.lines().collect();
+    assert!(nodes.iter().all(|node| ["alpha", "beta"].contains(node)), "{nodes:?}");
+    assert_eq!(lines.lines().count(), count + 1);
+    // And a line that fails ends it.
+    machine.write("f0.c", "no C\n");
+    let failed = script(&machine, &n, &["spread.sh", "-s"]).exits(2).errors();
+    assert!(failed.contains("f0.c"), "{failed}");
+}
+
+#[test]
+fn make_makes_the_same_on_the_nodes() {
+    a_project_is_made_on_the_nodes(10);
+}
+
+#[test]
+#[ignore = "it takes a minute: ./check --full"]
+fn make_makes_the_same_of_200_files() {
+    a_project_is_made_on_the_nodes(200);
+}

@@ -57,7 +57,9 @@ pub(super) struct Facts {
     runs: Vec<String>,
     pub(super) cores: f64,
     /// Of the last minute.
-    pub(super) load: f64,
+    load: f64,
+    /// Tasks that run or want to, at this moment.
+    running: f64,
     /// What is available, in bytes.
     memory: f64,
 }
@@ -69,16 +71,17 @@ impl Facts {
             let text = control::read(root, &format!("stat/{file}")).await?;
             Ok(String::from_utf8_lossy(&text).split_whitespace().map(str::to_owned).collect())
         };
-        let (arch, cores, load, memory) =
-            tokio::try_join!(words("arch"), words("cores"), words("load"), words("memory"))?;
+        let needed = async { tokio::try_join!(words("arch"), words("cores"), words("load"), words("memory")) };
+        // An older node does not tell these.
+        let (needed, runs, running) = tokio::join!(needed, words("runs"), words("running"));
+        let (arch, cores, load, memory) = needed?;
         let number = |words: &[String], at: usize| -> Result<f64, Errno> {
             let number = words.get(at).and_then(|word| word.parse().ok());
             number.filter(|number: &f64| number.is_finite() && *number >= 0.0).ok_or(Errno::EPROTO)
         };
-        // An older node does not tell.
-        let runs = words("runs").await.unwrap_or_else(|_| arch.clone());
         Ok(Self {
-            runs,
+            running: number(&running.unwrap_or_default(), 0).unwrap_or_default(),
+            runs: runs.unwrap_or_else(|_| arch.clone()),
             arch: arch.into_iter().next().ok_or(Errno::EPROTO)?,
             cores: number(&cores, 0)?.max(1.0),
             load: number(&load, 0)?,
@@ -91,9 +94,10 @@ impl Facts {
         self.runs.iter().any(|one| one == architecture)
     }
 
-    /// How busy it is with `more` commands than it tells of: the load of each core.
+    /// How busy it is with `more` commands than it tells of: the load of each core. What has begun within the minute
+    /// counts, too, or what is started in a burst would all go to one.
     pub(super) fn business(&self, more: usize) -> f64 {
-        (self.load + more as f64) / self.cores
+        (self.load.max(self.running) + more as f64) / self.cores
     }
 
     /// The order in which nodes are taken: the least busy first, and of such the one with more cores, more memory.
@@ -234,6 +238,7 @@ mod tests {
             runs: vec!["aarch64".into(), "x86_64".into()],
             cores,
             load,
+            running: 0.0,
             memory: 2.5 * 1024.0 * 1024.0 * 1024.0,
         }
     }
@@ -290,6 +295,7 @@ mod tests {
         let mut nodes = [facts(2.0, 2.0), facts(1.0, 8.0), facts(0.0, 1.0), facts(0.0, 2.0)];
         nodes.sort_by(Facts::before);
         assert_eq!(nodes.map(|node| (node.load, node.cores)), [(0.0, 2.0), (0.0, 1.0), (1.0, 8.0), (2.0, 2.0)]);
+        assert!(Facts { running: 3.0, ..facts(0.0, 2.0) }.business(0) > facts(2.0, 2.0).business(0));
         assert!(facts(0.0, 2.0).business(1) > facts(1.0, 8.0).business(2));
     }
 }
