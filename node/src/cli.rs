@@ -107,12 +107,12 @@ pub enum Command {
     /// are those that a command sees, from / on, where this machine's root is; the nodes I know are at /n, and a mount
     /// shows what is at /n. A file that mounts or binds something at / itself is the whole namespace. A line is one of:
     ///
-    /// mount [-abcCmq] SERVER OLD [SPEC]: what SERVER serves, or SPEC of it, at OLD. SERVER is '#grid' (the nodes I
+    /// mount [-abcCmqw] SERVER OLD [SPEC]: what SERVER serves, or SPEC of it, at OLD. SERVER is '#grid' (the nodes I
     /// know), a node's name, tls!HOST!PORT, tcp!HOST!PORT, unix!PATH, local!PATH, exec!COMMAND or ssh!HOST.
     ///
-    /// import [-abcCmq] SERVER [SPEC] OLD: the same.
+    /// import [-abcCmqw] SERVER [SPEC] OLD: the same.
     ///
-    /// bind [-abcCmq] NEW OLD: what is at NEW now, at OLD too.
+    /// bind [-abcCmqw] NEW OLD: what is at NEW now, at OLD too.
     ///
     /// unmount [-q] [NEW] OLD: all that is mounted or bound at OLD no longer, or NEW alone.
     ///
@@ -123,9 +123,10 @@ pub enum Command {
     /// . FILE: the lines of FILE, if there is one.
     ///
     /// Flags: -a after what is at OLD, -b before it, both making a union, else in its place; -c new files may be made
-    /// in it; -m directories of one name, in this and others of the union that say so, are one; -q go on if it cannot
-    /// be done; -C may be cached, as it is anyway. 'In quotes' anything stands for itself; $name is a variable of the
-    /// environment, or home, user, sysname, n (/n). A line that begins with # is a comment.
+    /// in it; -m directories of one name, in this and others of the union that say so, are one; -w the same, and what
+    /// is removed from those behind it is marked in it and not there any more; -q go on if it cannot be done; -C may be
+    /// cached, as it is anyway. 'In quotes' anything stands for itself; $name is a variable of the environment, or
+    /// home, user, sysname, n (/n). A line that begins with # is a comment.
     Ns(Ns),
     /// My commands, on all nodes that I know
     ///
@@ -313,6 +314,9 @@ pub struct Bind {
     /// Directories of one name, in it and in what else was bound so, are one
     #[arg(short)]
     pub merge: bool,
+    /// The same, and what is removed from others behind it is marked in it, as `.wh.NAME`, and not there any more
+    #[arg(short = 'w')]
+    pub marks: bool,
     /// Say nothing if it cannot be done
     #[arg(short)]
     pub quiet: bool,

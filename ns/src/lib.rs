@@ -7,6 +7,7 @@
 //! The rules are Plan 9's (bind(2), namespace(6)), with one addition: a mount point need not exist beneath. Where it
 //! does not, it and the directories on the way to it are there all the same, read-only.
 
+mod absent;
 mod build;
 mod grid;
 mod lazy;

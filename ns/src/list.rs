@@ -12,7 +12,7 @@ use p9::layer::Layer;
 use p9::{Dir, DirSink, Entry, Errno, Handle, How, Name, NameBuf, Qid, Reply};
 use parking_lot::Mutex;
 
-use crate::point::first_with;
+use crate::point::{first_with, marks};
 use crate::table::{Member, Place};
 use crate::under::Under;
 
@@ -26,6 +26,8 @@ pub(crate) struct Listing {
     members: Vec<(Under, Arc<dyn Dir>)>,
     /// By number, those that merge.
     merging: Vec<usize>,
+    /// Of those, the ones with marks.
+    marking: Vec<usize>,
     /// Which of those had each of their names first.
     first: Mutex<HashMap<NameBuf, usize>>,
     /// Where each cookie that was handed out leads: cookie N is number N - 1. The mounts are member 0.
@@ -46,12 +48,13 @@ impl Listing {
                 mounts.push((name.into(), qid(name)));
             }
         }
-        let (mut open, mut failed, mut merging) = (Vec::new(), None, Vec::new());
+        let (mut open, mut failed, mut merging, mut marking) = (Vec::new(), None, Vec::new(), Vec::new());
         for member in members {
             match member.node.open(how).await {
                 Ok(Handle::Dir(dir)) => {
                     open.push((Under { id: member.id, at: None }, dir));
                     merging.extend(member.merge.then_some(open.len()));
+                    marking.extend(member.mark.then_some(open.len()));
                 }
                 Ok(_) => failed = Some(Errno::ENOTDIR),
                 Err(Errno::EINTR) => return Err(Errno::EINTR),
@@ -60,12 +63,15 @@ impl Listing {
         }
         match failed {
             Some(errno) if open.is_empty() && mounts.is_empty() => Err(errno),
-            _ => Ok(Self { mounts, members: open, merging, first: Mutex::default(), cookies: Mutex::default() }),
+            _ => {
+                let (first, cookies) = Default::default();
+                Ok(Self { mounts, members: open, merging, marking, first, cookies })
+            }
         }
     }
 
     fn is_single(&self) -> bool {
-        self.mounts.is_empty() && self.members.len() == 1
+        self.mounts.is_empty() && self.members.len() == 1 && self.marking.is_empty()
     }
 
     /// The cookie that follows `last` and stands for going on in `member` after its own `cookie`. `None` when there
@@ -97,6 +103,13 @@ impl Listing {
 
     /// Whether the name, of member `at`, is listed as another's.
     fn hides(&self, name: Name<'_>, at: usize) -> bool {
+        if self.marking.contains(&at)
+            && let Some(hidden) = marks::hidden_by(name)
+        {
+            // What the member has of that name itself is there.
+            self.first.lock().entry(hidden).or_insert(at);
+            return true;
+        }
         if self.merging.len() > 1 && self.merging.contains(&at) {
             let mut first = self.first.lock();
             let known = first.get(name.as_bytes()).copied();

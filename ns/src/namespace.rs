@@ -133,7 +133,7 @@ impl Namespace {
         let from: Arc<str> = new.into();
         for member in &mut members {
             member.create = flags.create && (member.create || !many);
-            member.merge = flags.merge;
+            (member.merge, member.mark) = (flags.merge || flags.marks, flags.marks);
             member.from = from.clone();
         }
         let line = Line::Bind { flags, new: new.into(), old };
@@ -282,7 +282,8 @@ pub(crate) fn mount(server: &str, spec: &str, root: NodeRef, old: &str, flags: F
         id: TreeId::of(server, spec),
         node: root,
         create: flags.create,
-        merge: flags.merge,
+        merge: flags.merge || flags.marks,
+        mark: flags.marks,
         from: server.into(),
     };
     let path = split(old)?;

@@ -10,11 +10,13 @@ use std::sync::Arc;
 use p9::layer::Layer;
 use p9::{Attr, Created, Errno, FileKind, Handle, How, Name, New, NodeRef, Opened, Qid, Reached, Walk, Want, What};
 
+use crate::absent::Absent;
 use crate::lazy::Lazy;
 use crate::list::Listing;
 use crate::table::{Member, Place};
 use crate::under::{At, Under, keyed, synthetic};
 
+pub(crate) mod marks;
 mod node;
 
 /// A place.
@@ -56,28 +58,44 @@ pub(crate) async fn first_with(members: &[Member], name: Name<'_>) -> Result<Opt
 /// What `name` is in `members`: the file of the first that has it, or, where that is a directory and its member merges,
 /// those of all that do. Errors: `EINTR`.
 async fn all_with(members: &[Member], name: Name<'_>) -> Result<Vec<Member>, Errno> {
-    let mut all: Vec<Member> = Vec::new();
+    let (mut all, mut lacking): (Vec<Member>, Vec<(usize, &Member)>) = Default::default();
     for member in members {
         if all.is_empty() || member.merge {
-            let Some(mut found) = first_with(std::slice::from_ref(member), name).await? else { continue };
-            let is_dir = found.node.qid().kind == FileKind::Dir;
-            if member.merge && is_dir {
-                (found.create, found.merge) = (member.create, true);
-                all.push(found);
-            } else if all.is_empty() {
-                return Ok(vec![found]);
-            } else {
+            match first_with(std::slice::from_ref(member), name).await? {
+                None => lacking.extend(member.merge.then_some((all.len(), member))),
+                Some(mut found) if member.merge && found.node.qid().kind == FileKind::Dir => {
+                    (found.create, found.merge, found.mark) = (member.create, true, member.mark);
+                    all.push(found);
+                }
+                Some(found) if all.is_empty() => return Ok(vec![found]),
                 // A file of that name hides what is behind it, as it is hidden itself.
+                Some(_) => break,
+            }
+            if marks::hides(member, name).await? {
                 break;
             }
         }
     }
+    // New files and marks go into the members that take them, also where these do not have the directory yet.
+    let Some(like) = all.first().map(|first| first.node.clone()) else { return Ok(all) };
+    let mut takes = all.iter().any(|member| member.create);
+    let mut wanted: Vec<(usize, Member)> = Vec::new();
+    for (at, member) in lacking {
+        let create = member.create && !takes;
+        if create || member.mark {
+            takes |= create;
+            let node = Absent::node(member.node.clone(), name, like.clone());
+            wanted.push((at, Member { node, create, ..member.clone() }));
+        }
+    }
+    wanted.into_iter().rev().for_each(|(at, member)| all.insert(at, member));
     Ok(all)
 }
 
 /// The directory that the file `new_name` of `new_dir` is in, or is to be in, when it is moved there out of `from`.
 pub(crate) async fn move_target(from: &Member, new_dir: &NodeRef, new_name: Name<'_>) -> Result<NodeRef, Errno> {
-    target(from, new_dir, new_name).await.map(|dir| Lazy::real(&dir))
+    let dir = target(from, new_dir, new_name).await?;
+    Ok(Lazy::real(&Absent::made(&dir).await?))
 }
 
 async fn target(from: &Member, new_dir: &NodeRef, new_name: Name<'_>) -> Result<NodeRef, Errno> {
@@ -89,16 +107,20 @@ async fn target(from: &Member, new_dir: &NodeRef, new_name: Name<'_>) -> Result<
         },
         None => Point::of(new_dir).ok_or(Errno::EXDEV)?.clone(),
     };
-    let members = point.members();
+    let all = point.members();
+    let members = marks::shown(&all, new_name).await?;
     let in_tree = |member: &&Member| member.id == from.id;
-    if let ([only], None) = (&members[..], point.place().child(new_name))
+    if let ([only], None, [_]) = (members, point.place().child(new_name), &all[..])
         && only.create
     {
         return if in_tree(&only) { Ok(only.node.clone()) } else { Err(Errno::EXDEV) };
     }
-    let target = match point.having(new_name, &members).await {
-        // What it replaces may be in another tree: then it cannot be done in one step.
-        Ok(having) => Some(having).filter(in_tree),
+    let target = match point.having(new_name, members).await {
+        // What it replaces may be in another tree: then it cannot be done in one step, unless it is hidden by that.
+        Ok(having) => {
+            let hiding = marks::hiding(members, having, new_name).await?;
+            hiding.or(Some(having)).filter(in_tree)
+        }
         Err(Errno::ENOENT) => {
             let same = |member: &&Member| member.node.qid() == from.node.qid();
             let open = members.iter().filter(in_tree).find(|member| same(member) || member.create);
@@ -160,7 +182,7 @@ impl Point {
     }
 
     fn first(&self) -> Option<Member> {
-        self.members().into_iter().next()
+        self.members().into_iter().find(|member| !Absent::is(&member.node))
     }
 
     /// The qid of what is here; of a directory that no tree has, a hash of its path.
@@ -230,6 +252,9 @@ impl Point {
         if let Some((first, rest)) = names.split_first()
             && members.iter().any(|member| member.merge)
         {
+            if marks::any(&members) && marks::is_mark(*first) {
+                return Err(Errno::ENOENT);
+            }
             return self.merged(&members, *first, rest, want).await;
         }
         for member in members {
@@ -249,6 +274,7 @@ impl Point {
         let all = all_with(members, first).await?;
         let Some(one) = all.first() else {
             // A member that cannot be asked may have it.
+            let members = marks::shown(members, first).await?;
             return Err(self.having(first, members).await.err().unwrap_or(Errno::ENOENT));
         };
         if !one.merge {
@@ -307,7 +333,8 @@ impl Point {
     async fn attr_here(&self) -> Result<Attr, Errno> {
         let place = self.place();
         let members = self.members_in(&place);
-        let Some(first) = members.first() else { return Ok(synthetic(self.qid_here())) };
+        let here = members.iter().find(|member| !Absent::is(&member.node));
+        let Some(first) = here else { return Ok(synthetic(self.qid_here())) };
         let attr = first.id.attr(first.node.attr().await?);
         let more = members.len() > 1 || !place.below.is_empty();
         // Its links are not those of one directory: 1 says that their number tells nothing.
@@ -347,10 +374,14 @@ impl Point {
         if place.child(name).is_some() {
             return self.open_mounted(name, what).await;
         }
-        let members = self.members_in(&place);
+        let all = self.members_in(&place);
+        if marks::any(&all) && marks::is_mark(name) {
+            return Err(Errno::EINVAL);
+        }
+        let members = marks::shown(&all, name).await?;
         let made = |member: &Member, created| self.over(member).created(name, created);
         let open = members.iter().position(|member| member.create);
-        if let ([only], Some(_)) = (&members[..], open) {
+        if let ([only], Some(_), [_]) = (members, open, &all[..]) {
             return Ok(made(only, only.node.create(name, what).await?));
         }
         for (index, member) in members.iter().enumerate() {
@@ -365,7 +396,7 @@ impl Point {
         }
         match open {
             Some(open) => Ok(made(&members[open], members[open].node.create(name, what).await?)),
-            None if members.is_empty() => Err(Errno::EROFS),
+            None if all.is_empty() => Err(Errno::EROFS),
             // "Mounted directory forbids creation."
             None => Err(Errno::EACCES),
         }
@@ -382,12 +413,19 @@ impl Point {
     }
 
     pub(crate) async fn remove_in(&self, name: Name<'_>, dir: bool) -> Result<(), Errno> {
+        let members = self.members();
+        if marks::any(&members) {
+            return self.remove_marked(&members, name, dir).await;
+        }
         self.holder(name).await?.node.remove(name, dir).await
     }
 
     pub(crate) async fn link_in(&self, linked: &Member, name: Name<'_>) -> Result<(), Errno> {
         let members = self.members();
-        match self.having(name, &members).await {
+        if marks::any(&members) && marks::is_mark(name) {
+            return Err(Errno::EINVAL);
+        }
+        match self.having(name, marks::shown(&members, name).await?).await {
             Ok(_) | Err(Errno::EBUSY) => return Err(Errno::EEXIST),
             Err(Errno::ENOENT) => {}
             Err(errno) => return Err(errno),

@@ -23,6 +23,8 @@ pub(crate) struct Member {
     pub(crate) create: bool,
     /// Whether its directories are one with those of the same name in others of which this is so (`-m`).
     pub(crate) merge: bool,
+    /// Whether what is removed from members behind it is marked in it (`-w`).
+    pub(crate) mark: bool,
     /// What it was called when it was put here: a server, or the path of a bind. Empty for what was here before.
     pub(crate) from: Arc<str>,
 }
@@ -30,7 +32,7 @@ pub(crate) struct Member {
 impl Member {
     /// What a tree further up has at a place.
     pub(crate) fn beneath(id: TreeId, node: NodeRef) -> Self {
-        Self { id, node, create: true, merge: false, from: "".into() }
+        Self { id, node, create: true, merge: false, mark: false, from: "".into() }
     }
 
     fn is(&self, other: &Self) -> bool {
@@ -116,7 +118,13 @@ impl Table {
         let Change { old, new, members: added, original, flags, line } = change;
         Arc::make_mut(&mut self.root).change(&old, |members| {
             if members.is_empty() && flags.union() {
-                members.extend(original.map(|it| Member { create: false, merge: flags.merge, from: "".into(), ..it }));
+                members.extend(original.map(|it| Member {
+                    create: false,
+                    merge: flags.merge || flags.marks,
+                    mark: false,
+                    from: "".into(),
+                    ..it
+                }));
             }
             match () {
                 () if flags.before => drop(members.splice(0..0, added)),

@@ -32,6 +32,8 @@ pub struct Flags {
     /// `-m`, which Plan 9 does not have: its directories and those of other members that say so are one, where they
     /// have the same name, and so on down; of files of one name the first alone is there.
     pub merge: bool,
+    /// `-w`, which merges, too: what is removed from a member behind it is marked in it, and so is not there any more.
+    pub marks: bool,
     /// `-q`: if it cannot be done, go on without.
     pub quiet: bool,
 }
@@ -43,10 +45,10 @@ impl Flags {
     }
 }
 
-/// One line. `import [-abcCmq] server [spec] old` is a [`Line::Mount`], whose `spec` is `old` if it is not given.
+/// One line. `import [-abcCmqw] server [spec] old` is a [`Line::Mount`], whose `spec` is `old` if it is not given.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Line {
-    /// `mount [-abcCmq] server old [spec]`
+    /// `mount [-abcCmqw] server old [spec]`
     Mount {
         /// How.
         flags: Flags,
@@ -57,7 +59,7 @@ pub enum Line {
         /// What to attach to there; empty for the root.
         spec: String,
     },
-    /// `bind [-abcCmq] new old`
+    /// `bind [-abcCmqw] new old`
     Bind {
         /// How.
         flags: Flags,
@@ -120,8 +122,13 @@ impl Line {
 impl fmt::Display for Flags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let order = [(self.before, 'b'), (self.after, 'a')];
-        let letters =
-            order.into_iter().chain([(self.create, 'c'), (self.cache, 'C'), (self.merge, 'm'), (self.quiet, 'q')]);
+        let letters = order.into_iter().chain([
+            (self.create, 'c'),
+            (self.cache, 'C'),
+            (self.merge, 'm'),
+            (self.quiet, 'q'),
+            (self.marks, 'w'),
+        ]);
         let set: String = letters.filter(|(on, _)| *on).map(|(_, letter)| letter).collect();
         if set.is_empty() { Ok(()) } else { write!(f, " -{set}") }
     }

@@ -13,6 +13,7 @@ as_both! {
     a_union_is_made_and_taken_apart_while_it_is_looked_at
     the_text_of_a_mount_makes_the_same_mount
     what_cannot_be_bound_says_why_and_changes_nothing
+    what_is_removed_from_a_union_with_marks_is_gone_and_stays_where_it_was
 }
 
 /// Alpha with the folders `a` (with `x` and `both`) and `b` (with `y` and `both`), and its grid. Gives the mount and
@@ -169,4 +170,24 @@ fn what_cannot_be_bound_says_why_and_changes_nothing(mut machine: Machine) {
     machine.slashn(&["bind", "-ab", &a, &b]).exits(2);
     assert_eq!(machine.slashn(&["ns", &at(n.clone())]).succeeds().text(), text);
     assert_eq!(names(&machine, &export.join("a")), "both both x y ");
+}
+
+fn what_is_removed_from_a_union_with_marks_is_gone_and_stays_where_it_was(mut machine: Machine) {
+    let (n, export) = grid(&mut machine);
+    let files = machine.at("files-alpha");
+    machine.run("sh", &["-c", "cd ../files-alpha; mkdir -p top a/d/e; echo 1 >a/d/e/f; echo 2 >a/d/g"]);
+    let (a, top, u) = (export.join("a"), export.join("top"), n.join("u"));
+    for (flags, from) in [("-cw", &top), ("-am", &a)] {
+        machine.slashn(&["bind", flags, from.to_str().unwrap(), u.to_str().unwrap()]).succeeds();
+    }
+    assert_eq!(names(&machine, &u), "both d x ");
+    let script =
+        "rm both && mv d moved && rm -r moved/e && echo 3 >x.new && mv x.new x && mkdir d && cp -r moved d/copy";
+    machine.run("sh", &["-c", &format!("cd {} && {script}", u.display())]);
+    let found = machine.run("sh", &["-c", &format!("cd {} && find . | sort && cat x d/copy/g", u.display())]).text();
+    assert_eq!(found, ".\n./d\n./d/copy\n./d/copy/g\n./moved\n./moved/g\n./x\n3\n2\n");
+    let behind = machine.run("sh", &["-c", "cd ../files-alpha/a && find . | sort && cat d/e/f d/g x both"]).text();
+    assert_eq!(behind, ".\n./both\n./d\n./d/e\n./d/e/f\n./d/g\n./x\n1\n2\na/x\na/both\n");
+    machine.run("sh", &["-c", &format!("rm -r {}/*", u.display())]);
+    assert_eq!((names(&machine, &u), files.join("a/d/e/f").exists()), (String::new(), true));
 }

@@ -144,7 +144,7 @@ fn a_namespace_file_that_is_none_mounts_nothing_and_says_where(machine: Machine)
         let error = machine.slashn(&["mount", n.to_str().unwrap(), "--ns", "ns"]).exits(1);
         error.complains(&[&["slashn: ", "work/ns: "][..], parts].concat());
     };
-    said(b"mount '#grid' /\nbind -x a b\n", &["line 2, column 6: expected a flag of -abcCmq, not x", "sed -n 2p "]);
+    said(b"mount '#grid' /\nbind -x a b\n", &["line 2, column 6: expected a flag of -abcCmqw, not x", "sed -n 2p "]);
     said(b"mount '#grid' /\0\n", &["line 1, column 16: expected text, not a NUL"]);
     said(b"\xff\xfe\x00", &["line 1, column 1: expected text in UTF-8"]);
     said(&b"bind /a /b\n".repeat(1 << 20), &["line 762601, column 9: expected the end: it may have 8 MiB"]);

@@ -14,8 +14,9 @@ use crate::{Context, control, live};
 
 /// Runs `slashn bind`.
 pub fn bind(context: &Context, typed: &Bind) -> Result<ExitCode> {
-    let Bind { after, before, create, cache, merge, quiet, new, old, mount } = typed;
-    let flags = Flags { after: *after, before: *before, create: *create, cache: *cache, merge: *merge, quiet: *quiet };
+    let Bind { after, before, create, cache, merge, marks, quiet, new, old, mount } = typed;
+    let (after, before, create, cache) = (*after, *before, *create, *cache);
+    let flags = Flags { after, before, create, cache, merge: *merge, marks: *marks, quiet: *quiet };
     change(context, "bind", (Some(new), old), mount.as_deref(), |at| {
         let old = shown(at, "bind", old)?;
         Ok(match is_server(new) {

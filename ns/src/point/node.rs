@@ -9,7 +9,7 @@ use p9::{
     Want,
 };
 
-use super::{Point, members_of, move_target};
+use super::{Point, marks, members_of, move_target};
 
 impl Point {
     /// What a union is asked about goes to the first tree that is here.
@@ -59,6 +59,10 @@ impl Node for Point {
 
     fn rename<'a>(&'a self, name: Name<'a>, new_dir: &'a NodeRef, new_name: Name<'a>, flags: u32) -> Reply<'a, ()> {
         Reply::later(async move {
+            let members = self.members();
+            if marks::any(&members) {
+                return self.rename_marked(&members, name, new_dir, new_name, flags).await;
+            }
             let from = self.holder(name).await?;
             let to = move_target(&from, new_dir, new_name).await?;
             from.node.rename(name, &to, new_name, flags).await

@@ -101,9 +101,9 @@ fn command<'a>(line: &'a str, words: &[Word<'a>], variable: &Variables<'_>) -> R
     };
     let name = expand(verb)?;
     let (usage, letters, counts) = match name.as_str() {
-        "mount" => ("mount [-abcCmq] server old [spec]", "abcCmq", 2..=3),
-        "import" => ("import [-abcCmq] server [spec] old", "abcCmq", 2..=3),
-        "bind" => ("bind [-abcCmq] new old", "abcCmq", 2..=2),
+        "mount" => ("mount [-abcCmqw] server old [spec]", "abcCmqw", 2..=3),
+        "import" => ("import [-abcCmqw] server [spec] old", "abcCmqw", 2..=3),
+        "bind" => ("bind [-abcCmqw] new old", "abcCmqw", 2..=2),
         "unmount" => ("unmount [-q] [new] old", "q", 1..=2),
         "cd" => ("cd dir", "", 1..=1),
         "clear" => ("clear", "", 0..=0),
@@ -159,6 +159,7 @@ fn flags(text: &str, known: &str) -> Result<Flags, String> {
             'c' => flags.create = true,
             'C' => flags.cache = true,
             'm' => flags.merge = true,
+            'w' => flags.marks = true,
             _ => flags.quiet = true,
         }
     }
@@ -278,12 +279,12 @@ mod tests {
         assert_eq!(at("mount a /\n  mout b /\n"), (2, 3, commands.into()));
         assert_eq!(at("bind $x /"), (1, 6, "a variable that is set, not $x".into()));
         assert_eq!(at("\n bind -ab a b"), (2, 7, "-a or -b, not both".into()));
-        assert_eq!(at("bind -ax a b"), (1, 6, "a flag of -abcCmq, not x".into()));
+        assert_eq!(at("bind -ax a b"), (1, 6, "a flag of -abcCmqw, not x".into()));
         assert_eq!(at("cd -a a"), (1, 4, "no flag, not -a".into()));
-        assert_eq!(at("mount a  "), (1, 8, "more: mount [-abcCmq] server old [spec]".into()));
+        assert_eq!(at("mount a  "), (1, 8, "more: mount [-abcCmqw] server old [spec]".into()));
         assert_eq!(at("clear all"), (1, 7, "the end of the line: clear".into()));
         assert_eq!(at("cd 'a"), (1, 4, "a quote at the end of this".into()));
-        assert_eq!(at("bind /a\n#\nbind 'a\nb' $ c"), (1, 8, "more: bind [-abcCmq] new old".into()));
+        assert_eq!(at("bind /a\n#\nbind 'a\nb' $ c"), (1, 8, "more: bind [-abcCmqw] new old".into()));
         assert_eq!(at("bind 'a\nb' $ c"), (2, 4, "the name of a variable after $".into()));
         assert_eq!(at("cd /\ncd /a\0b\n"), (2, 6, "text, not a NUL".into()));
     }
@@ -322,7 +323,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_printed_reads_back_the_same(words in prop::collection::vec("[ -~\n\u{e9}]{1,8}", 3), bits in 0u8..4) {
-            let flags = Flags { before: bits & 1 != 0, after: bits == 2, create: bits & 2 != 0, cache: false, merge: bits == 2, quiet: bits == 3 };
+            let flags = Flags { before: bits & 1 != 0, after: bits == 2, create: bits & 2 != 0, cache: false, merge: bits == 2, marks: bits == 1, quiet: bits == 3 };
             let flags = Flags { after: flags.after && !flags.before, ..flags };
             let lines = [
                 mount(flags, &words[0], &words[1], &words[2]),

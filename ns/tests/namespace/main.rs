@@ -4,5 +4,6 @@
 
 mod build;
 mod grid;
+mod marks;
 mod rules;
 mod support;

@@ -381,7 +381,14 @@ async fn directories_of_a_merging_union_are_one_however_deep() {
     assert!(a.has("d/e/new") && !b.has("d/e/new"));
     write(&ns, "/u/d/e", "two", "changed").await.unwrap();
     assert_eq!(b.text("d/e/two"), "changed", "what is there is changed where it is");
-    assert_eq!(create(&ns, "/u/g", "new").await, Err(Errno::EACCES), "it is in no member that allows it");
+    assert_eq!(
+        walk(&ns, "/u/g").await.unwrap().attr().await.unwrap().mode & 0o777,
+        0o755,
+        "its attributes are those of b"
+    );
+    create(&ns, "/u/g", "new").await.unwrap();
+    assert!(a.has("g/new") && !b.has("g/new"), "the directory is made in the member that takes new files");
+    assert_eq!((sorted("/u/g").await.as_str(), read(&ns, "/u/g/h").await.unwrap()), ("h new", "g/h".into()));
     let d = walk(&ns, "/u/d").await.unwrap();
     d.remove(support::name("x"), false).await.unwrap();
     assert_eq!((a.has("d/x"), b.has("d/x"), read(&ns, "/u/d/x").await.unwrap()), (false, true, "d/x".into()));

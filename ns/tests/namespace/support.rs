@@ -66,7 +66,8 @@ pub(crate) fn name(text: &str) -> Name<'_> {
 /// `-abcC` as flags.
 pub(crate) fn flags(text: &str) -> Flags {
     let has = |letter| text.contains(letter);
-    Flags { before: has('b'), after: has('a'), create: has('c'), cache: has('C'), merge: has('m'), quiet: has('q') }
+    let (before, after, create, cache) = (has('b'), has('a'), has('c'), has('C'));
+    Flags { before, after, create, cache, merge: has('m'), marks: has('w'), quiet: has('q') }
 }
 
 /// The lines of a namespace file without variables.
