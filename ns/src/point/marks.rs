@@ -63,8 +63,8 @@ pub(crate) async fn shown<'m>(members: &'m [Member], name: Name<'_>) -> Result<&
     Ok(members)
 }
 
-/// The member with marks before `having`, in which a file `name` would hide the one that `having` has. Errors: that is a
-/// directory.
+/// The member with marks before `having`, in which a file `name` would hide the one that `having` has. Errors: that is
+/// a directory.
 pub(super) async fn hiding<'m>(
     members: &'m [Member], having: &Member, name: Name<'_>,
 ) -> Result<Option<&'m Member>, Errno> {
