@@ -5,9 +5,9 @@
 //! everything that is asked and all opens, then the streams; the caller's tree is brought meanwhile by whoever `serve`
 //! asks. It installs no signal handler and reads no environment: signals and window sizes come in as [`Event`]s.
 
-mod command;
 mod outcome;
 mod remote;
+mod request;
 mod streams;
 
 use std::future::Future;
@@ -19,8 +19,8 @@ use tokio::sync::mpsc;
 
 pub use crate::launch::Exit;
 pub use crate::signals::number as signal_number;
-pub use command::{Command, default_ns, environment, is_limit, node_root_ns};
 pub use outcome::{Ended, Error};
+pub use request::{Request, default_ns, environment, is_limit, node_root_ns};
 
 use remote::Remote;
 
@@ -52,20 +52,31 @@ pub enum Event {
 /// A signal that would end a program (`HUP`, `INT`, `QUIT`, `TERM`), arriving before the command runs, ends the
 /// attempt. When the future is dropped, the session and the command end.
 pub async fn run<F>(
-    node: NodeRef, serve: impl FnOnce(u64, String) -> F, command: Command, stdio: Stdio, events: mpsc::Receiver<Event>,
+    node: NodeRef, serve: impl FnOnce(u64, String) -> F, command: Request, stdio: Stdio, events: mpsc::Receiver<Event>,
+) -> Result<Ended, Error>
+where
+    F: Future<Output = Result<(), String>>,
+{
+    run_and_tell(node, serve, command, stdio, events, &tokio::sync::watch::Sender::new(false)).await
+}
+
+/// The same; `running` says when the command runs.
+pub(crate) async fn run_and_tell<F>(
+    node: NodeRef, serve: impl FnOnce(u64, String) -> F, command: Request, stdio: Stdio, events: mpsc::Receiver<Event>,
+    running: &tokio::sync::watch::Sender<bool>,
 ) -> Result<Ended, Error>
 where
     F: Future<Output = Result<(), String>>,
 {
     let remote = Remote::open(node).await?;
-    let (running, runs) = tokio::sync::watch::channel(false);
+    let runs = running.subscribe();
     let work = async {
         let exec = async {
             remote.exec(&command).await?;
             running.send_replace(true);
             Ok(())
         };
-        let ((), exit) = tokio::try_join!(exec, streams::pump(&remote, stdio, &running))?;
+        let ((), exit) = tokio::try_join!(exec, streams::pump(&remote, stdio, running))?;
         Ok(exit)
     };
     let serving = async {
@@ -97,7 +108,7 @@ where
 /// command reads nothing, and the last of what it writes stays in the session until someone reads it ([`attach`]).
 /// A signal that ends the attempt leaves nothing running.
 pub async fn start_detached<F>(
-    node: NodeRef, serve: impl FnOnce(u64, String) -> F, command: Command, events: mpsc::Receiver<Event>,
+    node: NodeRef, serve: impl FnOnce(u64, String) -> F, command: Request, events: mpsc::Receiver<Event>,
 ) -> Result<u64, Error>
 where
     F: Future<Output = Result<(), String>>,

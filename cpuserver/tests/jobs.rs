@@ -10,7 +10,7 @@ mod node;
 use std::os::unix::fs::PermissionsExt;
 use std::process::ExitCode;
 
-use cpuserver::client::{Command, Error, Event, Exit, node_root_ns, start_detached};
+use cpuserver::client::{Error, Event, Exit, Request, node_root_ns, start_detached};
 
 use node::{Node, Run, command, sh};
 
@@ -112,7 +112,7 @@ async fn a_program_that_is_missing_or_is_none_is_told_apart() {
 
 async fn a_directory_that_is_not_there_is_named() {
     let node = Node::new().await;
-    let error = node.run(Command { cwd: b"/no/such".into(), ..sh("true") }).await.result.unwrap_err();
+    let error = node.run(Request { cwd: b"/no/such".into(), ..sh("true") }).await.result.unwrap_err();
     assert_eq!(error.exit_code(), 255);
     assert!(error.to_string().contains("/no/such"), "{error}");
 }
@@ -142,7 +142,7 @@ async fn the_nodes_own_proc_and_dev_are_there() {
 async fn inside_the_callers_ids_are_shown() {
     let node = Node::new().await;
     let script = "id -u; id -g; echo x >/tmp/a; stat -c '%u %g' /tmp/a; echo y >>/tmp/a";
-    let run = node.run(Command { user: Some((4321, 4321)), ..sh(script) }).await;
+    let run = node.run(Request { user: Some((4321, 4321)), ..sh(script) }).await;
     assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("4321\n4321\n4321 4321\n", ""));
 }
 
@@ -232,7 +232,7 @@ async fn what_it_used_is_told() {
 /// Runs `command` with `limits`; gives what keeps them, as `stats` tells while it runs.
 async fn limited(node: &Node, limits: &str, script: &str) -> (Run, String) {
     let script = format!("echo ready; read go; {script}");
-    let command = Command { limits: limits.into(), ..sh(&script) };
+    let command = Request { limits: limits.into(), ..sh(&script) };
     let (stdin, far) = tokio::io::duplex(64);
     let mut run = Run::begin(node, command, Box::new(far));
     run.until_output("ready\n").await;
@@ -302,7 +302,7 @@ async fn processes_and_processors_are_bounded() {
 
 async fn a_command_whose_time_is_over_is_ended_and_told_so() {
     let node = Node::new().await;
-    let run = node.run(Command { limits: "time 0.2\n".into(), ..sh("sleep 1000") }).await;
+    let run = node.run(Request { limits: "time 0.2\n".into(), ..sh("sleep 1000") }).await;
     assert_eq!(run.exit(), Exit::Signal { number: libc::SIGTERM, core: false });
     assert_eq!(run.ended().limit.as_deref(), Some("time: 0.2 s are over"));
 }
@@ -310,7 +310,7 @@ async fn a_command_whose_time_is_over_is_ended_and_told_so() {
 async fn a_terminal_has_a_size_and_takes_an_end_of_input() {
     let node = Node::new().await;
     let script = "test -t 0 && test -t 1 && stty size; cat >/dev/null; echo over";
-    let run = node.run_with(Command { terminal: Some((24, 80)), ..sh(script) }, b"").await;
+    let run = node.run_with(Request { terminal: Some((24, 80)), ..sh(script) }, b"").await;
     assert_eq!(run.exit(), Exit::Code(0));
     assert!(run.stdout.starts_with("24 80\r\n") && run.stdout.ends_with("over\r\n"), "{:?}", run.stdout);
 }
@@ -321,7 +321,7 @@ async fn with_the_nodes_root_the_callers_directories_are_where_they_were() {
     std::fs::write(here.path().join("mine"), "mine\n").unwrap();
     let path = here.path().to_str().unwrap();
     let ns = node_root_ns("beta", &[path]);
-    let run = node.run(Command { ns, cwd: path.into(), ..sh("cat mine; echo new >new") }).await;
+    let run = node.run(Request { ns, cwd: path.into(), ..sh("cat mine; echo new >new") }).await;
     assert_eq!((run.exit(), run.stdout.as_str(), run.stderr.as_str()), (Exit::Code(0), "mine\n", ""));
     assert_eq!(std::fs::read_to_string(here.path().join("new")).unwrap(), "new\n");
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cpuserver::client::{self, Command, Stdio};
+use cpuserver::client::{self, Request, Stdio};
 use cpuserver::launch::Launcher;
 use cpuserver::serve_back::{self, ServeBackError};
 use cpuserver::{Cpu, CpuLimits, CpuOptions};
@@ -230,7 +230,7 @@ async fn a_caller_whose_tree_does_not_come_is_told_so() {
 async fn the_library_tells_why_a_command_never_started_and_ends_its_session() {
     let cpu = cpu();
     let (_client, node) = node(&cpu, Who::owner()).await;
-    let command = Command { argv: vec![b"true".to_vec()], ns: "mount caller /\n".into(), ..Command::default() };
+    let command = Request { argv: vec![b"true".to_vec()], ns: "mount caller /\n".into(), ..Request::default() };
     let stdio = Stdio {
         stdin: Box::new(tokio::io::empty()),
         stdout: Box::new(tokio::io::sink()),

@@ -7,7 +7,7 @@ use p9::{Errno, Handle, How, Name, NodeRef, Want};
 use tokio::sync::{mpsc, watch};
 
 use super::streams::write_all;
-use super::{Command, Error, Event, outcome};
+use super::{Error, Event, Request, outcome};
 use crate::session::list_text;
 use crate::signals;
 
@@ -79,7 +79,7 @@ impl Remote {
     }
 
     /// Says what to run, and returns once it runs.
-    pub(super) async fn exec(&self, command: &Command) -> Result<(), Error> {
+    pub(super) async fn exec(&self, command: &Request) -> Result<(), Error> {
         if command.is_large() {
             self.put("env", list_text(&command.env)).await?;
             self.put("args", list_text(&command.argv)).await?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cpuserver::client::{self, Command, Ended, Error, Event, Exit, Stdio, default_ns};
+use cpuserver::client::{self, Ended, Error, Event, Exit, Request, Stdio, default_ns};
 use cpuserver::launch::Launcher;
 use cpuserver::{Cpu, CpuLimits, CpuOptions, serve_back};
 use fileserver::{Disk, DiskOptions};
@@ -114,12 +114,12 @@ impl Node {
         (number.trim_end().to_owned(), clone)
     }
 
-    pub(crate) async fn run(&self, command: Command) -> Run {
+    pub(crate) async fn run(&self, command: Request) -> Run {
         self.run_with(command, b"").await
     }
 
     /// Runs `command` with `input` to read.
-    pub(crate) async fn run_with(&self, command: Command, input: &[u8]) -> Run {
+    pub(crate) async fn run_with(&self, command: Request, input: &[u8]) -> Run {
         let input: Vec<u8> = input.into();
         Run::begin(self, command, Box::new(std::io::Cursor::new(input))).end().await
     }
@@ -147,14 +147,14 @@ type Running = tokio::task::JoinHandle<Result<Ended, Error>>;
 
 impl Run<Running> {
     /// Starts `command` with nothing to read for as long as it runs.
-    pub(crate) fn start(node: &Node, command: Command) -> Self {
+    pub(crate) fn start(node: &Node, command: Request) -> Self {
         let (waiting, never) = tokio::io::duplex(1);
         let run = Self::begin(node, command, Box::new(waiting));
         std::mem::forget(never);
         run
     }
 
-    pub(crate) fn begin(node: &Node, command: Command, stdin: Box<dyn tokio::io::AsyncRead + Send + Unpin>) -> Self {
+    pub(crate) fn begin(node: &Node, command: Request, stdin: Box<dyn tokio::io::AsyncRead + Send + Unpin>) -> Self {
         let (stdout, out) = tokio::io::duplex(1 << 16);
         let (stderr, err) = tokio::io::duplex(1 << 16);
         let (events, received) = mpsc::channel(4);
@@ -209,20 +209,20 @@ impl Run {
 }
 
 /// `argv` in the default namespace.
-pub(crate) fn command(argv: &[&str]) -> Command {
-    Command {
+pub(crate) fn command(argv: &[&str]) -> Request {
+    Request {
         argv: argv.iter().map(|word| word.as_bytes().to_vec()).collect(),
         env: vec![b"PATH=/usr/local/bin:/usr/bin:/bin".to_vec()],
         cwd: b"/".into(),
         umask: 0o22,
         user: Some((rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())),
         ns: default_ns("beta"),
-        ..Command::default()
+        ..Request::default()
     }
 }
 
 /// A shell script in the default namespace.
-pub(crate) fn sh(script: &str) -> Command {
+pub(crate) fn sh(script: &str) -> Request {
     command(&["sh", "-c", script])
 }
 

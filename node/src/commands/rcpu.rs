@@ -12,11 +12,12 @@ mod signals;
 mod terminal;
 
 use std::ffi::OsString;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use cpuserver::client::{self, Command, Ended, Stdio};
+use cpuserver::client::{self, Ended, Stdio};
+use cpuserver::{Command, Host};
 use fileserver::caller::Expose;
 use p9::NodeRef;
 
@@ -116,8 +117,7 @@ impl Caller<'_> {
             let (agent, place) = (agent?, place?);
             let signals = signals::Signals::of_one(terminal);
             let run = async |(serve, command): (Serve, Command)| {
-                let ask = |id, nonce| served(agent.clone(), serve, id, nonce);
-                client::run(place.root.clone(), ask, command, stdio(), signals.one_more()).await
+                command.events(signals.one_more()).status(&host(&place, &agent, serve)).await
             };
             let ended = match run(request).await {
                 Err(err) => match self.by_the_nodes_root(&node, &err, terminal)? {
@@ -160,8 +160,7 @@ impl Caller<'_> {
         self.tell_rules(&node, &request.0);
         let place = target.connect(&self.dialer).await?;
         let start = async |(serve, command): (Serve, Command)| {
-            let ask = |id, nonce| served(agent.clone(), serve, id, nonce);
-            client::start_detached(place.root.clone(), ask, command, signals.one_more()).await
+            command.events(signals.one_more()).detach(&host(&place, &agent, serve)).await
         };
         let started = match start(request).await {
             Err(err) => match self.by_the_nodes_root(&node, &err, false)? {
@@ -249,6 +248,12 @@ async fn agent_root(context: &Context, home: &Home) -> Result<NodeRef> {
     root.ok_or_else(|| Error::new("start the agent", socket.display(), "it ended at once"))
 }
 
+/// The node at `place`, where the agent serves what `serve` says.
+fn host(place: &places::Place, agent: &NodeRef, serve: Serve) -> Host {
+    let agent = agent.clone();
+    Host::new(place.root.clone()).serving(move |session, nonce| served(agent.clone(), serve.clone(), session, nonce))
+}
+
 /// Has the agent serve my files to the session `session`.
 async fn served(agent: NodeRef, serve: Serve, session: u64, nonce: String) -> Result<(), String> {
     let request = Serve { session, nonce, ..serve };
@@ -271,18 +276,18 @@ fn command(context: &Context, typed: &Rcpu, namespace: Carried, argv: &[OsString
     let umask = rustix::process::umask(rustix::fs::Mode::empty());
     rustix::process::umask(umask);
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    Ok(Command {
-        argv: argv.into_iter().map(OsString::into_vec).collect(),
-        env: client::environment(context.environment.vars().iter().cloned(), &typed.env),
-        cwd: working_directory(typed)?.as_os_str().as_bytes().to_vec(),
-        umask: umask.bits(),
-        user: Some((uid, gid)),
-        ns: namespace.text,
-        nodes: namespace.nodes,
-        terminal: terminal.then(|| terminal::size().unwrap_or((24, 80))),
-        nice: rustix::process::getpriority_process(None).unwrap_or_default().max(0),
-        limits: limits(typed),
-    })
+    let (program, args) = argv.split_first().ok_or_else(|| Error::new("run", "COMMAND", "which command?"))?;
+    let command = Command::new(program)
+        .args(args)
+        .environment(client::environment(context.environment.vars().iter().cloned(), &typed.env))
+        .current_dir(working_directory(typed)?)
+        .umask(umask.bits())
+        .user(uid, gid)
+        .namespace(namespace.text, namespace.nodes)
+        .nice(rustix::process::getpriority_process(None).unwrap_or_default().max(0))
+        .limits(limits(typed));
+    let (rows, columns) = terminal::size().unwrap_or((24, 80));
+    Ok(if terminal { command.terminal(rows, columns) } else { command })
 }
 
 /// This process's own limits, and those that were asked for.

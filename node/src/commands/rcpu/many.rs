@@ -9,7 +9,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cpuserver::client::{self, Command, Ended, Exit, Stdio};
+use cpuserver::client::{self, Ended, Exit};
+use cpuserver::{Command, Stdio};
 use futures_util::StreamExt;
 use futures_util::stream;
 use p9::NodeRef;
@@ -18,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream};
 use super::places::Place;
 use super::printed::{self, Printer, Turns};
 use super::signals::Signals;
-use super::{Caller, explain, served};
+use super::{Caller, explain};
 use crate::agent::Serve;
 use crate::dial::Dialer;
 use crate::error::{At, Error, Result};
@@ -46,10 +47,10 @@ impl Job {
     /// Runs it to its end. Errors: why nobody knows that, and whether it certainly never ran.
     pub(super) async fn run(self, printer: &Printer, signals: &Signals) -> Result<Exit, (Error, bool)> {
         let Self { place, agent, serve, command, stdin, label, directory, order } = self;
-        let ask = |id, nonce| served(agent, serve, id, nonce);
+        let host = super::host(&place, &agent, serve);
         let ran = async |stdout, stderr| {
-            let stdio = Stdio { stdin, stdout, stderr };
-            let ended = client::run(place.root.clone(), ask, command, stdio, signals.one_more()).await;
+            let command = command.stdin(Stdio::from(stdin)).stdout(stdout).stderr(stderr);
+            let ended = command.events(signals.one_more()).status(&host).await;
             ended.map_err(|err| (err.never_ran(), err))
         };
         let name = place.node.name.to_string();
@@ -57,7 +58,7 @@ impl Job {
         match directory {
             Some(directory) => {
                 let [stdout, stderr] = files(&directory).await.map_err(|err| (err, false))?;
-                let ended = ran(Box::new(stdout), Box::new(stderr)).await.map_err(told);
+                let ended = ran(Stdio::to(stdout), Stdio::to(stderr)).await.map_err(told);
                 let status = match &ended {
                     Ok(ended) => format!("{}\n{}\n", said(ended.exit), ended.used),
                     Err((err, _)) => format!("{err}\n"),
@@ -68,7 +69,7 @@ impl Job {
             None => {
                 let (stdout, out) = tokio::io::duplex(64 << 10);
                 let (stderr, err) = tokio::io::duplex(64 << 10);
-                let running = ran(Box::new(out), Box::new(err));
+                let running = ran(Stdio::to(out), Stdio::to(err));
                 let (ended, printed) =
                     tokio::join!(running, printed::pump([stdout, stderr], label.as_deref(), printer, order));
                 let ended = ended.map_err(told)?;

@@ -13,7 +13,7 @@ const CTL_MAX: usize = 60 << 10;
 
 /// A command and what it runs with.
 #[derive(Clone, Debug, Default)]
-pub struct Command {
+pub struct Request {
     /// The program, looked up in the `PATH` of `env` where it has no slash, and its arguments.
     pub argv: Vec<Vec<u8>>,
     /// `NAME=VALUE` each; see [`environment`].
@@ -36,7 +36,7 @@ pub struct Command {
     pub limits: String,
 }
 
-impl Command {
+impl Request {
     /// Whether the namespace has something of the caller's.
     pub(super) fn needs_caller(&self) -> bool {
         let lines = ns::text::parse(&self.ns, ns::text::PEER_LINES, &|_| Some("/".into())).unwrap_or_default();
@@ -50,7 +50,7 @@ impl Command {
         bytes(&self.argv) + bytes(&self.env) > CTL_MAX
     }
 
-    /// The ctl commands that say all this, but for what [`Command::is_large`], and after that `verbs`.
+    /// The ctl commands that say all this, but for what [`Request::is_large`], and after that `verbs`.
     pub(super) fn to_ctl(&self, verbs: &[&str]) -> Vec<u8> {
         let mut text = Vec::new();
         let mut say = |verb: &str, words: &[&[u8]]| {
@@ -112,7 +112,7 @@ pub fn environment(all: impl IntoIterator<Item = (OsString, OsString)>, chosen: 
     env
 }
 
-/// Whether `line` is one that bounds a command: see [`Command::limits`].
+/// Whether `line` is one that bounds a command: see [`Request::limits`].
 pub fn is_limit(line: &str) -> bool {
     !line.trim().is_empty() && !line.contains('\n') && Limits::parse(line.as_bytes()).is_ok()
 }
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_command_reads_back_as_it_was_said() {
-        let command = Command {
+        let command = Request {
             argv: vec![b"sh".to_vec(), b"-c".to_vec(), b"echo 'a b'\nexit 7".to_vec(), b"".to_vec()],
             env: vec![b"A=it's".to_vec(), b"B=\xff".to_vec()],
             cwd: b"/a b".to_vec(),
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn the_namespaces_parse_and_say_whether_they_need_the_caller() {
-        let needs = |ns: String| Command { ns, ..Command::default() }.needs_caller();
+        let needs = |ns: String| Request { ns, ..Request::default() }.needs_caller();
         assert!(needs(default_ns("beta")));
         assert!(needs(node_root_ns("beta", &["/home/u", "/a b"])));
         assert!(needs("mount '#root' /\nmount '#grid' /n\n".into()) && needs("mount gpu1 /x\n".into()));
