@@ -140,6 +140,14 @@ pub fn rules(caller: &Caller) -> Rules {
     expose(rules, caller, &paths)
 }
 
+/// Where keys and sessions of the user are whose home directory is `home` and whose homes of slashn are `slashn_homes`:
+/// what [`rules`] hides at every level. It does blocking I/O.
+pub fn secrets(home: &Path, slashn_homes: Vec<PathBuf>) -> Vec<PathBuf> {
+    let (uid, gid) = (0, 0);
+    let (home, cwd, level, expose) = (home.to_path_buf(), PathBuf::from("/"), Trust::All, Vec::new());
+    Paths::of(&Caller { home, cwd, slashn_homes, uid, gid, level, expose }).secret
+}
+
 /// The paths that the rules are about, as they are and as links lead to them.
 struct Paths {
     home: Vec<PathBuf>,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use p9::{Errno, Name, NodeRef, Reply, Tree, Who};
 
-use crate::rules::Access;
+use crate::rules::{Access, Rules};
 use crate::{Disk, DiskOptions, Error, Ruled};
 
 mod node;
@@ -64,7 +64,11 @@ impl fmt::Display for Export {
 }
 
 /// All that a node exports, opened.
-pub struct Exports(Vec<Open>);
+pub struct Exports {
+    open: Vec<Open>,
+    /// What is absent for those who come with a grant.
+    secrets: Vec<PathBuf>,
+}
 
 struct Open {
     export: Export,
@@ -75,25 +79,38 @@ impl Exports {
     /// Opens each of `exports`; `key` is that of [`DiskOptions`]. It does blocking I/O. Errors: one of them cannot be
     /// served.
     pub fn open(exports: Vec<Export>, key: [u8; 32]) -> Result<Arc<Self>, Error> {
+        Self::hiding(exports, key, Vec::new())
+    }
+
+    /// The same, where the files and directories `secrets` are absent for those who come with a grant: they act for a
+    /// user who may see these, and was not asked about them.
+    pub fn hiding(exports: Vec<Export>, key: [u8; 32], secrets: Vec<PathBuf>) -> Result<Arc<Self>, Error> {
         let mut open = Vec::new();
         for export in exports {
             let options = DiskOptions::new(key).read_only(export.read_only);
             let disk = Disk::open(&export.path, options)?;
             open.push(Open { export, disk });
         }
-        Ok(Arc::new(Self(open)))
+        Ok(Arc::new(Self { open, secrets }))
     }
 
     /// What is exported.
     pub fn list(&self) -> impl Iterator<Item = &Export> {
-        self.0.iter().map(|open| &open.export)
+        self.open.iter().map(|open| &open.export)
     }
 
     /// The root of the export `name`, as `who` sees it.
     pub fn root(&self, who: &Who, name: &str) -> Option<NodeRef> {
-        let open = self.0.iter().find(|open| open.export.name == name)?;
+        let open = self.open.iter().find(|open| open.export.name == name)?;
         let read_only = who.rights.export(name)?;
         let root = open.disk.root_for(who.client);
+        if who.grant.is_some() {
+            let access = if read_only { Access::ReadOnly } else { Access::ReadWrite };
+            let hidden = self.secrets.iter().filter_map(|secret| secret.strip_prefix(&open.export.path).ok());
+            let rules = hidden.filter(|path| !path.as_os_str().is_empty());
+            let rules = rules.fold(Rules::new(access), |rules, path| rules.rule(path, Access::Absent));
+            return Some(Ruled::shown(root, rules));
+        }
         Some(if read_only { Ruled::node(root, Access::ReadOnly) } else { root })
     }
 

@@ -48,7 +48,12 @@ impl Ruled {
 
     /// The directory `root`, of which everything has this `access`.
     pub fn node(root: NodeRef, access: Access) -> NodeRef {
-        let rules = Rules::new(access);
+        Self::shown(root, Rules::new(access))
+    }
+
+    /// The directory `root`, as `rules` show it; their paths start there. Files that they protect are known by these
+    /// paths alone.
+    pub fn shown(root: NodeRef, rules: Rules) -> NodeRef {
         let spot = rules.root();
         Place { spot, shared: Arc::new(Shared { rules, protected: HashMap::new() }) }.over(root)
     }

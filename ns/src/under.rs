@@ -179,10 +179,10 @@ impl Layer for Under {
         &'a self, below: &'a NodeRef, name: Name<'a>, new_dir: &'a NodeRef, new_name: Name<'a>, flags: u32,
     ) -> Reply<'a, ()> {
         Reply::later(async move {
-            let from = match self.point(below) {
-                Some(point) => point.holder(name).await?,
-                None => Member::beneath(self.id, below.clone()),
-            };
+            if let Some(point) = self.point(below) {
+                return point.rename(name, new_dir, new_name, flags).await;
+            }
+            let from = Member::beneath(self.id, below.clone());
             let to = point::move_target(&from, new_dir, new_name).await?;
             from.node.rename(name, &to, new_name, flags).await
         })

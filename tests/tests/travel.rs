@@ -237,8 +237,9 @@ fn what_executes_or_is_the_callers_is_relayed_by_the_caller(mut machine: Machine
 
 fn what_a_node_is_lent_depends_on_trust_and_on_what_is_named(mut machine: Machine) {
     machine.node("beta");
-    machine.node("gamma");
-    machine.run("sh", &["-c", "echo gamma >../files-gamma/small"]);
+    machine.node_with("gamma", &["--export", "root=/"]);
+    machine.run("sh", &["-c", "echo gamma >../files-gamma/small; mkdir ../home/.ssh; echo secret >../home/.ssh/id_x"]);
+    let n = machine.mount();
     let known = fs::read_to_string(machine.at("me/known_nodes")).unwrap();
     let trusts = |level: &str| {
         fs::write(machine.at("me/known_nodes"), known.replace(" home ", &format!(" {level} "))).unwrap();
@@ -249,6 +250,13 @@ fn what_a_node_is_lent_depends_on_trust_and_on_what_is_named(mut machine: Machin
     let error = beta(&machine, "", tried).exits(1);
     assert_eq!(error.text(), "gamma\nfs\n");
     assert!(error.errors().contains("Read-only file system"), "{}", error.errors());
+    // But for keys, and what else is hidden of the caller, too.
+    let secret = format!("{}/.ssh/id_x", machine.at("home").display().to_string().trim_start_matches('/'));
+    let there = format!(
+        "cat /n/gamma/fs/files/small; cat /n/gamma/fs/root/{secret} 2>&1 | grep -o 'No such file'; ls -d /n/gamma/fs/root/etc"
+    );
+    assert_eq!(beta(&machine, "", &there).succeeds_text(), "gamma\nNo such file\n/n/gamma/fs/root/etc\n");
+    assert_eq!(machine.run("cat", &[n.join("gamma/fs/root").join(&secret)]).text(), "secret\n");
     trusts("all");
     assert_eq!(beta(&machine, "", tried).succeeds_text(), "gamma\nfs\n");
     trusts("cwd");

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use cpuserver::launch::Launcher;
 use cpuserver::{Cpu, CpuLimits, CpuOptions};
-use fileserver::{Export, Exports};
+use fileserver::{Export, Exports, caller};
 use p9::dial::Address;
 use p9::{Reply, Rights, TreeRef, Who, synth};
 use tokio::net::{TcpListener, UnixListener};
@@ -42,7 +42,7 @@ pub fn run(context: &Context, typed: &Up) -> Result<ExitCode> {
     // Before there are threads: the launcher dies with the one that started it.
     let launcher = Launcher::start().at("up", "the process that starts commands")?;
     let runtime = runtime_of(2)?;
-    let served = runtime.block_on(serve(&home, typed, launcher));
+    let served = runtime.block_on(serve(context, &home, typed, launcher));
     // What is still open has had its chance; the kernel takes the rest.
     runtime.shutdown_timeout(Duration::from_secs(2));
     drop(lock);
@@ -67,7 +67,7 @@ fn arguments(context: &Context, typed: &Up) -> Vec<OsString> {
 }
 
 /// Serves until it is told to stop.
-async fn serve(home: &Home, typed: &Up, launcher: Launcher) -> Result<()> {
+async fn serve(context: &Context, home: &Home, typed: &Up, launcher: Launcher) -> Result<()> {
     let (config, run) = (home.config()?, home.run()?);
     let mut exports = config.exports.clone();
     for export in &typed.export {
@@ -75,7 +75,8 @@ async fn serve(home: &Home, typed: &Up, launcher: Launcher) -> Result<()> {
         exports.push(absolute(export)?);
     }
     let key = home.secret("qid")?;
-    let exports = Exports::open(exports, key).at("export", "a directory")?;
+    let secrets = context.user_home().map(|of_user| caller::secrets(&of_user, context.homes())).unwrap_or_default();
+    let exports = Exports::hiding(exports, key, secrets).at("export", "a directory")?;
     let tmp = run.join("tmp");
     // Left by a node that was killed: its jobs are gone.
     let _ = std::fs::remove_dir_all(&tmp);
