@@ -94,6 +94,16 @@ fn requirements_choose_a_node(machine: Machine) {
     assert_eq!(sorted(&two), ["alpha: alpha", "beta: beta"]);
     let none = machine.rcpu(&["-a", "arch=vax", "true"]).exits(255);
     none.complains(&["rcpu: find a node: -a 'arch=vax': 0 of 2 known nodes do"]);
+    // One that hangs is not waited for where others do.
+    let hung = machine.processes().into_iter().find(|line| line.contains("/beta up ")).unwrap();
+    let hung = hung.split(' ').next().unwrap();
+    machine.run("kill", &["-STOP", hung]);
+    let other = machine.rcpu(&["-a", "", "uname", "-n"]).done();
+    machine.run("kill", &["-CONT", hung]);
+    assert_eq!(
+        (other.text().as_str(), other.errors().as_str()),
+        ("alpha\n", "slashn: 1 of 2 known nodes could not be asked\n")
+    );
     let wrong = machine.rcpu(&["-a", "gpus>=1", "true"]).exits(2).errors();
     assert!(wrong.contains("words like arch=x86_64"), "{wrong}");
 }

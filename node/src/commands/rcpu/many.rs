@@ -24,6 +24,7 @@ use crate::agent::Serve;
 use crate::dial::Dialer;
 use crate::error::{At, Error, Result};
 use crate::known::Node;
+use crate::output;
 
 /// Nodes at once, unless it was said.
 const AT_ONCE: usize = 256;
@@ -263,7 +264,16 @@ impl Inputs {
 async fn copy_to_all(mut writers: Vec<DuplexStream>) {
     let mut stdin = tokio::io::stdin();
     let mut buffer = vec![0; 64 << 10];
-    while let Ok(count @ 1..) = stdin.read(&mut buffer).await {
+    loop {
+        let count = match stdin.read(&mut buffer).await {
+            Ok(0) => return,
+            Ok(count) => count,
+            Err(err) => {
+                // Nobody is to take this for the end.
+                output::note(Error::new("read", "standard input", err).remedy("^C: the commands wait for more"));
+                std::future::pending().await
+            }
+        };
         let bytes = Bytes::copy_from_slice(&buffer[..count]);
         let written = writers.into_iter().map(async |mut writer| {
             let written = writer.write_all(&bytes).await;

@@ -3,7 +3,10 @@
 //! Called once, before anything runs. Nodes are asked at the same time; one that does not answer is noted and passed
 //! over where others may do, and is an error of its own where it was meant.
 
-use futures_util::future::join_all;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use p9::NodeRef;
 use p9::client::Client;
 
@@ -57,6 +60,10 @@ pub(super) fn nodes(dialer: &Dialer, names: Option<&[String]>) -> Result<Vec<Nod
     }
 }
 
+/// How long the others have to answer once there are nodes enough.
+const LATE: Duration = Duration::from_secs(1);
+const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// The nodes that meet `wanted`, the least busy first, `count` of them at most: those that are what `program` is for,
 /// if there are enough, else those too that have an emulator for it. Errors: there are none, or fewer.
 pub(super) async fn fitting(
@@ -64,15 +71,28 @@ pub(super) async fn fitting(
 ) -> Result<Vec<(Place, Facts)>> {
     const STEP: &str = "find a node";
     let known = dialer.nodes()?;
-    let asked = join_all(known.iter().map(async |node| {
+    let ask = async |node| {
         let place = Place::connect(dialer, node).await?;
         let facts = place.facts().await?;
         Ok::<_, Error>((place, facts))
-    }));
+    };
+    let mut asked: FuturesUnordered<_> = known.iter().map(ask).collect();
     let (mut fit, mut silent, mut others) = (Vec::new(), 0, Vec::new());
-    for answer in asked.await {
+    let mut late = std::pin::pin!(tokio::time::sleep(FOR_EVER));
+    loop {
+        let answer = tokio::select! {
+            answer = asked.next() => answer,
+            () = &mut late => None,
+        };
+        let Some(answer) = answer else { break };
         match answer {
-            Ok((place, facts)) if wanted.met_by(place.node.name.as_str(), &facts) => fit.push((place, facts)),
+            Ok((place, facts)) if wanted.met_by(place.node.name.as_str(), &facts) => {
+                fit.push((place, facts));
+                // Those that are well are as quick as this one.
+                if fit.len() == count.unwrap_or(1) {
+                    late.as_mut().reset(tokio::time::Instant::now() + LATE);
+                }
+            }
             Ok((place, facts)) => others.push((place, facts)),
             Err(err) => {
                 silent += 1;
@@ -80,6 +100,7 @@ pub(super) async fn fitting(
             }
         }
     }
+    silent += asked.len();
     fit.sort_by(|(_, one), (_, other)| one.before(other));
     let enough = count.unwrap_or(1);
     if let Some(program) = program.filter(|_| !fit.is_empty()) {
