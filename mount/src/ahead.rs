@@ -147,7 +147,8 @@ impl Ahead {
         let (writes, begun) = (inode.writes(), Instant::now());
         let around = self.0.lock().scattered.around(&wanted, inode.size());
         let Some(around) = around.filter(|around| around.end >= wanted.end.min(inode.size())) else {
-            let bytes = fill(stream.clone(), wanted.start, wanted.end - wanted.start).await?;
+            let end = wanted.end.min(inode.size()).max(wanted.start + 1);
+            let bytes = fill(stream.clone(), wanted.start, end - wanted.start).await?;
             self.0.lock().scattered.took_alone(begun.elapsed());
             return Ok(bytes);
         };

@@ -35,10 +35,14 @@ use crate::tell::Teller;
 
 mod beside;
 mod dirs;
+mod foretold;
+mod links;
 mod order;
 mod room;
 
 pub(crate) use dirs::Ahead;
+use foretold::Foretold;
+use links::Links;
 pub(crate) use order::State;
 use room::{Room, Rooms};
 
@@ -78,6 +82,8 @@ pub(crate) struct Foresight {
     table: Arc<Table>,
     rooms: Rooms,
     disk: Disk,
+    foretold: Foretold,
+    links: Links,
 }
 
 #[derive(Clone)]
@@ -140,7 +146,8 @@ impl Foresight {
     ) -> Self {
         let dirs = Cache::with_weighter((ENTRIES / EACH) as usize, ENTRIES, Weight);
         let (to_list, rooms) = (Cache::new(COUNTED), Rooms::new(many));
-        Self { dirs, to_list, changes, ttl, runtime, kept, teller, table, rooms, disk }
+        let (foretold, links) = (Foretold::default(), Links::default());
+        Self { dirs, to_list, changes, ttl, runtime, kept, teller, table, rooms, disk, foretold, links }
     }
 
     /// The directory `dir`, which is `node`, was listed, whole or in part.
@@ -188,7 +195,7 @@ impl Foresight {
     ) -> Option<Found> {
         let listed = self.dirs.get(&inode.id);
         if let Some(dir) = dir
-            && listed.as_ref().is_none_or(|listed| listed.is_over(self.ttl))
+            && listed.as_ref().is_none_or(|listed| listed.is_over(self.ttl) || !listed.says(name))
         {
             self.count(inode, dir);
         }

@@ -56,6 +56,8 @@ impl Seen {
 /// A listing on its way.
 pub(crate) struct Gathered {
     pub(crate) entries: Vec<Seen>,
+    /// Names that are known not to be there.
+    pub(crate) missing: Vec<NameBuf>,
     /// Whether it has come to the end, from the start.
     pub(crate) whole: bool,
     pub(crate) begun: Instant,
@@ -71,6 +73,7 @@ impl Gathered {
     pub(crate) fn new(changes: &Changes) -> Self {
         Self {
             entries: Vec::new(),
+            missing: Vec::new(),
             whole: false,
             begun: Instant::now(),
             asked: changes.count(),
@@ -123,6 +126,8 @@ pub(crate) struct Listed {
     entries: Vec<Seen>,
     /// Where in `entries` each is, as they are sorted.
     sorted: Vec<u32>,
+    /// Names that are known not to be there.
+    missing: Vec<NameBuf>,
     whole: bool,
     begun: Instant,
     asked: u64,
@@ -145,7 +150,7 @@ pub(crate) enum Known {
 impl Listed {
     /// The directory `dir`, as it was listed.
     pub(crate) fn new(dir: Arc<Inode>, gathered: Gathered, changes: Arc<Changes>) -> Arc<Self> {
-        let Gathered { entries, whole, begun, asked, lease, own } = gathered;
+        let Gathered { entries, missing, whole, begun, asked, lease, own } = gathered;
         if let Some(lease) = &lease {
             lease.is_of(dir.id);
         }
@@ -154,7 +159,7 @@ impl Listed {
         let mut sorted: Vec<u32> = (0..entries.len() as u32).collect();
         sorted.sort_unstable_by(|a, b| entries[*a as usize].name.cmp(&entries[*b as usize].name));
         let ways = Mutex::default();
-        Arc::new(Self { dir, entries, sorted, whole, begun, asked, changes, lease, own, ways })
+        Arc::new(Self { dir, entries, sorted, missing, whole, begun, asked, changes, lease, own, ways })
     }
 
     /// Where `name` is.
@@ -209,6 +214,11 @@ impl Listed {
         !self.holds(LeaseKind::Read) && (self.is_broken() || self.begun.elapsed() >= ttl / 2)
     }
 
+    /// Whether it says anything of `name`.
+    pub(crate) fn says(&self, name: Name<'_>) -> bool {
+        self.whole || self.find(name).is_some() || self.missing.iter().any(|missing| missing.as_name() == name)
+    }
+
     /// Whether it is all that the directory holds.
     pub(crate) fn is_whole(&self) -> bool {
         self.whole
@@ -225,7 +235,7 @@ impl Listed {
             return None;
         }
         let Some([entry, _]) = self.find(name) else {
-            return (self.whole && self.holds(LeaseKind::Attr)).then_some(Known::Missing);
+            return (self.says(name) && self.holds(LeaseKind::Attr)).then_some(Known::Missing);
         };
         let attr = self.entries[entry].attr()?;
         let is_dir = attr.qid.kind == FileKind::Dir;

@@ -57,6 +57,11 @@ impl Table {
         Self { maps: Mutex::new(maps), held: Cache::new(held.max(16)) }
     }
 
+    /// The root's node.
+    pub(crate) fn root(&self) -> Option<NodeRef> {
+        self.get(ROOT).ok()?.pinned()
+    }
+
     /// The inode that the kernel calls `id`.
     pub(crate) fn get(&self, id: u64) -> Result<Arc<Inode>, Errno> {
         self.maps.lock().ids.get(&id).map(|known| known.inode.clone()).ok_or(Errno::ESTALE)
@@ -197,7 +202,7 @@ impl Table {
     }
 
     /// Keeps `node` at hand, if the kernel still knows its inode.
-    fn hold(&self, inode: &Arc<Inode>, node: &NodeRef) {
+    pub(crate) fn hold(&self, inode: &Arc<Inode>, node: &NodeRef) {
         let maps = self.maps.lock();
         if maps.ids.get(&inode.id).is_some_and(|known| Arc::ptr_eq(&known.inode, inode)) {
             self.held.insert(inode.id, node.clone());

@@ -102,7 +102,10 @@ impl Bridge {
 
     pub(super) async fn read_link(&self, id: INodeNo) -> Result<Bytes, Errno> {
         let inode = self.inode(id)?;
-        ask!(self, &inode, |node| node.read_link().await)
+        if let Some(target) = self.foresight.link(inode.qid_path) {
+            return Ok(target);
+        }
+        ask!(self, &inode, |node| self.foresight.read_link(node).await)
     }
 
     /// The value of an extended attribute; without a name, the list of names.

@@ -10,6 +10,7 @@ mod asleep;
 mod copies;
 mod disk;
 mod everyone;
+mod foretold;
 mod hold;
 mod kept;
 mod listings;
