@@ -5,6 +5,7 @@
 //! everything that is asked and all opens, then the streams; the caller's tree is brought meanwhile by whoever `serve`
 //! asks. It installs no signal handler and reads no environment: signals and window sizes come in as [`Event`]s.
 
+mod hints;
 mod outcome;
 mod remote;
 mod request;
@@ -19,6 +20,7 @@ use tokio::sync::mpsc;
 
 pub use crate::launch::Exit;
 pub use crate::signals::number as signal_number;
+pub use hints::hints;
 pub use outcome::{Ended, Error};
 pub use request::{Request, default_ns, environment, is_limit, node_root_ns};
 

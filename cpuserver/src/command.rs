@@ -216,6 +216,16 @@ impl Command {
         self
     }
 
+    /// With a guess at what it is about to walk ([`hints`](crate::client::hints)), so that it does not wait for each
+    /// name: for a namespace whose root is the caller's, once program, environment and directory are said. It looks at
+    /// this machine's files.
+    #[must_use]
+    pub fn hinted(mut self) -> Self {
+        let Request { argv, env, cwd, .. } = &self.request;
+        self.request.hints = argv.first().map(|name| client::hints(name, env, cwd)).unwrap_or_default();
+        self
+    }
+
     /// A terminal of so many rows and columns instead of pipes: what it writes to standard error comes with its output.
     #[must_use]
     pub fn terminal(mut self, rows: u16, columns: u16) -> Self {

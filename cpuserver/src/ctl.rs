@@ -43,6 +43,8 @@ pub(crate) enum Ctl {
     Ns(Vec<u8>),
     /// `nodes TEXT`: one word, quoted.
     Nodes(Vec<u8>),
+    /// `hints PATH...`: what the command is about to walk.
+    Hints(Vec<Vec<u8>>),
 }
 
 impl Ctl {
@@ -72,6 +74,7 @@ impl Ctl {
             (b"nodes", [text]) => Ok(Self::Nodes(text.to_vec())),
             (b"args", [_, ..]) => Ok(Self::Args(rest)),
             (b"env", _) => Ok(Self::Env(rest)),
+            (b"hints", _) => Ok(Self::Hints(rest)),
             (
                 b"exec" | b"start" | b"kill" | b"winsize" | b"detach" | b"nice" | b"pty" | b"eof" | b"user" | b"limits"
                 | b"umask" | b"cwd" | b"ns" | b"nodes" | b"args",
@@ -115,6 +118,7 @@ mod tests {
             ("ns 'mount caller /\nbind /a /b'", Ctl::Ns(b"mount caller /\nbind /a /b".to_vec())),
             ("nodes 'a h:1 home K'", Ctl::Nodes(b"a h:1 home K".to_vec())),
             ("args sh -c 'exit 7'", Ctl::Args(vec![b"sh".to_vec(), b"-c".to_vec(), b"exit 7".to_vec()])),
+            ("hints /a '/b c'", Ctl::Hints(vec![b"/a".to_vec(), b"/b c".to_vec()])),
             ("env A=1", Ctl::Env(vec![b"A=1".to_vec()])),
         ] {
             assert_eq!(Ctl::parse(text.as_bytes()), Ok(vec![command]), "{text}");

@@ -32,7 +32,7 @@ mod program;
 mod root;
 mod sys;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -110,6 +110,18 @@ pub enum JobMount {
         /// Nothing below can be changed through it.
         read_only: bool,
     },
+}
+
+impl JobMount {
+    /// Where it is, inside the job.
+    pub fn at(&self) -> &Path {
+        match self {
+            Self::Proc => Path::new("/proc"),
+            Self::Sys => Path::new("/sys"),
+            Self::Dev => Path::new("/dev"),
+            Self::Tmpfs { at, .. } | Self::Bind { at, .. } => at,
+        }
+    }
 }
 
 /// How a program ended, see wait(2).

@@ -34,6 +34,8 @@ pub struct Request {
     pub nice: i32,
     /// What bounds it: lines as the session's file `limits` takes them.
     pub limits: String,
+    /// Paths of its namespace that it is about to walk: see [`super::hints`].
+    pub hints: Vec<Vec<u8>>,
 }
 
 impl Request {
@@ -47,7 +49,7 @@ impl Request {
     /// Whether the arguments and the environment are too much for one message: they are then said to their own files.
     pub(super) fn is_large(&self) -> bool {
         let bytes = |list: &[Vec<u8>]| list.iter().map(|item| item.len() + 1).sum::<usize>();
-        bytes(&self.argv) + bytes(&self.env) > CTL_MAX
+        bytes(&self.argv) + bytes(&self.env) + bytes(&self.hints) > CTL_MAX
     }
 
     /// The ctl commands that say all this, but for what [`Request::is_large`], and after that `verbs`.
@@ -84,6 +86,9 @@ impl Request {
         if !self.is_large() {
             say("env", &self.env.iter().map(Vec::as_slice).collect::<Vec<_>>());
             say("args", &self.argv.iter().map(Vec::as_slice).collect::<Vec<_>>());
+            if !self.hints.is_empty() {
+                say("hints", &self.hints.iter().map(Vec::as_slice).collect::<Vec<_>>());
+            }
         }
         verbs.iter().for_each(|verb| say(verb, &[]));
         text
@@ -169,6 +174,7 @@ mod tests {
             terminal: Some((24, 80)),
             nice: 5,
             limits: "time 5\n".into(),
+            hints: vec![b"/usr/bin/a b".to_vec()],
         };
         let said = Ctl::parse(&command.to_ctl(&["exec"])).unwrap();
         let expected = [
@@ -183,6 +189,7 @@ mod tests {
             Ctl::Nodes(command.nodes.clone().into_bytes()),
             Ctl::Env(command.env.clone()),
             Ctl::Args(command.argv.clone()),
+            Ctl::Hints(command.hints.clone()),
             Ctl::Exec,
         ];
         assert_eq!(said, expected);

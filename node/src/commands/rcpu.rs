@@ -225,7 +225,8 @@ impl Caller<'_> {
         let namespace =
             namespace::carried(self.context, &self.dialer, self.typed.ns.as_deref(), node, mine.as_deref())?;
         let serve = serve_request(self.context, self.typed, node, &namespace)?;
-        Ok((serve, command(self.context, self.typed, namespace, argv, terminal)?))
+        let command = command(self.context, self.typed, namespace, argv, terminal)?;
+        Ok((serve, if root == RootOf::Caller { command.hinted() } else { command }))
     }
 }
 
