@@ -2,7 +2,7 @@
 //!
 //! The start of a program is made of paths: where it is looked for, and what it is linked with. Name by name each of
 //! them costs many round trips; together they cost three: the directories, with leases; then what each name in them
-//! leads to, and the first bytes of files; then the targets of links. Begun once for a mount, whose lookups wait for it
+//! leads to; then the targets of links and the first bytes of files. Begun once for a mount, whose lookups wait for it
 //! and then find their answers as if the directories had been listed. Invariant: what is told under a lease was asked
 //! for after that was granted.
 
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use futures_util::FutureExt;
-use futures_util::future::{join, join_all};
+use futures_util::future::join_all;
 use p9::tree::LeaseKind;
 use p9::{Attr, Errno, FileKind, How, Name, NameBuf, NodeRef, Walk, Want};
 use parking_lot::Mutex;
@@ -52,8 +52,22 @@ struct Told {
 /// What a name led to.
 struct Entry {
     name: NameBuf,
+    /// Whether no path leads further.
+    last: bool,
     found: Result<(NodeRef, Attr), Errno>,
-    file: Option<(Arc<File>, Room)>,
+}
+
+async fn look(dir: &NodeRef, name: NameBuf, last: bool) -> Entry {
+    let found = async {
+        let reached = dir.walk(&[name.as_name()], Want::ATTR).await.and_then(Walk::reached)?;
+        let attr = match reached.attr {
+            Some(attr) => attr,
+            None => reached.node.attr().await?,
+        };
+        Ok((reached.node, attr))
+    };
+    let found = found.await;
+    Entry { name, last, found }
 }
 
 /// The names in each directory that `paths` lead through.
@@ -107,44 +121,48 @@ impl Foresight {
             gathered.is_under(opened.lease, opened.attr, &self.teller);
             opened.node?
         };
+        let found = join_all(names.into_iter().map(|(name, last)| look(&node, name, last))).await;
+        // What has other names may leave this one without a word to who holds the file alone.
+        let holds = gathered.lease.as_ref().is_some_and(|lease| lease.holds(LeaseKind::Attr));
         let asked = self.changes.count();
-        let found = join_all(names.into_iter().map(|(name, last)| self.entry(&node, name, last, asked))).await;
-        let links = found.iter().filter_map(|entry| entry.found.as_ref().ok()).map(|(node, _)| node);
-        join_all(links.filter(|node| node.qid().kind == FileKind::Link).map(|link| self.read_link(link))).await;
+        let node = &node;
+        let all = found.into_iter().map(|Entry { name, last, found }| async move {
+            let file = match &found {
+                Ok((link, attr)) if attr.qid.kind == FileKind::Link => {
+                    _ = self.read_link(link).await;
+                    None
+                }
+                Ok((_, attr)) if last && (holds || has_one_name(attr)) => self.opened(node, &name, attr, asked).await,
+                _ => None,
+            };
+            (name, found, file)
+        });
         let mut files = Vec::new();
-        for Entry { name, found, file } in found {
+        for (name, found, file) in join_all(all).await {
             let place = gathered.entries.len();
             match found {
                 Ok((_, attr)) => gathered.entries.push(Seen::new(name, Some(&attr), None, place as u64 + 1)),
                 Err(Errno::ENOENT) => gathered.missing.push(name),
                 Err(_) => continue,
             }
-            // What has other names may leave this one without a word to who holds the file alone.
-            let holds = || gathered.lease.as_ref().is_some_and(|lease| lease.holds(LeaseKind::Attr));
-            let file = file.filter(|(file, _)| has_one_name(&file.attr) || holds());
             files.extend(file.map(|(file, room)| (place, file, room)));
         }
-        Some((node.qid().path, Told { node, gathered, files }))
+        Some((node.qid().path, Told { node: node.clone(), gathered, files }))
     }
 
-    async fn entry(&self, dir: &NodeRef, name: NameBuf, last: bool, asked: u64) -> Entry {
-        let look = async {
-            let reached = dir.walk(&[name.as_name()], Want::ATTR).await.and_then(Walk::reached)?;
-            let attr = match reached.attr {
-                Some(attr) => attr,
-                None => reached.node.attr().await?,
-            };
-            Ok((reached.node, attr))
-        };
-        let open = async {
-            let room = self.rooms.take(FIRST_BYTES).filter(|_| last)?;
-            let asked = (asked, &self.changes);
-            Some((open(dir, name.as_name(), FIRST_BYTES as u32, asked, &self.teller).await??, room))
-        };
-        let (found, file) = join(look, open).await;
-        let same = |(file, _): &(Arc<File>, Room)| found.as_ref().is_ok_and(|(_, attr)| attr.qid == file.attr.qid);
-        let file = file.filter(same);
-        Entry { name, found, file }
+    /// The file `name` of `dir`, opened, if it is one and still has these attributes.
+    async fn opened(&self, dir: &NodeRef, name: &NameBuf, attr: &Attr, asked: u64) -> Option<(Arc<File>, Room)> {
+        if attr.mode & libc::S_IFMT != libc::S_IFREG || attr.qid.version == 0 {
+            return None;
+        }
+        let on_disk = self.disk.knows(attr.qid.path, attr.size, attr.ctime);
+        let length = if on_disk { 0 } else { attr.size.min(FIRST_BYTES) };
+        let room = self.rooms.take(length)?;
+        let file = open(dir, name.as_name(), length as u32, (asked, &self.changes), &self.teller).await??;
+        if let (Some(contents), Some(first)) = (self.disk.of(&file.attr), &file.first) {
+            contents.keep(0, first);
+        }
+        (file.attr.qid == attr.qid).then_some((file, room))
     }
 
     /// A name is looked up in the directory `inode`: what was foretold of it is known from now on.
