@@ -14,8 +14,9 @@ mod streams;
 use std::future::Future;
 use std::pin::pin;
 
-use p9::{Errno, NodeRef};
-use tokio::io::{AsyncRead, AsyncWrite};
+use bytes::{Bytes, BytesMut};
+use p9::{Errno, How, Name, NodeRef, Want};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 pub use crate::launch::Exit;
@@ -168,6 +169,42 @@ pub async fn kill(node: NodeRef, id: u64, number: i32) -> Result<(), Error> {
     let killed = remote.kill(number).await;
     remote.close().await;
     killed
+}
+
+/// Connects the node whose root is `node` to `to` (`tcp!HOST!PORT` or `unix!PATH`, there), and carries what goes between
+/// that and `local`, both ways, until both have ended. Errors: it could not connect, or is gone.
+pub async fn forward(node: NodeRef, to: &str, local: impl AsyncRead + AsyncWrite + Unpin) -> Result<(), Errno> {
+    const CHUNK: usize = 64 << 10;
+    let names = [Name::new(b"cpu")?, Name::new(b"connect")?];
+    let there = node.open_at(&names, How::RDWR, Want::default()).await?.handle;
+    there.write(0, to.to_owned().into()).await?;
+    let (mut reader, mut writer) = tokio::io::split(local);
+    let up = async {
+        let (mut buffer, mut offset) = (BytesMut::new(), 0);
+        loop {
+            buffer.reserve(CHUNK);
+            // One that fails has no more to say.
+            let count = reader.read_buf(&mut buffer).await.unwrap_or_default();
+            if count == 0 {
+                return there.write(offset, Bytes::new()).await.map(drop);
+            }
+            streams::write_all(&there, offset, buffer.split().freeze()).await?;
+            offset += count as u64;
+        }
+    };
+    let down = async {
+        let mut offset = 0;
+        loop {
+            let bytes = there.read(offset, CHUNK as u32).await?;
+            offset += bytes.len() as u64;
+            let written = if bytes.is_empty() { writer.shutdown().await } else { writer.write_all(&bytes).await };
+            if bytes.is_empty() || written.is_err() {
+                return written.map_err(Errno::from);
+            }
+        }
+    };
+    tokio::try_join!(up, down)?;
+    there.close().await
 }
 
 /// The errors that say that a node or the way to it is gone, rather than what it answered.

@@ -5,6 +5,7 @@
 //! starts processes is [`launch`], a small helper process of one thread.
 
 mod command;
+mod connect;
 mod cpu;
 mod ctl;
 mod flow;

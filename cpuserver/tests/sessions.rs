@@ -112,9 +112,9 @@ async fn until<F: Future<Output = bool>>(what: &str, mut so: impl FnMut() -> F) 
 async fn a_session_lives_while_its_clone_file_is_open() {
     let cpu = cpu();
     let (_client, node) = node(&cpu, Who::owner()).await;
-    assert_eq!(names(&node, "cpu").await, ["clone"]);
+    assert_eq!(names(&node, "cpu").await, ["clone", "connect"]);
     let (n, clone) = session(&node).await;
-    assert_eq!(names(&node, "cpu").await, [n.as_str(), "clone"]);
+    assert_eq!(names(&node, "cpu").await, [n.as_str(), "clone", "connect"]);
     let files = "args ctl cwd env limits nodes nonce ns pid stats status stderr stdin stdout wait";
     assert_eq!(names(&node, &format!("cpu/{n}")).await.join(" "), files);
     let waiting = open(&node, &format!("cpu/{n}/wait"), How::READ).await.unwrap();
@@ -122,7 +122,7 @@ async fn a_session_lives_while_its_clone_file_is_open() {
     clone.close().await.unwrap();
     drop(clone);
     assert_eq!(tokio::time::timeout(PATIENCE, waited).await.unwrap(), Err(Errno::ESTALE));
-    assert_eq!(names(&node, "cpu").await, ["clone"]);
+    assert_eq!(names(&node, "cpu").await, ["clone", "connect"]);
     assert_eq!(text(&node, &format!("cpu/{n}/status")).await, Err(Errno::ENOENT));
 }
 
@@ -143,11 +143,11 @@ async fn each_peer_sees_its_own_sessions_alone() {
     let (_bob, bob) = node(&cpu, who("SHA256:bob")).await;
     let (n, _held) = session(&alice).await;
     assert_eq!(text(&alice, &format!("cpu/{n}/status")).await.unwrap(), "new\n");
-    assert_eq!(names(&bob, "cpu").await, ["clone"]);
+    assert_eq!(names(&bob, "cpu").await, ["clone", "connect"]);
     assert_eq!(text(&bob, &format!("cpu/{n}/status")).await, Err(Errno::ENOENT));
     // The same peer sees it over another connection.
     let (_again, again) = node_again(&cpu).await;
-    assert_eq!(names(&again, "cpu").await, [n.as_str(), "clone"]);
+    assert_eq!(names(&again, "cpu").await, [n.as_str(), "clone", "connect"]);
 }
 
 async fn node_again(cpu: &Arc<Cpu>) -> (Client, NodeRef) {

@@ -16,6 +16,7 @@ as_both! {
     a_blocking_read_ends_by_a_signal_and_the_command_goes_on
     a_bound_is_kept_and_told
     a_namespace_is_lines
+    a_socket_of_the_node_is_talked_to
 }
 
 /// A node and a mount, and the scripts in the folder `work`.
@@ -84,6 +85,23 @@ fn a_bound_is_kept_and_told(machine: Machine) {
     let lines: Vec<&str> = script.lines().collect();
     assert_eq!((lines[0], lines[2]), ("inside", "exit 0"), "{script}");
     assert!(lines[1].starts_with("limits memory ") && !lines[1].ends_with("nothing"), "{script}");
+}
+
+fn a_socket_of_the_node_is_talked_to(machine: Machine) {
+    let (machine, n) = grid(machine);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let answering = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(&mut stream), &mut line).unwrap();
+        std::io::Write::write_all(&mut stream, format!("heard {line}").as_bytes()).unwrap();
+    });
+    let asked = script(&machine, &n, &["ask.sh", "alpha", "127.0.0.1", &port, "a word"]).succeeds().text();
+    assert_eq!(asked, "heard a word\n");
+    answering.join().unwrap();
+    let refused = script(&machine, &n, &["ask.sh", "alpha", "127.0.0.1", &port, "a word"]).exits(1).errors();
+    assert!(refused.contains("printf"), "{refused}");
 }
 
 fn a_namespace_is_lines(machine: Machine) {

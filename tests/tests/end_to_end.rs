@@ -97,7 +97,7 @@ fn a_session_is_driven_by_cat_and_echo(machine: Machine) {
     assert!(output.starts_with("hello\nexit 5"), "{output}");
     // The session goes with the shell that held it, as soon as the node has heard of that.
     let until = Instant::now() + PATIENCE;
-    while machine.run("ls", &[&cpu]).text().trim() != "clone" {
+    while machine.run("ls", &[&cpu]).text() != "clone\nconnect\n" {
         assert!(Instant::now() < until, "the session is left");
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -7,7 +7,7 @@ use clap::Parser;
 use fileserver::caller::Expose;
 
 use super::Global;
-use crate::commands::rcpu::{Requirements, Where};
+use crate::commands::rcpu::{Forward, Requirements, Where};
 use crate::error::{Error, Result};
 
 /// Run a command on a node as if it were here: my files, directory, environment, terminal, exit status.
@@ -84,6 +84,10 @@ pub struct Rcpu {
     /// the node's where it cannot run mine, which is said then]
     #[arg(long, value_name = "caller|node")]
     pub root: Option<RootOf>,
+    /// While it runs, what connects to PORT here (of BIND, else of localhost) is connected by the node to HOST:PORT; a
+    /// path is a unix socket
+    #[arg(short = 'L', value_name = "[BIND:]PORT:HOST:PORT")]
+    pub forward: Vec<Forward>,
     /// Let the node reach this too, whatever its trust level hides
     #[arg(long, value_name = "PATH[:ro]")]
     pub expose: Vec<Expose>,
@@ -164,6 +168,9 @@ impl Rcpu {
         }
         if rest.is_empty() && (self.each || self.detach || !self.is_for_one()) {
             return Err(usage("COMMAND", "which command?"));
+        }
+        if !self.forward.is_empty() && (self.detach || !self.is_for_one()) {
+            return Err(usage("-L", "it is for one command that is not left alone"));
         }
         if self.tty && !self.is_for_one() {
             return Err(usage("-t", "there is one terminal, and there are several nodes"));

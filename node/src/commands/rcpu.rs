@@ -4,6 +4,7 @@
 //! moves its streams, and the node runs the command.
 
 mod each;
+mod forward;
 mod many;
 mod places;
 mod printed;
@@ -33,6 +34,7 @@ use crate::{Context, control, daemon, namespace, output};
 
 use many::Target;
 
+pub use forward::Forward;
 pub use places::Where;
 pub use requirements::Requirements;
 pub(super) use signals::forward_but_hangup;
@@ -115,6 +117,10 @@ impl Caller<'_> {
         let ended = runtime.block_on(async {
             let (agent, place) = tokio::join!(self.agent(), target.connect(&self.dialer));
             let (agent, place) = (agent?, place?);
+            let mut made = Vec::new();
+            for forward in &self.typed.forward {
+                made.push(forward::listen(forward, place.root.clone()).await?);
+            }
             let signals = signals::Signals::of_one(terminal);
             let run = async |(serve, command): (Serve, Command)| {
                 command.events(signals.one_more()).status(&host(&place, &agent, serve)).await

@@ -1,0 +1,124 @@
+//! /cpu/connect: sockets that a node connects to for whoever may run commands there.
+//!
+//! Each open file is one connection: the first write says where to, in Plan 9's form (`tcp!HOST!PORT`, `unix!PATH`), and
+//! is answered once it stands; what is written from then on goes there, what comes from there is read, and a write of
+//! nothing says that no more will come. It lasts as long as the file is open. What this node's user can reach, a command
+//! of the same peer could reach as well, so no right is given by it. Used by `rcpu -L`; answered in the tasks of requests.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, OnceLock};
+
+use bytes::{Bytes, BytesMut};
+use p9::dial::Address;
+use p9::{Errno, NodeRef, Reply, Stream, Written, synth, transport};
+use tokio::io::Interest;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Connections of one peer.
+const MOST: usize = 1024;
+/// Bytes of one read.
+const CHUNK: usize = 128 << 10;
+
+/// The file, for one peer.
+pub(crate) fn file() -> NodeRef {
+    let room = Arc::new(Semaphore::new(MOST));
+    synth::stream(0o666, move |_| match room.clone().try_acquire_owned() {
+        Ok(permit) => Reply::ok(Arc::new(Connection { socket: OnceLock::new(), _permit: permit }) as Arc<dyn Stream>),
+        Err(_) => Errno::EMFILE.into(),
+    })
+}
+
+struct Connection {
+    socket: OnceLock<Socket>,
+    _permit: OwnedSemaphorePermit,
+}
+
+enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Socket {
+    async fn connect(text: &[u8]) -> Result<Self, Errno> {
+        let text = std::str::from_utf8(text.trim_ascii()).map_err(|_| Errno::EINVAL)?;
+        match text.parse().map_err(|_| Errno::EINVAL)? {
+            Address::Tcp(to) => Ok(Self::Tcp(transport::tcp(&to).await?)),
+            Address::Unix(path) => Ok(Self::Unix(transport::unix(&path).await?)),
+            Address::Tls(_) => Err(Errno::EINVAL),
+        }
+    }
+
+    async fn ready(&self, interest: Interest) -> io::Result<()> {
+        match self {
+            Self::Tcp(socket) => socket.ready(interest).await.map(drop),
+            Self::Unix(socket) => socket.ready(interest).await.map(drop),
+        }
+    }
+
+    fn try_read(&self, buffer: &mut BytesMut) -> io::Result<usize> {
+        match self {
+            Self::Tcp(socket) => socket.try_read_buf(buffer),
+            Self::Unix(socket) => socket.try_read_buf(buffer),
+        }
+    }
+
+    fn try_write(&self, data: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(socket) => socket.try_write(data),
+            Self::Unix(socket) => socket.try_write(data),
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(socket) => socket.as_fd(),
+            Self::Unix(socket) => socket.as_fd(),
+        }
+    }
+}
+
+impl Stream for Connection {
+    fn read(&self, _offset: u64, count: u32) -> Reply<'_, Bytes> {
+        let Some(socket) = self.socket.get() else { return Errno::ENOTCONN.into() };
+        Reply::later(async move {
+            let mut buffer = BytesMut::with_capacity((count as usize).clamp(1, CHUNK));
+            loop {
+                socket.ready(Interest::READABLE).await?;
+                match socket.try_read(&mut buffer) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    read => {
+                        read?;
+                        buffer.truncate(count as usize);
+                        return Ok(buffer.freeze());
+                    }
+                }
+            }
+        })
+    }
+
+    fn write(&self, _offset: u64, data: Bytes) -> Reply<'_, Written> {
+        Reply::later(async move {
+            let Some(socket) = self.socket.get() else {
+                let socket = Socket::connect(&data).await?;
+                // Two who dial at once are two writers of one file: the second is refused.
+                self.socket.set(socket).map_err(|_| Errno::EBUSY)?;
+                return Ok(Written::count(data.len()));
+            };
+            if data.is_empty() {
+                rustix::net::shutdown(socket, rustix::net::Shutdown::Write)?;
+                return Ok(Written::count(0));
+            }
+            loop {
+                socket.ready(Interest::WRITABLE).await?;
+                match socket.try_write(&data) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    written => return Ok(Written::count(written?)),
+                }
+            }
+        })
+    }
+}
