@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use node::grant::{self, Grant};
 use node::home::Home;
 use node::home::init::{Wishes, init};
 use node::keys::{Key, SecretKey, file};
+use p9::who::{Only, Rights};
 use rustls::SignatureScheme;
 use rustls::crypto::ring;
 use tempfile::TempDir;
@@ -165,4 +167,59 @@ fn a_key_with_a_passphrase_is_used_through_the_agent_and_else_named() {
     ssh("ssh-keygen", &["-q", "-p", "-N", "correct horse", "-f", path.to_str().unwrap()], None);
     init(&home, &wishes(path.to_str().unwrap()), Some(&agent.socket)).unwrap();
     assert_signs(&Home::open(&home).unwrap().user_key(Some(&agent.socket)).unwrap());
+}
+
+#[test]
+fn a_grant_is_signed_by_an_agents_key_and_ssh_keygen_agrees() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Agent::start(&dir);
+    for kind in ["ed25519", "ecdsa"] {
+        let path = keygen(&dir, kind, "");
+        agent.add(&path);
+        fs::remove_file(&path).unwrap();
+        let public = path.with_extension("pub");
+        let key = file::read_public(&public).unwrap();
+        let home = dir.path().join(format!("home-{kind}"));
+        init(&home, &wishes(public.to_str().unwrap()), Some(&agent.socket)).unwrap();
+        let secret = Home::open(&home).unwrap().user_key(Some(&agent.socket)).unwrap();
+        // Several, since an ECDSA signature's encoding varies in length.
+        for n in 0..16 {
+            let granted = Grant {
+                holder: "SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU".into(),
+                audience: key.fingerprint(),
+                only: vec![Only { export: "src".into(), read_only: true }],
+                session: format!("beta/{n}"),
+                until: grant::until(Duration::from_secs(60)),
+            };
+            let text = granted.sign(&secret).unwrap();
+            let by = |signer: &Key| {
+                let (fingerprint, user) = (signer.fingerprint().into(), "me".into());
+                (*signer == key).then_some(node::authorized::Granted { fingerprint, user, rights: Rights::All })
+            };
+            let (checked, _) = grant::check(&text, &granted.holder, &granted.audience, &by).unwrap();
+            assert_eq!(checked.rights, Rights::Only(granted.only.into()));
+            // What ssh-keygen says of it.
+            let at = text.find("-----BEGIN").unwrap();
+            let (signature, signers) = (dir.path().join("sig"), dir.path().join("signers"));
+            fs::write(&signature, &text[at..]).unwrap();
+            fs::write(&signers, format!("me {}\n", key.bare_line())).unwrap();
+            let file = |path: &Path| path.to_str().unwrap().to_string();
+            let mut verify = Command::new("ssh-keygen");
+            verify.args([
+                "-Y",
+                "verify",
+                "-n",
+                "grant@slashn",
+                "-I",
+                "me",
+                "-f",
+                &file(&signers),
+                "-s",
+                &file(&signature),
+            ]);
+            let mut verify = verify.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+            std::io::Write::write_all(&mut verify.stdin.take().unwrap(), text[..at].as_bytes()).unwrap();
+            assert!(verify.wait().unwrap().success());
+        }
+    }
 }
