@@ -127,7 +127,10 @@ pub fn carried(
         let base = text::parse(&base, OWN_LINES, &|_| None).at(STEP, "what every command has")?;
         all.splice(0..1, base);
     }
-    let servers: Vec<(String, String)> = all.iter().filter_map(|line| line.server()).collect();
+    // The caller's own tree, and the node's, are nobody else's.
+    let is_lent = |server: &str| server == "#grid" || !(server.starts_with('#') || server == "caller");
+    let servers = all.iter().filter_map(Line::server).filter(|(server, _)| is_lent(server));
+    let servers: Vec<(String, String)> = servers.collect();
     let grid = servers.iter().any(|(server, _)| server == "#grid");
     let named: Vec<String> = servers.iter().filter_map(|(server, _)| servers::node_of(server)).collect();
     let is_named = |known: &&Node| {

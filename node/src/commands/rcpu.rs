@@ -183,8 +183,10 @@ impl Caller<'_> {
         if self.context.verbose > 0 {
             let rules = serve.rules(node.trust, self.context.homes());
             rules.print().lines().for_each(|line| output::note(format_args!("{}: {line}", node.name)));
-            let servers = serve.servers.iter().filter(|(server, _)| !server.starts_with('#') || server == "#grid");
-            servers.for_each(|(server, spec)| output::note(format_args!("{}: lent   {server} {spec}", node.name)));
+            serve
+                .servers
+                .iter()
+                .for_each(|(server, spec)| output::note(format_args!("{}: lent   {server} {spec}", node.name)));
         }
     }
 
