@@ -7,13 +7,14 @@
 //! that node, and what the command's namespace names ([`crate::lent`]). The agent ends by itself after ten minutes
 //! without work.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cpuserver::serve_back;
@@ -21,10 +22,12 @@ use fileserver::caller::{self, Caller, Expose, Trust};
 use fileserver::{Disk, DiskOptions, Ruled, Rules};
 use p9::server::{Limits, Sessions};
 use p9::{Errno, Reply, TreeRef, Who, synth};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsStream;
 
 use crate::Context;
@@ -32,6 +35,7 @@ use crate::config::NodeName;
 use crate::dial::{Dialer, MOUNT_TIMEOUT};
 use crate::error::{At, Result};
 use crate::grid::Nodes;
+use crate::known::Node;
 use crate::lent::Lent;
 use crate::servers::Servers;
 
@@ -109,10 +113,28 @@ pub struct Agent {
     context: Context,
     disk: Arc<Disk>,
     servers: Servers,
+    /// Connections that are on their way, by the node.
+    soon: Mutex<HashMap<String, Dialled>>,
     serving: AtomicUsize,
     changed: Notify,
     stop: Notify,
 }
+
+/// A connection that was dialled before it was known what for, and when.
+struct Dialled {
+    begun: Instant,
+    io: JoinHandle<Option<TlsStream<TcpStream>>>,
+}
+
+impl Drop for Dialled {
+    fn drop(&mut self) {
+        self.io.abort();
+    }
+}
+
+/// How many connections are dialled ahead, and how long one is of use: a node waits a little longer for its first words.
+const SOON: usize = 16;
+const SOON_TIME: Duration = Duration::from_secs(5);
 
 impl Agent {
     /// An agent that dials with `dialer` and hides the homes of `context`; `key` keys the qids of the caller's files.
@@ -126,16 +148,19 @@ impl Agent {
             context,
             disk,
             servers,
+            soon: Mutex::default(),
             serving: AtomicUsize::new(0),
             changed: Notify::new(),
             stop: Notify::new(),
         }))
     }
 
-    /// The files by which it is used: `serve`, `status` and `ctl` (which knows `stop`).
+    /// The files by which it is used: `soon` (a node that is about to be served), `serve`, `status` and `ctl` (which
+    /// knows `stop`).
     pub fn tree(self: &Arc<Self>) -> TreeRef {
-        let (serve, status, stop) = (self.clone(), self.clone(), self.clone());
+        let (soon, serve, status, stop) = (self.clone(), self.clone(), self.clone(), self.clone());
         synth::tree(synth::dir([
+            ("soon", synth::ctl(move |line| soon.dial(line))),
             ("serve", synth::ctl(move |line| serve.clone().asked(line))),
             ("status", synth::file(move || Ok(format!("serving {}\n", status.serving.load(Ordering::SeqCst)).into()))),
             (
@@ -164,14 +189,43 @@ impl Agent {
         }
     }
 
+    /// Dials the node that `line` names, which is about to be served.
+    fn dial(self: &Arc<Self>, line: Bytes) -> Reply<'static, ()> {
+        let Ok(name) = String::from_utf8(line.to_vec()) else { return Errno::EINVAL.into() };
+        let Ok(node) = self.dialer.find(&name) else { return Errno::ENOENT.into() };
+        let mut soon = self.soon.lock();
+        if soon.len() < SOON {
+            let dialer = self.dialer.clone();
+            let io = tokio::spawn(async move { dialer.connect(&node).await.ok() });
+            soon.insert(name, Dialled { begun: Instant::now(), io });
+            let agent = self.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(SOON_TIME).await;
+                agent.soon.lock().retain(|_, dialled| dialled.begun.elapsed() < SOON_TIME);
+            });
+        }
+        Reply::ok(())
+    }
+
+    /// A connection to `node`, which the caller calls `name`.
+    async fn connect(&self, name: &str, node: &Node) -> std::result::Result<TlsStream<TcpStream>, Errno> {
+        let dialled = self.soon.lock().remove(name).filter(|dialled| dialled.begun.elapsed() < SOON_TIME);
+        if let Some(mut dialled) = dialled
+            && let Ok(Some(io)) = (&mut dialled.io).await
+        {
+            return Ok(io);
+        }
+        self.dialer.connect(node).await.map_err(|err| {
+            tracing::warn!("{err}");
+            Errno::EHOSTUNREACH
+        })
+    }
+
     fn asked(self: Arc<Self>, line: Bytes) -> Reply<'static, ()> {
         let Ok(request) = serde_json::from_slice::<Serve>(&line) else { return Errno::EINVAL.into() };
         Reply::later(async move {
             let node = self.dialer.find(&request.node).map_err(|_| Errno::ENOENT)?;
-            let mut io = self.dialer.connect(&node).await.map_err(|err| {
-                tracing::warn!("{err}");
-                Errno::EHOSTUNREACH
-            })?;
+            let mut io = self.connect(&request.node, &node).await?;
             let words = serve_back::line(request.session, &request.nonce);
             let bulk_words = serve_back::bulk_line(request.session, &request.nonce);
             say(&mut io, &words).await?;

@@ -115,7 +115,7 @@ impl Caller<'_> {
         self.tell_rules(&node, &request.0);
         let raw = terminal.then(terminal::Raw::enter).transpose().at("use the terminal", "stdin")?;
         let ended = runtime.block_on(async {
-            let (agent, place) = tokio::join!(self.agent(), target.connect(&self.dialer));
+            let (agent, place) = tokio::join!(self.agent_for(&request.0.node), target.connect(&self.dialer));
             let (agent, place) = (agent?, place?);
             let mut made = Vec::new();
             for forward in &self.typed.forward {
@@ -188,6 +188,15 @@ impl Caller<'_> {
                 .iter()
                 .for_each(|(server, spec)| output::note(format_args!("{}: lent   {server} {spec}", node.name)));
         }
+    }
+
+    /// The agent, which dials `node` already: it will be asked to serve that.
+    async fn agent_for(&self, node: &str) -> Result<NodeRef> {
+        let agent = self.agent().await?;
+        if let Err(errno) = control::write(&agent, "soon", node.as_bytes().to_vec()).await {
+            tracing::debug!(?errno, "the agent dials no node before it is asked to serve it");
+        }
+        Ok(agent)
     }
 
     /// The agent's files; it is started if nobody answers.
