@@ -172,7 +172,7 @@ pub async fn kill(node: NodeRef, id: u64, number: i32) -> Result<(), Error> {
 }
 
 /// Connects the node whose root is `node` to `to` (`tcp!HOST!PORT` or `unix!PATH`, there), and carries what goes between
-/// that and `local`, both ways, until both have ended. Errors: it could not connect, or is gone.
+/// that and `local`, both ways, until both have ended or one of them is broken off. Errors: it could not connect.
 pub async fn forward(node: NodeRef, to: &str, local: impl AsyncRead + AsyncWrite + Unpin) -> Result<(), Errno> {
     const CHUNK: usize = 64 << 10;
     let names = [Name::new(b"cpu")?, Name::new(b"connect")?];
@@ -203,8 +203,11 @@ pub async fn forward(node: NodeRef, to: &str, local: impl AsyncRead + AsyncWrite
             }
         }
     };
-    tokio::try_join!(up, down)?;
-    there.close().await
+    if let Err(errno) = tokio::try_join!(up, down) {
+        tracing::debug!(%errno, to, "a forwarded connection was broken off");
+    }
+    let _ = there.close().await;
+    Ok(())
 }
 
 /// The errors that say that a node or the way to it is gone, rather than what it answered.
