@@ -100,10 +100,7 @@ fn requirements_choose_a_node(machine: Machine) {
     machine.run("kill", &["-STOP", hung]);
     let other = machine.rcpu(&["-a", "", "uname", "-n"]).done();
     machine.run("kill", &["-CONT", hung]);
-    assert_eq!(
-        (other.text().as_str(), other.errors().as_str()),
-        ("alpha\n", "slashn: 1 of 2 known nodes could not be asked\n")
-    );
+    assert_eq!((other.text().as_str(), other.errors().as_str()), ("alpha\n", ""));
     let wrong = machine.rcpu(&["-a", "gpus>=1", "true"]).exits(2).errors();
     assert!(wrong.contains("words like arch=x86_64"), "{wrong}");
 }

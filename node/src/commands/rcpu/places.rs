@@ -1,7 +1,7 @@
 //! Which nodes a command runs on: those that were named, all, or those that meet requirements.
 //!
-//! Called once, before anything runs. Nodes are asked at the same time; one that does not answer is noted and passed
-//! over where others may do, and is an error of its own where it was meant.
+//! Called once, before anything runs. Nodes are asked at the same time; one that does not answer is passed over where
+//! others may do, which the log says, and is an error of its own where it was meant.
 
 use std::time::Duration;
 
@@ -14,7 +14,6 @@ use super::requirements::{Facts, Requirements};
 use crate::dial::{Dialer, LINGER};
 use crate::error::{Error, Result};
 use crate::known::Node;
-use crate::output;
 
 /// Where to run.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -113,7 +112,7 @@ pub(super) async fn fitting(
     }
     fit.truncate(count.unwrap_or(fit.len()));
     if silent > 0 {
-        output::note(format_args!("{silent} of {} known nodes could not be asked", known.len()));
+        tracing::info!("{silent} of {} known nodes could not be asked", known.len());
     }
     Ok(fit)
 }
