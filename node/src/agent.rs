@@ -4,8 +4,8 @@
 //! agent dials the node, says `serve SESSION NONCE`, and from then on answers 9P on that connection: the caller dials
 //! every connection, also the second for a command that reads or writes much, and the agent outlives the `rcpu` that
 //! asked. What the node may reach was settled before it is served: rules by path, from the trust that the caller has in
-//! that node, and what the command's namespace names ([`crate::lent`]). The agent ends by itself after ten minutes
-//! without work.
+//! that node, and what the command's namespace names ([`crate::lent`]). What it serves is what it sees, so there is one
+//! for each mount namespace from which commands are run. It ends by itself after a while without work.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -39,8 +39,11 @@ use crate::known::Node;
 use crate::lent::Lent;
 use crate::servers::Servers;
 
-/// How long an agent stays that has nothing to do.
-const IDLE: Duration = Duration::from_secs(600);
+/// The mount namespace that this process is in, as /proc tells it.
+pub fn mount_namespace() -> String {
+    let name = std::fs::read_link("/proc/self/ns/mnt").unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
 
 /// What `rcpu` asks of the agent: one line of JSON, written to its file `serve`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -155,14 +158,15 @@ impl Agent {
         }))
     }
 
-    /// The files by which it is used: `soon` (a node that is about to be served), `serve`, `status` and `ctl` (which
-    /// knows `stop`).
+    /// The files by which it is used: `soon` (a node that is about to be served), `serve`, `status`, `sees` (which mount
+    /// namespace it is in) and `ctl` (which knows `stop`).
     pub fn tree(self: &Arc<Self>) -> TreeRef {
         let (soon, serve, status, stop) = (self.clone(), self.clone(), self.clone(), self.clone());
         synth::tree(synth::dir([
             ("soon", synth::ctl(move |line| soon.dial(line))),
             ("serve", synth::ctl(move |line| serve.clone().asked(line))),
             ("status", synth::file(move || Ok(format!("serving {}\n", status.serving.load(Ordering::SeqCst)).into()))),
+            ("sees", synth::file(|| Ok(mount_namespace().into()))),
             (
                 "ctl",
                 synth::ctl(move |line| match &line[..] {
@@ -176,15 +180,15 @@ impl Agent {
         ]))
     }
 
-    /// Returns when it was told to stop, or has had nothing to do for ten minutes.
-    pub async fn ended(&self) {
+    /// Returns when it was told to stop, or has had nothing to do for `idle_time`.
+    pub async fn ended(&self, idle_time: Duration) {
         loop {
             let changed = self.changed.notified();
             let idle = self.serving.load(Ordering::SeqCst) == 0;
             tokio::select! {
                 () = self.stop.notified() => return,
                 () = changed => {}
-                () = tokio::time::sleep(IDLE), if idle => return,
+                () = tokio::time::sleep(idle_time), if idle => return,
             }
         }
     }

@@ -7,7 +7,6 @@
 //! itself what is at `/` is the whole.
 
 use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use fileserver::caller::Trust;
@@ -148,9 +147,8 @@ pub fn carried(
 fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     let unread =
         |err: std::io::Error| Error::new(STEP, path.display(), err).remedy(format!("ls -ld {}", path.display()));
-    // A FIFO that nobody writes is not waited for.
-    let open = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-    let file = match open {
+    // A pipe is waited for, as by any program.
+    let file = match std::fs::File::open(path) {
         Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         open => open.map_err(unread)?,
     };

@@ -218,7 +218,7 @@ fn a_grant_is_signed_by_an_agents_key_and_ssh_keygen_agrees() {
                 &file(&signature),
             ]);
             let mut verify = verify.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-            std::io::Write::write_all(&mut verify.stdin.take().unwrap(), text[..at].as_bytes()).unwrap();
+            std::io::Write::write_all(&mut verify.stdin.take().unwrap(), &text.as_bytes()[..at]).unwrap();
             assert!(verify.wait().unwrap().success());
         }
     }

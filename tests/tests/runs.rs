@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "it is a test: a failure here is the test's")]
 
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -29,7 +30,7 @@ fn settles(machine: &Machine) {
     let until = Instant::now() + PATIENCE;
     let servers = || machine.processes().iter().filter(|line| line.contains(" private ")).count();
     let sockets = || {
-        let run = std::fs::read_dir(machine.at("me/run")).unwrap().flatten();
+        let run = fs::read_dir(machine.at("me/run")).unwrap().flatten();
         run.filter(|entry| entry.file_name().to_string_lossy().starts_with("run-")).count()
     };
     while servers() + sockets() > 0 {
@@ -172,4 +173,21 @@ fn what_cannot_be_made_is_told_and_nothing_runs(machine: Machine) {
     gone.complains(&["run: the working directory: No such file"]);
     assert!(!ran.exists());
     settles(&machine);
+}
+
+#[test]
+fn a_command_elsewhere_sees_the_files_that_whoever_runs_it_sees() {
+    let mut machine = Machine::root();
+    machine.node("beta");
+    fs::create_dir(machine.at("work/dir")).unwrap();
+    fs::write(machine.at("work/dir/f"), "outside").unwrap();
+    fs::create_dir(machine.at("work/other")).unwrap();
+    fs::write(machine.at("work/other/f"), "inside").unwrap();
+    let file = machine.at("work/dir/f").display().to_string();
+    let there = ["beta", "cat", &file];
+    assert_eq!(machine.rcpu(&there).succeeds().text(), "outside");
+    let script = "mount --bind other dir && exec rcpu beta cat \"$1\"";
+    let apart = machine.run("unshare", &["--mount", "sh", "-c", script, "sh", &file]);
+    assert_eq!(apart.text(), "inside");
+    assert_eq!(machine.rcpu(&there).succeeds().text(), "outside");
 }

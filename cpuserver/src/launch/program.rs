@@ -100,6 +100,11 @@ fn execute(spec: &JobSpec, emulators: &Emulators) -> Error {
                 let reason = interpreter::why_denied(&path);
                 denied.get_or_insert(Error::NotExecutable { program: found, reason });
             }
+            // Shells pass over such a directory of PATH, too.
+            Some(libc::ELOOP) => {
+                let reason = super::Os::from(error).to_string();
+                denied.get_or_insert(Error::NotExecutable { program: found, reason });
+            }
             Some(libc::ENOEXEC) => return foreign(&path, argv, &env, emulators),
             _ => return Error::NotExecutable { program: found, reason: super::Os::from(error).to_string() },
         }

@@ -1,28 +1,49 @@
 //! `slashn agent`: serves the user's tree to the nodes that run commands for the user. `rcpu` starts it.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::agent::Agent;
+use p9::NodeRef;
+
+use crate::agent::{Agent, mount_namespace};
 use crate::cli;
 use crate::commands::{runtime, stopped};
 use crate::control::{self, Control};
 use crate::dial::Dialer;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::{Context, output};
 
-/// Where in `run/` it answers.
+/// Where in `run/` it answers; what answers in another mount namespace has that added to the name.
 pub const SOCKET: &str = "agent";
+
+/// How long one stays that has nothing to do; one of another mount namespace would keep that alive.
+const IDLE: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(5));
+
+/// Where in `run` the agent answers that sees what this process does, and its files, if it runs.
+pub(super) async fn find(run: &Path) -> Result<(PathBuf, Option<NodeRef>)> {
+    let here = mount_namespace();
+    for name in [SOCKET.to_string(), format!("{SOCKET}-{}", here.replace(|c: char| !c.is_ascii_digit(), ""))] {
+        let socket = run.join(name);
+        let Some(root) = control::connect(&socket).await? else { return Ok((socket, None)) };
+        // One that does not tell is of an older version, which knew of no others.
+        if control::read(&root, "sees").await.is_ok_and(|sees| sees != here.as_bytes()) {
+            continue;
+        }
+        return Ok((socket, Some(root)));
+    }
+    Err(Error::new("find the agent", run.display(), "what answers there is another").remedy("slashn agent --stop"))
+}
 
 /// Runs the command: the agent until it is idle or told to stop, or with `--stop` tells the one that runs.
 pub fn run(context: &Context, typed: &cli::Agent) -> Result<ExitCode> {
     let home = context.open_home()?;
-    let path = home.run()?.join(SOCKET);
+    let run = home.run()?;
     let runtime = runtime()?;
     if typed.stop {
         runtime.block_on(async {
-            match control::connect(&path).await? {
-                Some(root) => {
+            match find(&run).await? {
+                (path, Some(root)) => {
                     let told = control::read(&root, "status").await.unwrap_or_default();
                     let told = String::from_utf8_lossy(&told).into_owned();
                     if let Some(count) = told.trim().strip_prefix("serving ").filter(|count| *count != "0") {
@@ -36,7 +57,7 @@ pub fn run(context: &Context, typed: &cli::Agent) -> Result<ExitCode> {
                     }
                     Ok(())
                 }
-                None => Ok(()),
+                (_, None) => Ok(()),
             }
         })?;
         return Ok(ExitCode::SUCCESS);
@@ -46,15 +67,14 @@ pub fn run(context: &Context, typed: &cli::Agent) -> Result<ExitCode> {
     let served = runtime.block_on(async {
         // Of several that are started at the same moment one serves; the others find it here.
         let turn = home.turn(SOCKET)?;
-        if control::connect(&path).await?.is_some() {
-            return output::line("ready");
-        }
+        let (path, None) = find(&run).await? else { return output::line("ready") };
+        let idle = if path.ends_with(SOCKET) { IDLE.0 } else { IDLE.1 };
         let control = Control::serve(&path, agent.tree())?;
         drop(turn);
         output::line("ready")?;
         let never = tokio::sync::Notify::new();
         tokio::select! {
-            () = agent.ended() => {}
+            () = agent.ended(idle) => {}
             signalled = stopped(&never) => signalled?,
         }
         drop(control);

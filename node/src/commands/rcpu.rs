@@ -254,15 +254,15 @@ fn better(first: client::Error, second: client::Error) -> client::Error {
 
 /// The agent's files; it is started if nobody answers.
 async fn agent_root(context: &Context, home: &Home) -> Result<NodeRef> {
-    let socket = home.run()?.join(agent::SOCKET);
-    if let Some(root) = control::connect(&socket).await? {
+    let run = home.run()?;
+    if let (_, Some(root)) = agent::find(&run).await? {
         return Ok(root);
     }
     let (path, args) =
         (home.path().to_path_buf(), [OsString::from("--home"), context.home.clone().into(), "agent".into()]);
     let started = tokio::task::spawn_blocking(move || daemon::start(&path, "start the agent", &args));
     started.await.at("start the agent", "the agent")??;
-    let root = control::connect(&socket).await?;
+    let (socket, root) = agent::find(&run).await?;
     root.ok_or_else(|| Error::new("start the agent", socket.display(), "it ended at once"))
 }
 

@@ -29,7 +29,11 @@ pub fn run(context: &Context) -> Result<ExitCode> {
         for socket in mount_sockets(&run)? {
             mounts.extend(said(&socket, "dir").await?);
         }
-        let (node, agent) = (said(&run.join("node"), "status").await?, said(&run.join(agent::SOCKET), "status").await?);
+        let mut agent = Vec::new();
+        for socket in sockets(&run, agent::SOCKET)? {
+            agent.extend(said(&socket, "status").await?);
+        }
+        let node = said(&run.join("node"), "status").await?;
         Ok(Status { node, mounts, agent })
     })?;
     if context.json {
@@ -48,10 +52,15 @@ pub fn run(context: &Context) -> Result<ExitCode> {
 }
 
 pub(super) fn mount_sockets(run: &Path) -> Result<Vec<PathBuf>> {
+    sockets(run, "mount-")
+}
+
+/// The sockets in `run` whose names begin with `begin`.
+fn sockets(run: &Path, begin: &str) -> Result<Vec<PathBuf>> {
     let mut sockets = Vec::new();
     for entry in std::fs::read_dir(run).at("read", run.display())? {
         let path = entry.at("read", run.display())?.path();
-        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("mount-")) {
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(begin)) {
             sockets.push(path);
         }
     }

@@ -243,7 +243,7 @@ impl Wire {
                     return Err(Errno::ESTALE);
                 }
                 Ok(Err(err)) if is_final(&err, lost) => {
-                    tracing::warn!("the server is not to be reached again: {err}");
+                    tracing::info!("the server is not to be reached again: {err}");
                     return Err(Errno::EHOSTUNREACH);
                 }
                 Ok(Err(err)) => tracing::debug!("the server is not reached: {err}"),
