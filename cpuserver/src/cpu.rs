@@ -88,16 +88,19 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// A service without sessions.
+    /// A service without sessions. What a node that was killed has left of control groups is removed.
     pub fn new(options: CpuOptions) -> Arc<Self> {
-        Arc::new(Self {
+        let cpu = Arc::new(Self {
             options,
             sessions: DashMap::new(),
             last: AtomicU64::new(0),
             faces: DashMap::new(),
             root: OnceLock::new(),
             hierarchies: OnceLock::new(),
-        })
+        });
+        let new = cpu.clone();
+        cpu.runtime().spawn_blocking(move || _ = new.hierarchies());
+        cpu
     }
 
     /// The directory /cpu as `who` sees it, with its own sessions alone; `None`, as if it were not there, for a peer

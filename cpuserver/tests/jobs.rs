@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use cpuserver::client::{Error, Event, Exit, Request, node_root_ns, start_detached};
 
-use node::{Node, Run, command, sh};
+use node::{Node, Run, command, sh, until};
 
 fn main() -> ExitCode {
     harness::main(harness::tests! {
@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         what_it_used_is_told
         a_command_that_needs_more_memory_than_it_may_have_is_told_so
         processes_and_processors_are_bounded
+        what_a_killed_node_left_of_groups_the_next_one_removes
         a_command_whose_time_is_over_is_ended_and_told_so
         with_the_nodes_root_the_callers_directories_are_where_they_were
         all_of_this_works_for_an_ordinary_user
@@ -164,7 +165,7 @@ async fn a_command_ends_with_its_session() {
     assert!(node::exists(pid));
     clone.close().await.unwrap();
     drop(clone);
-    node::until("the processes are gone", async || !node::exists(pid)).await;
+    until("the processes are gone", async || !node::exists(pid)).await;
     node.until_idle().await;
 }
 
@@ -275,8 +276,7 @@ async fn a_command_that_needs_more_memory_than_it_may_have_is_told_so() {
         // No more than each process can be bounded: it is told by itself.
         None => assert_eq!((kept.as_str(), run.stderr.contains("memory exhausted")), ("memory each-process", true)),
     }
-    node.until_idle().await;
-    assert_eq!(groups(), Vec::<std::path::PathBuf>::new());
+    until("no group is left", async || groups().is_empty()).await;
 }
 
 async fn processes_and_processors_are_bounded() {
@@ -296,8 +296,26 @@ async fn processes_and_processors_are_bounded() {
         assert!(run.stdout.contains("\n1\n"), "{}", run.stdout);
     }
     assert!(kept.starts_with("cpus ") && kept.contains(" io "), "{kept}");
-    node.until_idle().await;
-    assert_eq!(groups(), Vec::<std::path::PathBuf>::new());
+    until("no group is left", async || groups().is_empty()).await;
+}
+
+async fn what_a_killed_node_left_of_groups_the_next_one_removes() {
+    let node = Node::new().await;
+    let (stdin, far) = tokio::io::duplex(64);
+    let command = Request { limits: "processes 50\n".into(), ..sh("echo ready; read go") };
+    let mut run = Run::begin(&node, command, Box::new(far));
+    run.until_output("ready\n").await;
+    let made = groups();
+    drop(stdin);
+    run.end().await;
+    // Where no group is made none is left.
+    for at in made {
+        // Nobody has so high a number.
+        let left = at.with_file_name("slashn-job-1999999999-1");
+        std::fs::create_dir(&left).unwrap();
+        let _next = Node::new().await;
+        until("it is removed", async || !left.exists()).await;
+    }
 }
 
 async fn a_command_whose_time_is_over_is_ended_and_told_so() {
