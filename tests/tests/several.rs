@@ -152,16 +152,20 @@ fn each_line_is_a_job_and_jobs_are_spread(machine: Machine) {
     let machine = machine.with_two_nodes();
     let lines: String = (1..=20).map(|n| format!("{n}\n")).collect();
     let each = |more: &[&str], script: &str, input: &str| {
-        fed(&mut machine.rcpu(&[&["-a", "", "-j", "6", "--each"], more, &["sh", "-c", script, "sh"]].concat()), input)
+        fed(&mut machine.rcpu(&[&["-A", "-j", "6", "--each"], more, &["sh", "-c", script, "sh"]].concat()), input)
     };
     // Without {} the line is the last argument.
-    let all = each(&[], "echo $1 $(uname -n)", &lines);
-    assert!(all.status.success(), "{}", all.errors());
-    let text = all.text();
-    let nodes: BTreeSet<&str> = text.lines().map(|line| line.split_once(' ').unwrap().1).collect();
-    let numbers: BTreeSet<u32> = text.lines().map(|line| line.split_once(' ').unwrap().0.parse().unwrap()).collect();
-    assert_eq!((nodes, numbers), (["alpha", "beta"].into(), (1..=20).collect()));
-    assert_eq!(text.lines().count(), 20);
+    // A node that is reached late finds nothing left to do.
+    until("both nodes have done some", || {
+        let all = each(&[], "echo $1 $(uname -n)", &lines);
+        assert!(all.status.success(), "{}", all.errors());
+        let text = all.text();
+        let of =
+            |line: &str| line.split_once(' ').map(|(n, node)| (n.parse::<u32>().unwrap(), node.to_owned())).unwrap();
+        let (numbers, nodes): (BTreeSet<u32>, BTreeSet<String>) = text.lines().map(of).unzip();
+        assert_eq!((numbers, text.lines().count()), ((1..=20).collect(), 20));
+        nodes == BTreeSet::from(["alpha".into(), "beta".into()])
+    });
     let ordered = each(&["-k", "-q"], "[ $1 != 1 ] || until [ -e go ]; do sleep 0.02; done; touch go; echo $1", &lines);
     assert_eq!(ordered.text(), lines);
     let status = each(&["--label"], "[ $1 -lt 19 ] || exit $1", &lines);
@@ -189,16 +193,20 @@ fn a_job_that_never_started_is_tried_elsewhere_and_no_other(machine: Machine) {
     until("the command's /tmp is gone", || fs::remove_dir(&tmp).is_ok());
     machine.run("cp", &["/dev/null", tmp.to_str().unwrap()]);
     let lines: String = (1..=12).map(|n| format!("{n}\n")).collect();
-    let all = fed(&mut machine.rcpu(&["-A", "-j", "4", "--each", "sh", "-c", "echo {} >>log; uname -n"]), &lines);
-    assert!(all.status.success(), "{}", all.errors());
-    assert_eq!(all.text(), "alpha\n".repeat(12));
-    let errors = all.errors();
-    assert!(errors.contains("was not started on beta: run: beta: a private /tmp"), "{errors}");
-    assert!(errors.contains("rcpu: beta: 0 done"), "{errors}");
-    // Each was run once.
-    let log = fs::read_to_string(machine.at("work/log")).unwrap();
-    assert_eq!(sorted(&log).into_iter().collect::<BTreeSet<_>>().len(), 12);
-    assert_eq!(log.lines().count(), 12);
+    // A node that is reached late is not tried at all.
+    until("one was to be started on beta", || {
+        _ = fs::remove_file(machine.at("work/log"));
+        let all = fed(&mut machine.rcpu(&["-A", "-j", "4", "--each", "sh", "-c", "echo {} >>log; uname -n"]), &lines);
+        assert!(all.status.success(), "{}", all.errors());
+        assert_eq!(all.text(), "alpha\n".repeat(12));
+        let errors = all.errors();
+        assert!(errors.contains("rcpu: beta: 0 done"), "{errors}");
+        // Each was run once.
+        let log = fs::read_to_string(machine.at("work/log")).unwrap();
+        assert_eq!(sorted(&log).into_iter().collect::<BTreeSet<_>>().len(), 12);
+        assert_eq!(log.lines().count(), 12);
+        errors.contains("was not started on beta: run: beta: a private /tmp")
+    });
     // One that cannot be run anywhere is not tried again, and where nobody is left that is said.
     let missing = fed(&mut machine.rcpu(&["--each", "alpha", "no-such-command"]), "x\n");
     assert_eq!(missing.status.code(), Some(127));

@@ -8,6 +8,7 @@ use p9::NodeRef;
 
 use crate::agent::{Agent, mount_namespace};
 use crate::cli;
+use crate::commands::status::sockets;
 use crate::commands::{runtime, stopped};
 use crate::control::{self, Control};
 use crate::dial::Dialer;
@@ -35,30 +36,17 @@ pub(super) async fn find(run: &Path) -> Result<(PathBuf, Option<NodeRef>)> {
     Err(Error::new("find the agent", run.display(), "what answers there is another").remedy("slashn agent --stop"))
 }
 
-/// Runs the command: the agent until it is idle or told to stop, or with `--stop` tells the one that runs.
+/// Runs the command: the agent until it is idle or told to stop, or with `--stop` tells all of this home that run.
 pub fn run(context: &Context, typed: &cli::Agent) -> Result<ExitCode> {
     let home = context.open_home()?;
     let run = home.run()?;
     let runtime = runtime()?;
     if typed.stop {
         runtime.block_on(async {
-            match find(&run).await? {
-                (path, Some(root)) => {
-                    let told = control::read(&root, "status").await.unwrap_or_default();
-                    let told = String::from_utf8_lossy(&told).into_owned();
-                    if let Some(count) = told.trim().strip_prefix("serving ").filter(|count| *count != "0") {
-                        output::note(format_args!("commands that it serves, which end now: {count}"));
-                    }
-                    // Its answer may be lost as it ends: it answers no more once it has.
-                    let _ = control::write(&root, "ctl", "stop").await;
-                    drop(root);
-                    while control::connect(&path).await?.is_some() {
-                        tokio::time::sleep(Duration::from_millis(5)).await;
-                    }
-                    Ok(())
-                }
-                (_, None) => Ok(()),
+            for socket in sockets(&run, SOCKET)? {
+                stop(&socket).await?;
             }
+            Ok::<_, Error>(())
         })?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -82,4 +70,21 @@ pub fn run(context: &Context, typed: &cli::Agent) -> Result<ExitCode> {
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
     served.map(|()| ExitCode::SUCCESS)
+}
+
+/// Tells the agent that answers at `socket`, if one does, to stop, and waits until it has.
+async fn stop(socket: &Path) -> Result<()> {
+    let Some(root) = control::connect(socket).await? else { return Ok(()) };
+    let told = control::read(&root, "status").await.unwrap_or_default();
+    let told = String::from_utf8_lossy(&told).into_owned();
+    if let Some(count) = told.trim().strip_prefix("serving ").filter(|count| *count != "0") {
+        output::note(format_args!("commands that it serves, which end now: {count}"));
+    }
+    // Its answer may be lost as it ends: it answers no more once it has.
+    let _ = control::write(&root, "ctl", "stop").await;
+    drop(root);
+    while control::connect(socket).await?.is_some() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
 }

@@ -56,7 +56,7 @@ pub(super) fn mount_sockets(run: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// The sockets in `run` whose names begin with `begin`.
-fn sockets(run: &Path, begin: &str) -> Result<Vec<PathBuf>> {
+pub(super) fn sockets(run: &Path, begin: &str) -> Result<Vec<PathBuf>> {
     let mut sockets = Vec::new();
     for entry in std::fs::read_dir(run).at("read", run.display())? {
         let path = entry.at("read", run.display())?.path();
