@@ -110,20 +110,20 @@ pub enum Command {
     /// are those that a command sees, from / on, where this machine's root is; the nodes I know are at /n, and a mount
     /// shows what is at /n. A file that mounts or binds something at / itself is the whole namespace. A line is one of:
     ///
-    /// mount [-abcCmqw] SERVER OLD [SPEC]: what SERVER serves, or SPEC of it, at OLD. SERVER is '#grid' (the nodes I
+    /// `mount [-abcCmqw] SERVER OLD [SPEC]`: what SERVER serves, or SPEC of it, at OLD. SERVER is '#grid' (the nodes I
     /// know), a node's name, tls!HOST!PORT, tcp!HOST!PORT, unix!PATH, local!PATH, exec!COMMAND or ssh!HOST.
     ///
-    /// import [-abcCmqw] SERVER [SPEC] OLD: the same.
+    /// `import [-abcCmqw] SERVER [SPEC] OLD`: the same.
     ///
-    /// bind [-abcCmqw] NEW OLD: what is at NEW now, at OLD too.
+    /// `bind [-abcCmqw] NEW OLD`: what is at NEW now, at OLD too.
     ///
-    /// unmount [-q] [NEW] OLD: all that is mounted or bound at OLD no longer, or NEW alone.
+    /// `unmount [-q] [NEW] OLD`: all that is mounted or bound at OLD no longer, or NEW alone.
     ///
-    /// cd DIR: paths that do not begin with / are seen from there.
+    /// `cd DIR`: paths that do not begin with / are seen from there.
     ///
-    /// clear: begin again, with this machine's root alone.
+    /// `clear`: begin again, with this machine's root alone.
     ///
-    /// . FILE: the lines of FILE, if there is one.
+    /// `. FILE`: the lines of FILE, if there is one.
     ///
     /// Flags: -a after what is at OLD, -b before it, both making a union, else in its place; -c new files may be made
     /// in it; -m directories of one name, in this and others of the union that say so, are one; -w the same, and what
