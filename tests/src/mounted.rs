@@ -82,3 +82,23 @@ pub fn guest(machine: &Machine) -> PathBuf {
     machine.command("gcc").arg("-o").args([&program, &source]).succeeds();
     program
 }
+
+/// Puts the shell scripts of `docs/DOCUMENT`, as they stand there, into the folder `work`, each called by the first word
+/// of its first comment. Gives the document's text and how many there are.
+pub fn documented(machine: &Machine, document: &str) -> (String, usize) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(document);
+    let text = std::fs::read_to_string(path).expect("the document");
+    let scripts: Vec<&str> = text.split("```sh\n# ").skip(1).filter_map(|part| part.split("```").next()).collect();
+    for script in &scripts {
+        machine.write(script.split_whitespace().next().expect("its name"), &format!("# {script}"));
+    }
+    let count = scripts.len();
+    (text, count)
+}
+
+/// `sh SCRIPT ARGS...`, in the grid `n`.
+pub fn in_grid(machine: &Machine, n: &Path, args: &[&str]) -> Command {
+    let mut command = machine.command("sh");
+    command.args(args).env("N", n);
+    command
+}

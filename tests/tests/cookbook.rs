@@ -5,31 +5,21 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use tests::machine::{Done, Machine, Text, binaries, until};
+use tests::mounted::{documented, in_grid as script};
 
 /// Two nodes and a mount, and the scripts in the folder `work`.
 fn grid() -> (Machine, PathBuf) {
     let mut machine = Machine::ordinary();
     machine.node("alpha");
     machine.node("beta");
-    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cookbook.md")).unwrap();
-    let scripts: Vec<&str> = text.split("```sh\n# ").skip(1).map(|part| part.split("```").next().unwrap()).collect();
-    assert_eq!(scripts.len(), text.matches("\n## ").count(), "each has a script that begins with its name");
-    for script in scripts {
-        machine.write(script.split_whitespace().next().unwrap(), &format!("# {script}"));
-    }
+    let (text, scripts) = documented(&machine, "cookbook.md");
+    assert_eq!(scripts, text.matches("\n## ").count(), "each has a script that begins with its name");
     let n = machine.mount();
     (machine, n)
-}
-
-/// `sh SCRIPT ARGS...`, in the grid `n`.
-fn script(machine: &Machine, n: &PathBuf, args: &[&str]) -> Command {
-    let mut command = machine.command("sh");
-    command.args(args).env("N", n);
-    command
 }
 
 #[test]

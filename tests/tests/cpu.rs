@@ -4,10 +4,11 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use tests::as_both;
 use tests::machine::{Done, Machine, Text, until};
+use tests::mounted::{documented, in_grid as script};
 
 as_both! {
     a_command_ends_as_it_does_there
@@ -22,19 +23,9 @@ as_both! {
 /// A node and a mount, and the scripts in the folder `work`.
 fn grid(mut machine: Machine) -> (Machine, PathBuf) {
     machine.node("alpha");
-    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cpu.md")).unwrap();
-    for script in text.split("```sh\n# ").skip(1).map(|part| part.split("```").next().unwrap()) {
-        machine.write(script.split_whitespace().next().unwrap(), &format!("# {script}"));
-    }
+    documented(&machine, "cpu.md");
     let n = machine.mount();
     (machine, n)
-}
-
-/// `sh SCRIPT ARGS...`, in the grid `n`.
-fn script(machine: &Machine, n: &PathBuf, args: &[&str]) -> Command {
-    let mut command = machine.command("sh");
-    command.args(args).env("N", n);
-    command
 }
 
 fn a_command_ends_as_it_does_there(machine: Machine) {
