@@ -6,7 +6,8 @@
 //! runs on tokio's blocking pool; what the kernel has in memory is answered in place.
 //!
 //! Descriptors are bounded: a node is (parent, name, file id), and its descriptor is looked for again when it is needed
-//! (`disk/inode.rs`). A slashn mount, /proc and /sys are shown as empty directories (`disk/mounts.rs`).
+//! (`disk/inode.rs`). /proc and /sys, and a slashn mount unless it is known not to wait for this tree, are shown as empty
+//! directories (`disk/mounts.rs`).
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -49,6 +50,9 @@ pub struct Disk {
 pub struct DiskOptions {
     /// Whether every change is refused with `EROFS`.
     pub read_only: bool,
+    /// Whether slashn mounts are entered. Only for a tree of which no such mount can be made: or a mount would wait for
+    /// itself, and who is served this tree would have what its server has of others.
+    pub enters_mounts: bool,
     /// Keys the hash that makes `qid.path`, so that it tells a peer nothing and is the same after a restart.
     pub key: [u8; 32],
     /// How many descriptors may be kept for files that are not open.
@@ -63,12 +67,17 @@ impl DiskOptions {
     pub fn new(key: [u8; 32]) -> Self {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(8192);
         let descriptors = (limit / 8).clamp(16, 1024) as usize;
-        Self { read_only: false, key, descriptors, leases: Leases::of_process() }
+        Self { read_only: false, enters_mounts: false, key, descriptors, leases: Leases::of_process() }
     }
 
     /// The same, refusing every change if `read_only`.
     pub fn read_only(self, read_only: bool) -> Self {
         Self { read_only, ..self }
+    }
+
+    /// The same, of which slashn mounts are a part.
+    pub fn enters_mounts(self) -> Self {
+        Self { enters_mounts: true, ..self }
     }
 }
 
@@ -120,7 +129,7 @@ impl Disk {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|err| open(err.into()))?;
         let shared = Arc::new(Shared {
-            mounts: mounts::Mounts::open().map_err(Error::Proc)?,
+            mounts: mounts::Mounts::open(options.enters_mounts).map_err(Error::Proc)?,
             places: Cache::new(options.descriptors),
             options,
             inodes: DashMap::new(),

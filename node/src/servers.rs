@@ -34,8 +34,8 @@ struct Inner {
     nodes: Arc<Nodes>,
     /// Who I am to servers that go by what they are told.
     who: Who,
-    /// The key of the identities of local files.
-    key: [u8; 32],
+    /// How local files are served.
+    local: DiskOptions,
     slots: DashMap<String, Arc<Mutex<Slot>>>,
     /// Why each that could not be reached could not.
     why: DashMap<String, String>,
@@ -87,9 +87,9 @@ impl<'a> Kind<'a> {
 }
 
 impl Servers {
-    /// With the nodes `nodes`; as `who` to those that go by what they are told.
-    pub fn new(nodes: Arc<Nodes>, who: Who, key: [u8; 32]) -> Self {
-        Self(Arc::new(Inner { nodes, who, key, slots: DashMap::new(), why: DashMap::new() }))
+    /// With the nodes `nodes`; as `who` to those that go by what they are told; local files as `local` says.
+    pub fn new(nodes: Arc<Nodes>, who: Who, local: DiskOptions) -> Self {
+        Self(Arc::new(Inner { nodes, who, local, slots: DashMap::new(), why: DashMap::new() }))
     }
 
     /// The same for somebody who waits for it: programs are started at once, so that what is wrong with one is told.
@@ -186,7 +186,7 @@ impl Servers {
 
     /// A file of this machine.
     async fn local(&self, path: &Path) -> Result<NodeRef, Refused> {
-        let (path, options) = (path.to_path_buf(), DiskOptions::new(self.0.key));
+        let (path, options) = (path.to_path_buf(), self.0.local.clone());
         if !path.is_absolute() {
             return Err((Errno::EINVAL, "a local path begins with /".into()));
         }

@@ -17,6 +17,7 @@ as_both! {
     the_grid_is_at_n_and_what_is_local_is_the_kernels_own
     children_share_the_namespace_and_it_ends_with_the_last_of_them
     the_namespace_of_a_process_makes_the_same_namespace
+    a_command_within_a_command_sees_what_that_sees
     another_root_is_what_its_server_has
     what_cannot_be_made_is_told_and_nothing_runs
 }
@@ -140,6 +141,26 @@ fn the_namespace_of_a_process_makes_the_same_namespace(mut machine: Machine) {
     assert_eq!(again, format!("{}\n{text}", seen.join("\n")));
     child.stdin.take().unwrap().write_all(b"\n").unwrap();
     child.wait().unwrap();
+    settles(&machine);
+}
+
+fn a_command_within_a_command_sees_what_that_sees(mut machine: Machine) {
+    machine.node("alpha");
+    machine.run("sh", &["-c", "mkdir src u; echo 1 >src/f; echo 2 >../files-alpha/g; echo 3 >u/h"]);
+    let w = machine.at("work").display().to_string();
+    // A union of the outer one is part of unions and binds of the inner ones, and so on.
+    machine.write("outer", &format!("bind -a -c /n/alpha/fs/files {w}/u\n"));
+    machine.write("inner", &format!("bind -a {w}/src {w}/u\nbind {w}/u /n/v\nmount local!{w} /n/w\n"));
+    machine.write("third", &format!("bind -a {w}/u /n/v\nbind -b {w}/src {w}\n"));
+    let within = |inner: &str, script: &str| {
+        let script = format!("exec slashn run --ns {inner} sh -c '{script}'");
+        machine.slashn(&["run", "--ns", "outer", "sh", "-c", &script]).succeeds().text()
+    };
+    assert_eq!(within("inner", "cat u/* /n/v/* /n/w/u/*; echo 4 >/n/w/u/new"), "1\n2\n3\n".repeat(2) + "2\n3\n");
+    assert_eq!(machine.run("cat", &["../files-alpha/new"]).text(), "4\n");
+    machine.run("rm", &["../files-alpha/new"]);
+    let deep = "exec slashn run --ns third sh -c \"cat /n/v/* f u/*\"";
+    assert_eq!(within("inner", deep), "1\n2\n3\n1\n1\n2\n3\n");
     settles(&machine);
 }
 

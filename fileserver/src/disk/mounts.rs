@@ -36,6 +36,8 @@ pub(super) struct Mounts(Mutex<Table>);
 
 struct Table {
     file: File,
+    /// Whether slashn mounts are entered.
+    enters: bool,
     /// Number to file system type.
     types: HashMap<u64, String>,
     known: HashMap<u64, Arc<Mount>>,
@@ -44,17 +46,17 @@ struct Table {
 }
 
 impl Mounts {
-    /// Reads the table. Errors: /proc is not there.
-    pub(super) fn open() -> Result<Self, Errno> {
+    /// Reads the table; `enters` says whether slashn mounts are entered. Errors: /proc is not there.
+    pub(super) fn open(enters: bool) -> Result<Self, Errno> {
         let file = File::open("/proc/thread-self/mountinfo")?;
-        let mut table = Table { file, types: HashMap::new(), known: HashMap::new(), reads: 0 };
+        let mut table = Table { file, enters, types: HashMap::new(), known: HashMap::new(), reads: 0 };
         table.read()?;
         Ok(Self(Mutex::new(table)))
     }
 
     /// The mount numbered `id`, in which `fd` is. With `cached`, `EAGAIN` unless it is known already.
     pub(super) fn look(&self, id: u64, fd: BorrowedFd<'_>, cached: bool) -> Result<Arc<Mount>, Errno> {
-        let (kind, reads) = {
+        let (kind, enters, reads) = {
             let mut table = self.0.lock();
             if table.changed() {
                 table.read()?;
@@ -65,10 +67,10 @@ impl Mounts {
             if cached {
                 return Err(Errno::EAGAIN);
             }
-            (table.types.get(&id).cloned(), table.reads)
+            (table.types.get(&id).cloned(), table.enters, table.reads)
         };
         let (hidden, remote) = match &kind {
-            Some(kind) => (is_hidden(kind), is_remote(kind)),
+            Some(kind) => (is_hidden(kind) && !(enters && kind == SLASHN), is_remote(kind)),
             // In a chroot, the mount that the root is in is not listed: the file system itself must say what it is.
             None => (is_hidden_magic(rustix::fs::fstatfs(fd)?.f_type as u64), true),
         };
@@ -119,7 +121,10 @@ fn line(text: &[u8]) -> Option<(u64, String)> {
     Some((place.split(' ').next()?.parse().ok()?, kind.split(' ').next()?.to_owned()))
 }
 
-/// Whether a file system of this type is never entered.
+/// The type of slashn mounts.
+const SLASHN: &str = "fuse.slashn";
+
+/// Whether a file system of this type is not entered.
 fn is_hidden(kind: &str) -> bool {
     const WINDOWS: [&str; 15] = [
         "binfmt_misc",
@@ -130,7 +135,7 @@ fn is_hidden(kind: &str) -> bool {
         "debugfs",
         "devpts",
         "efivarfs",
-        "fuse.slashn",
+        SLASHN,
         "fusectl",
         "proc",
         "pstore",

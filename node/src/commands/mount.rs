@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fileserver::DiskOptions;
 use ns::Build;
 use ns::text::OWN_LINES;
 use p9::{Errno, Reply, TreeRef, Who, synth};
@@ -62,7 +63,7 @@ async fn serve(
     context: &Context, home: &Home, at: &Path, written: &Written, dialer: Dialer, options: mount::Options,
 ) -> Result<()> {
     let who = Who { user: context.user().into(), ..Who::owner() };
-    let servers = Servers::new(Nodes::new(dialer, options.timeout), who, home.secret("qid")?);
+    let servers = Servers::new(Nodes::new(dialer, options.timeout), who, DiskOptions::new(home.secret("qid")?));
     let variable = |name: &str| namespace::variable(context, name);
     let build = Build { dialer: &servers, variable: &variable, most: OWN_LINES };
     let built = build.build(&written.lines).await;

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use cpuserver::launch::private::{self, Client, Plan, Refused, Server};
+use fileserver::DiskOptions;
 use ns::text::{Line, OWN_LINES};
 use ns::{Build, Namespace};
 use p9::{Tree, TreeRef, Who, synth};
@@ -99,7 +100,9 @@ async fn made(context: &Context, home: &Home, typed: &Run) -> Result<(Namespace,
     let written = namespace::lines(context, typed.ns.as_deref())?;
     let dialer = Dialer::open(home, context.agent())?;
     let who = Who { user: context.user().into(), ..Who::owner() };
-    let servers = Servers::new(Nodes::new(dialer, MOUNT_TIMEOUT), who, home.secret("qid")?);
+    // What is made here is mounted in another namespace than this process's: nothing that it enters waits for it.
+    let local = DiskOptions::new(home.secret("qid")?).enters_mounts();
+    let servers = Servers::new(Nodes::new(dialer, MOUNT_TIMEOUT), who, local);
     let variable = |name: &str| namespace::variable(context, name);
     let build = Build { dialer: &servers, variable: &variable, most: OWN_LINES };
     let built = build.build(&written.lines).await;

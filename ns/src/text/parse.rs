@@ -111,12 +111,11 @@ fn command<'a>(line: &'a str, words: &[Word<'a>], variable: &Variables<'_>) -> R
         _ => return Err((verb.at, format!("mount, bind, unmount, import, cd, clear or `.`, not {name}"))),
     };
     // In quotes it is no flag.
-    let flagged = arguments.first().filter(|first| first.at.starts_with('-'));
-    let flags = match flagged {
-        Some(word) => flags(&expand(word)?, letters).map_err(|expected| (word.at, expected))?,
-        None => Flags::default(),
-    };
-    let arguments = &arguments[usize::from(flagged.is_some())..];
+    let (flagged, arguments) = arguments.split_at(arguments.iter().take_while(|word| word.at.starts_with('-')).count());
+    let mut flags = Flags::default();
+    for word in flagged {
+        set(&mut flags, &expand(word)?, letters).map_err(|expected| (word.at, expected))?;
+    }
     if arguments.len() > *counts.end() {
         return Err((arguments[*counts.end()].at, format!("the end of the line: {usage}")));
     }
@@ -148,8 +147,8 @@ fn command<'a>(line: &'a str, words: &[Word<'a>], variable: &Variables<'_>) -> R
     }))
 }
 
-fn flags(text: &str, known: &str) -> Result<Flags, String> {
-    let mut flags = Flags::default();
+/// Sets the flags that `text` has, of those that are `known`.
+fn set(flags: &mut Flags, text: &str, known: &str) -> Result<(), String> {
     for letter in text.chars().skip(1) {
         match letter {
             _ if known.is_empty() => return Err(format!("no flag, not {text}")),
@@ -163,7 +162,7 @@ fn flags(text: &str, known: &str) -> Result<Flags, String> {
             _ => flags.quiet = true,
         }
     }
-    if flags.before && flags.after { Err("-a or -b, not both".into()) } else { Ok(flags) }
+    if flags.before && flags.after { Err("-a or -b, not both".into()) } else { Ok(()) }
 }
 
 /// A word, and the rest of its line from where it begins.
@@ -279,6 +278,7 @@ mod tests {
         assert_eq!(at("mount a /\n  mout b /\n"), (2, 3, commands.into()));
         assert_eq!(at("bind $x /"), (1, 6, "a variable that is set, not $x".into()));
         assert_eq!(at("\n bind -ab a b"), (2, 7, "-a or -b, not both".into()));
+        assert_eq!(at("bind -c -b -a a b"), (1, 12, "-a or -b, not both".into()));
         assert_eq!(at("bind -ax a b"), (1, 6, "a flag of -abcCmqw, not x".into()));
         assert_eq!(at("cd -a a"), (1, 4, "no flag, not -a".into()));
         assert_eq!(at("mount a  "), (1, 8, "more: mount [-abcCmqw] server old [spec]".into()));
@@ -292,6 +292,7 @@ mod tests {
     #[test]
     fn what_may_fail_what_is_included_and_what_begins_anew_are_read_and_printed() {
         let quiet = Flags { quiet: true, ..Flags::default() };
+        assert_eq!(parse("bind -b -c /a /b", PEER_LINES, &none), parse("bind -bc /a /b", PEER_LINES, &none));
         let text = "import pi /lib\nimport -q pi fs/home /h\nunmount -q /a\nclear\n. /lib/ns\nunmount -q a /b\n";
         let lines = parse(text, PEER_LINES, &none).unwrap();
         let unmount =
