@@ -21,6 +21,7 @@ use cpuserver::serve_back;
 use fileserver::caller::{self, Caller, Expose, Trust};
 use fileserver::{Disk, DiskOptions, Ruled, Rules};
 use p9::server::{Limits, Sessions};
+use p9::who::Only;
 use p9::{Errno, Reply, TreeRef, Who, synth};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,9 @@ pub struct Serve {
     /// The servers that the command's namespace names, each with what is attached to there.
     #[serde(default)]
     pub servers: Vec<(String, String)>,
+    /// What is lent of other nodes besides: node, export, and true for what may only be read.
+    #[serde(default)]
+    pub exports: Vec<(String, String, bool)>,
 }
 
 /// A path in JSON: as text where it is text, else as its bytes.
@@ -143,9 +147,9 @@ impl Agent {
     /// An agent that dials with `dialer` and hides the homes of `context`; `key` keys the qids of the caller's files.
     pub fn new(dialer: Dialer, context: Context, key: [u8; 32]) -> Result<Arc<Self>> {
         let options = DiskOptions::new(key);
-        let disk = Disk::open(Path::new("/"), options).at("serve", "/")?;
+        let disk = Disk::open(Path::new("/"), options.clone()).at("serve", "/")?;
         let who = Who { user: context.user().into(), ..Who::owner() };
-        let servers = Servers::new(Nodes::new(dialer.clone(), MOUNT_TIMEOUT), who, key);
+        let servers = Servers::new(Nodes::new(dialer.clone(), MOUNT_TIMEOUT), who, options);
         Ok(Arc::new(Self {
             dialer,
             context,
@@ -235,11 +239,16 @@ impl Agent {
             say(&mut io, &words).await?;
             let (agent, trust, name) = (self.clone(), node.trust, node.name.clone());
             let (named, session) = (request.servers.clone(), format!("{name}/{}", request.session));
+            let exposed = request.exports.iter().map(|(node, export, read_only)| {
+                (node.clone(), Only { export: export.as_str().into(), read_only: *read_only })
+            });
+            let exposed = exposed.collect();
             let rules = p9::cancel::blocking(move || Ok(request.rules(trust, agent.context.homes()))).await?;
             let (who, dialer) = (self.dialer.who(&node), self.dialer.clone());
             let tree: TreeRef = Arc::new(Lent {
                 files: Ruled::new(self.disk.clone(), rules),
                 named,
+                exposed,
                 trust,
                 holder: node.key.fingerprint(),
                 session,

@@ -4,8 +4,8 @@
 //! path of the caller's files, `#relay SERVER` the root of a server that the namespace names, reached by the caller,
 //! and `#grant NODE` a file: the grant with which the node reaches another by itself. Only what the caller's own
 //! namespace names is lent, whatever is asked for; of other nodes never more than their exports: those that the
-//! namespace mounts, and of the grid, by the trust that the caller has in the node, all of them (`all`), all of them to
-//! be read (`home`), or none (`cwd`).
+//! namespace mounts, those that were exposed by name, and of the grid, by the trust that the caller has in the node, all
+//! of them (`all`), the one called `home`, to be read (`home`), or none (`cwd`).
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -27,12 +27,36 @@ use crate::servers::{self, Servers};
 /// How long a grant lasts. A node that still has use for it asks again.
 const LIFETIME: Duration = Duration::from_secs(3600);
 
+/// The export of every other node that is lent to a node which is trusted `home`.
+const HOME: &str = "home";
+
+/// What a node that is trusted as far as `trust` is lent of each node of the grid.
+fn of_grid(trust: Trust) -> Option<Only> {
+    match trust {
+        Trust::All => Some(Only { export: Only::EVERY.into(), read_only: false }),
+        Trust::Home => Some(Only { export: HOME.into(), read_only: true }),
+        Trust::Cwd => None,
+    }
+}
+
+/// What a node that is trusted as far as `trust` is lent of what is served at `spec` of `server`, for a person to read.
+pub fn told(trust: Trust, server: &str, spec: &str) -> String {
+    match (server, trust) {
+        ("#grid", Trust::All) => "every export of every node".into(),
+        ("#grid", Trust::Home) => format!("the export {HOME} of every node, to be read"),
+        ("#grid", Trust::Cwd) => "nothing of other nodes".into(),
+        _ => format!("{server} {spec}").trim_end().into(),
+    }
+}
+
 /// What one command's node is lent.
 pub struct Lent {
     /// The caller's own files.
     pub files: TreeRef,
     /// The servers that the command's namespace names, each with what is attached to there.
     pub named: Vec<(String, String)>,
+    /// Exports of other nodes that are lent besides, by the names of those nodes.
+    pub exposed: Vec<(String, Only)>,
     /// How far the caller trusts the node.
     pub trust: Trust,
     /// The node's key, as `SHA256:...`.
@@ -62,15 +86,11 @@ impl Tree for Lent {
 impl Lent {
     /// What the node may reach of the node `name`: nothing, if the list is empty.
     fn only(&self, node: &Node) -> Vec<Only> {
-        let every = |read_only| Only { export: Only::EVERY.into(), read_only };
-        let mut only = Vec::new();
+        let exposed = self.exposed.iter().filter(|(name, _)| name == node.name.as_str());
+        let mut only: Vec<Only> = exposed.map(|(_, only)| only.clone()).collect();
         for (server, spec) in &self.named {
             if server == "#grid" {
-                match self.trust {
-                    Trust::All => only.push(every(false)),
-                    Trust::Home => only.push(every(true)),
-                    Trust::Cwd => {}
-                }
+                only.extend(of_grid(self.trust));
             }
             let named = servers::node_of(server).and_then(|name| self.dialer.find(&name).ok());
             if named.is_none_or(|named| named.name != node.name) {
@@ -78,7 +98,7 @@ impl Lent {
             }
             let names: Vec<&str> = spec.split('/').filter(|name| !name.is_empty()).collect();
             match names[..] {
-                [] | ["fs"] => only.push(every(false)),
+                [] | ["fs"] => only.push(Only { export: Only::EVERY.into(), read_only: false }),
                 ["fs", export, ..] => only.push(Only { export: export.into(), read_only: false }),
                 _ => {}
             }

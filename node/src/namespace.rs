@@ -7,7 +7,7 @@
 //! itself what is at `/` is the whole.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use fileserver::caller::Trust;
 use ns::text::{self, Flags, Line, MAX_BYTES, OWN_LINES};
@@ -129,7 +129,14 @@ pub fn carried(
     // The caller's own tree, and the node's, are nobody else's.
     let is_lent = |server: &str| server == "#grid" || !(server.starts_with('#') || server == "caller");
     let servers = all.iter().filter_map(Line::server).filter(|(server, _)| is_lent(server));
-    let servers: Vec<(String, String)> = servers.collect();
+    // An export that is bound out of the grid is named, too.
+    let is_grid = |line: &Line| matches!(line, Line::Mount { server, old, .. } if server == "#grid" && old == N);
+    let bound = all.iter().filter(|_| all.iter().any(is_grid)).filter_map(|line| match line {
+        Line::Bind { new, .. } => export_at(Path::new(new))?.ok(),
+        _ => None,
+    });
+    let servers: Vec<(String, String)> =
+        servers.chain(bound.map(|(node, export)| (node, format!("fs/{export}")))).collect();
     let grid = servers.iter().any(|(server, _)| server == "#grid");
     let named: Vec<String> = servers.iter().filter_map(|(server, _)| servers::node_of(server)).collect();
     let is_named = |known: &&Node| {
@@ -141,6 +148,19 @@ pub fn carried(
     let nodes = known.iter().filter(is_named).map(told).collect();
     let text = all.iter().map(|line| format!("{line}\n")).collect();
     Ok(Carried { text, nodes, servers })
+}
+
+/// What is said of a path in the grid where an export is wanted.
+pub const NO_EXPORT: &str = "of another node that is an export, /n/NODE/fs/EXPORT";
+
+/// The node and the export that `path` leads to, if it is in the grid. Errors: it is in none.
+pub fn export_at(path: &Path) -> Option<std::result::Result<(String, String), &'static str>> {
+    let text = |part: Component<'_>| part.as_os_str().to_str().map(str::to_owned);
+    let parts: Option<Vec<String>> = path.strip_prefix(N).ok()?.components().map(text).collect();
+    Some(match parts.as_deref() {
+        Some([node, fs, export, ..]) if fs == "fs" => Ok((node.clone(), export.clone())),
+        _ => Err(NO_EXPORT),
+    })
 }
 
 /// The file at `path`, or a little more of it than may be; `None` if there is none.

@@ -25,10 +25,11 @@ fn lent(top: &Path, trust: Trust, named: &[(&str, &str)]) -> Lent {
     Lent {
         files: Disk::open(&top.join("files"), DiskOptions::new([7; 32])).unwrap(),
         named: named.iter().map(|(server, spec)| ((*server).into(), (*spec).into())).collect(),
+        exposed: Vec::new(),
         trust,
         holder: "SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU".into(),
         session: "beta/1".into(),
-        servers: Servers::new(Nodes::new(dialer.clone(), Duration::ZERO), Who::owner(), [7; 32]),
+        servers: Servers::new(Nodes::new(dialer.clone(), Duration::ZERO), Who::owner(), DiskOptions::new([7; 32])),
         dialer,
         grants: tokio::sync::Mutex::default(),
     }
@@ -73,8 +74,8 @@ async fn what_the_namespace_does_not_name_is_not_lent() {
 async fn a_grant_says_what_the_namespace_does() {
     for (trust, named, only) in [
         (Trust::All, &[("#grid", "")][..], "*"),
-        (Trust::Home, &[("#grid", "")], "*:ro"),
-        (Trust::Home, &[("#grid", ""), ("gamma", "fs/src/lib")], "*:ro,src"),
+        (Trust::Home, &[("#grid", "")], "home:ro"),
+        (Trust::Home, &[("#grid", ""), ("gamma", "fs/src/lib")], "home:ro,src"),
         (Trust::Cwd, &[("#grid", ""), ("tls!127.0.0.1!1", "fs/src")], "src"),
         (Trust::Cwd, &[("gamma", "/fs/")], "*"),
         (Trust::Cwd, &[("gamma", "")], "*"),

@@ -44,6 +44,8 @@ fn counted(machine: &mut Machine, large: u64) -> (Runtime, Proxy) {
         let make = format!("head -c {large} /dev/urandom >../files-{node}/large; echo {node} >../files-{node}/small");
         machine.run("sh", &["-c", &make]);
     }
+    // To be read by /n, whatever it is called.
+    trusts(machine, "all");
     let runtime = Runtime::new().unwrap();
     let proxy = runtime.block_on(Proxy::start(address.parse().unwrap(), Duration::ZERO)).unwrap();
     known_at(machine, "beta", proxy.address);
@@ -57,6 +59,15 @@ fn known_at(machine: &Machine, name: &str, address: SocketAddr) {
     let fields: Vec<&str> = line.split(' ').collect();
     let moved = known.replace(line, &format!("{name} {address} {}", fields[2..].join(" ")));
     fs::write(machine.at("me/known_nodes"), moved).unwrap();
+}
+
+/// From now on I trust every node as far as `level`.
+fn trusts(machine: &Machine, level: &str) {
+    let known = fs::read_to_string(machine.at("me/known_nodes")).unwrap();
+    let mut fields: Vec<Vec<&str>> = known.lines().map(|line| line.split(' ').collect()).collect();
+    fields.iter_mut().for_each(|line| line[2] = level);
+    let lines: String = fields.iter().map(|line| line.join(" ") + "\n").collect();
+    fs::write(machine.at("me/known_nodes"), lines).unwrap();
 }
 
 /// `rcpu beta sh -c SCRIPT`, where `ns` is the namespace file if it says anything.
@@ -242,19 +253,38 @@ fn what_executes_or_is_the_callers_is_relayed_by_the_caller(mut machine: Machine
 
 fn what_a_node_is_lent_depends_on_trust_and_on_what_is_named(mut machine: Machine) {
     machine.node("beta");
-    machine.node_with("gamma", &["--export", "root=/"]);
+    let home = format!("home={}", machine.at("home").display());
+    machine.node_with("gamma", &["--export", "root=/", "--export", &home]);
     machine.run("sh", &["-c", "echo gamma >../files-gamma/small; mkdir ../home/.ssh; echo secret >../home/.ssh/id_x"]);
+    machine.run("sh", &["-c", "echo mine >../home/f"]);
     let n = machine.mount();
-    let known = fs::read_to_string(machine.at("me/known_nodes")).unwrap();
-    let trusts = |level: &str| {
-        fs::write(machine.at("me/known_nodes"), known.replace(" home ", &format!(" {level} "))).unwrap();
-    };
+    let trusts = |level: &str| trusts(&machine, level);
     let named = "mount '#grid' /n\nmount -c gamma /g fs/files\n";
     let tried = "cat /n/gamma/fs/files/small; ls /n/gamma; touch /n/gamma/fs/files/made && rm /n/gamma/fs/files/made";
-    // Of the grid, all of a node's exports: to be read.
-    let error = beta(&machine, "", tried).exits(1);
-    assert_eq!(error.text(), "gamma\nfs\n");
-    assert!(error.errors().contains("Read-only file system"), "{}", error.errors());
+    // Of the grid, what each node exports as `home`: to be read.
+    let of_home =
+        "ls /n/gamma /n/gamma/fs; cat /n/gamma/fs/home/f; cat /n/gamma/fs/files/small; touch /n/gamma/fs/home/f";
+    let error = beta(&machine, "", of_home).exits(1);
+    assert_eq!(error.text(), "/n/gamma:\nfs\n\n/n/gamma/fs:\nhome\nmine\n");
+    let errors = error.errors();
+    assert!(errors.contains("small: No such file") && errors.contains("Read-only file system"), "{errors}");
+    // What is exposed by its name, and what the namespace binds or mounts.
+    let exposed = |what: &str, script: &str| machine.rcpu(&["--expose", what, "-v", "beta", "sh", "-c", script]);
+    let done = exposed("/n/gamma/fs/files:ro", "cat /n/gamma/fs/files/small; touch /n/gamma/fs/files/small").exits(1);
+    assert_eq!(done.text(), "gamma\n");
+    let errors = done.errors();
+    for said in
+        ["lent   the export home of every node, to be read", "lent   gamma fs/files, to be read", "Read-only file"]
+    {
+        assert!(errors.contains(said), "{errors}");
+    }
+    exposed("/n/gamma/fs/files", "touch /n/gamma/fs/files/made && rm /n/gamma/fs/files/made").succeeds();
+    for wrong in ["/n/gamma", "/n/gamma/fs/files/small", "/n/gamma/cpu/clone", "/n/nobody/fs/files"] {
+        exposed(wrong, "true").exits(255).complains(&[wrong.split('/').nth(2).unwrap()]);
+    }
+    let bound = "mount '#grid' /n\nbind /n/gamma/fs/files /b\n";
+    assert_eq!(beta(&machine, bound, "cat /b/small; ls /n/gamma/fs").succeeds_text(), "gamma\nfiles\nhome\n");
+    trusts("all");
     // But for keys, and what else is hidden of the caller, too.
     let secret = format!("{}/.ssh/id_x", machine.at("home").display().to_string().trim_start_matches('/'));
     let there = format!(
@@ -262,7 +292,6 @@ fn what_a_node_is_lent_depends_on_trust_and_on_what_is_named(mut machine: Machin
     );
     assert_eq!(beta(&machine, "", &there).succeeds_text(), "gamma\nNo such file\n/n/gamma/fs/root/etc\n");
     assert_eq!(machine.run("cat", &[n.join("gamma/fs/root").join(&secret)]).text(), "secret\n");
-    trusts("all");
     assert_eq!(beta(&machine, "", tried).succeeds_text(), "gamma\nfs\n");
     trusts("cwd");
     let error = beta(&machine, "", tried).exits(1).errors();

@@ -88,7 +88,7 @@ pub struct Rcpu {
     /// path is a unix socket
     #[arg(short = 'L', value_name = "[BIND:]PORT:HOST:PORT")]
     pub forward: Vec<Forward>,
-    /// Let the node reach this too, whatever its trust level hides
+    /// Let the node reach this too, whatever its trust level hides; of another node an export, /n/NODE/fs/EXPORT
     #[arg(long, value_name = "PATH[:ro]")]
     pub expose: Vec<Expose>,
     /// Set a variable of its environment, or send one that is not sent by itself

@@ -19,7 +19,6 @@ use std::process::ExitCode;
 
 use cpuserver::client::{self, Ended, Stdio};
 use cpuserver::{Command, Host};
-use fileserver::caller::Expose;
 use p9::NodeRef;
 
 use crate::agent::Serve;
@@ -30,7 +29,7 @@ use crate::error::{At, Error, Result};
 use crate::home::Home;
 use crate::known::Node;
 use crate::namespace::Carried;
-use crate::{Context, control, daemon, namespace, output};
+use crate::{Context, control, daemon, lent, namespace, output};
 
 use many::Target;
 
@@ -183,10 +182,11 @@ impl Caller<'_> {
         if self.context.verbose > 0 {
             let rules = serve.rules(node.trust, self.context.homes());
             rules.print().lines().for_each(|line| output::note(format_args!("{}: {line}", node.name)));
-            serve
-                .servers
-                .iter()
-                .for_each(|(server, spec)| output::note(format_args!("{}: lent   {server} {spec}", node.name)));
+            let named = serve.servers.iter().map(|(server, spec)| lent::told(node.trust, server, spec));
+            let exposed = serve.exports.iter().map(|(name, export, read_only)| {
+                format!("{name} fs/{export}{}", if *read_only { ", to be read" } else { "" })
+            });
+            named.chain(exposed).for_each(|told| output::note(format_args!("{}: lent   {told}", node.name)));
         }
     }
 
@@ -241,7 +241,7 @@ impl Caller<'_> {
         let mine: Option<Vec<&str>> = mine.as_ref().map(|mine| mine.iter().map(String::as_str).collect());
         let namespace =
             namespace::carried(self.context, &self.dialer, self.typed.ns.as_deref(), node, mine.as_deref())?;
-        let serve = serve_request(self.context, self.typed, node, &namespace)?;
+        let serve = serve_request(self.context, self.typed, &self.dialer, node, &namespace)?;
         let command = command(self.context, self.typed, namespace, argv, terminal)?;
         Ok((serve, if root == RootOf::Caller { command.hinted() } else { command }))
     }
@@ -349,14 +349,28 @@ fn working_directory(typed: &Rcpu) -> Result<PathBuf> {
     Ok(dir)
 }
 
-fn serve_request(context: &Context, typed: &Rcpu, node: &Node, namespace: &Carried) -> Result<Serve> {
+fn serve_request(context: &Context, typed: &Rcpu, dialer: &Dialer, node: &Node, namespace: &Carried) -> Result<Serve> {
     let cwd = working_directory(typed)?;
-    let exposed = |expose: &Expose| {
-        let path = cwd.join(&expose.path);
-        std::fs::symlink_metadata(&path).at("expose", path.display())?;
-        Ok((path.as_path().into(), expose.read_only))
-    };
-    let expose = typed.expose.iter().map(exposed).collect::<Result<_>>()?;
+    let (mut expose, mut exports) = (Vec::new(), Vec::new());
+    for one in &typed.expose {
+        let path = cwd.join(&one.path);
+        match namespace::export_at(&path) {
+            Some(export) => {
+                let refused = |reason| Error::new("expose", path.display(), reason).remedy("slashn nodes");
+                let (name, export) = export.map_err(refused)?;
+                // An export is lent as a whole.
+                if path.components().count() != 5 {
+                    return Err(refused(namespace::NO_EXPORT));
+                }
+                let known = dialer.find(&name)?;
+                exports.push((known.name.to_string(), export, one.read_only));
+            }
+            None => {
+                std::fs::symlink_metadata(&path).at("expose", path.display())?;
+                expose.push((path.as_path().into(), one.read_only));
+            }
+        }
+    }
     let home = context.user_home().ok_or_else(|| Error::new("find the home", "$HOME", "is not set"))?;
     Ok(Serve {
         node: node.name.as_str().to_string(),
@@ -365,6 +379,7 @@ fn serve_request(context: &Context, typed: &Rcpu, node: &Node, namespace: &Carri
         home: home.as_path().into(),
         cwd: cwd.as_path().into(),
         expose,
+        exports,
         servers: namespace.servers.clone(),
     })
 }
