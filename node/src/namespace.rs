@@ -36,6 +36,7 @@ fn grid() -> Line {
 }
 
 /// Lines, and where each is written: `FILE:LINE`.
+#[derive(Clone)]
 pub struct Written {
     /// The lines.
     pub lines: Vec<Line>,
@@ -47,6 +48,71 @@ impl Written {
     pub fn refused(&self, step: &str, failed: &ns::Failed) -> Error {
         let origin = self.origins.get(failed.index).map_or("the namespace", String::as_str);
         refused(step, origin, &failed.error)
+    }
+
+    /// `reason`, which a node gives for not making this namespace, with the place of the line that it names.
+    pub fn placed(&self, reason: &str) -> Option<String> {
+        let mut all = self.lines.iter().zip(&self.origins);
+        all.find_map(|(line, origin)| {
+            let rest = reason.strip_prefix(&format!("namespace: {line}: "))?;
+            Some(format!("{origin}: {rest}"))
+        })
+    }
+
+    /// The same with the lines of the files that it includes, as far as those are this machine's, in their places: what
+    /// they name is named by the namespace. Errors: such a file is none.
+    pub fn with_included(self, context: &Context) -> Result<Self> {
+        let whole = Self { lines: Vec::new(), origins: Vec::new() };
+        if self.lines.first() != Some(&here()) {
+            return Ok(self);
+        }
+        let mut including = Including { context, cwd: "/".into(), covered: Vec::new(), whole };
+        including.add(self, 0)?;
+        Ok(including.whole)
+    }
+}
+
+/// A namespace on its way to what [`Written::with_included`] gives.
+struct Including<'a> {
+    context: &'a Context,
+    cwd: String,
+    /// Where something was put over this machine's root.
+    covered: Vec<PathBuf>,
+    whole: Written,
+}
+
+impl Including<'_> {
+    fn add(&mut self, written: Written, depth: usize) -> Result<()> {
+        for (line, origin) in written.lines.into_iter().zip(written.origins) {
+            match &line {
+                Line::Cd { dir } => self.cwd = ns::clean(&self.cwd, dir),
+                Line::Mount { old, .. } | Line::Bind { old, .. } if line != here() => {
+                    self.covered.push(ns::clean(&self.cwd, old).into());
+                }
+                Line::Include { path } => {
+                    let path = PathBuf::from(ns::clean(&self.cwd, path));
+                    let mine = !self.covered.iter().any(|covered| path.starts_with(covered));
+                    if mine && depth == ns::MAX_INCLUDED {
+                        let error = ns::Error::Depth(path.display().to_string());
+                        return Err(Error::new(STEP, origin, error).remedy(format!("cat {}", path.display())));
+                    }
+                    if mine {
+                        if let Some(text) = read(&path)? {
+                            let (lines, origins) = parsed(self.context, &path.display(), &text)?;
+                            self.add(Written { lines, origins }, depth + 1)?;
+                        }
+                        continue;
+                    }
+                }
+                _ => {}
+            }
+            if self.whole.lines.len() == OWN_LINES {
+                return Err(Error::new(STEP, origin, ns::Error::Full(OWN_LINES)));
+            }
+            self.whole.lines.push(line);
+            self.whole.origins.push(origin);
+        }
+        Ok(())
     }
 }
 
@@ -73,14 +139,7 @@ pub fn lines(context: &Context, file: Option<&Path>) -> Result<Written> {
 }
 
 fn read_lines(context: &Context, file: Option<&Path>) -> Result<(Vec<Line>, Vec<String>)> {
-    let variable = |name: &str| variable(context, name);
-    let parsed = |name: &dyn std::fmt::Display, text: &[u8]| {
-        let lines = text::checked(text).and_then(|text| text::parse_numbered(text, OWN_LINES, &variable));
-        let placed = |lines: Vec<(usize, Line)>| -> (Vec<Line>, Vec<String>) {
-            lines.into_iter().map(|(number, line)| (line, format!("{name}:{number}"))).unzip()
-        };
-        lines.map(placed).map_err(|err| Error::new(STEP, name, &err).remedy(format!("sed -n {}p {name}", err.line)))
-    };
+    let parsed = |name: &dyn std::fmt::Display, text: &[u8]| parsed(context, name, text);
     if let Some(file) = file {
         let missing = || Error::new(STEP, file.display(), p9::Errno::ENOENT).remedy("slashn ns DIR >FILE");
         let text = read(file)?.ok_or_else(missing)?;
@@ -102,6 +161,16 @@ fn read_lines(context: &Context, file: Option<&Path>) -> Result<(Vec<Line>, Vec<
     Ok((lines, origins))
 }
 
+/// The lines of the file `name`, which says `text`, and where each is.
+fn parsed(context: &Context, name: &dyn std::fmt::Display, text: &[u8]) -> Result<(Vec<Line>, Vec<String>)> {
+    let variable = |name: &str| variable(context, name);
+    let lines = text::checked(text).and_then(|text| text::parse_numbered(text, OWN_LINES, &variable));
+    let placed = |lines: Vec<(usize, Line)>| -> (Vec<Line>, Vec<String>) {
+        lines.into_iter().map(|(number, line)| (line, format!("{name}:{number}"))).unzip()
+    };
+    lines.map(placed).map_err(|err| Error::new(STEP, name, &err).remedy(format!("sed -n {}p {name}", err.line)))
+}
+
 /// The namespace of a command that another node runs, and what goes with its text.
 pub struct Carried {
     /// The lines, which mean the same wherever they are read.
@@ -112,12 +181,10 @@ pub struct Carried {
     pub servers: Vec<(String, String)>,
 }
 
-/// The namespace of a command on `node`: that of [`lines`], where this machine's root is what every command has there;
+/// The namespace of a command on `node`: that which is `written`, where this machine's root is what every command has there;
 /// or, where `mine` are given, the node's own root with these directories of mine in it.
-pub fn carried(
-    context: &Context, dialer: &Dialer, file: Option<&Path>, node: &Node, mine: Option<&[&str]>,
-) -> Result<Carried> {
-    let mut all = lines(context, file)?.lines;
+pub fn carried(dialer: &Dialer, written: Written, node: &Node, mine: Option<&[&str]>) -> Result<Carried> {
+    let mut all = written.lines;
     if all.first() == Some(&here()) {
         let base = match mine {
             Some(mine) => cpuserver::client::node_root_ns(node.name.as_str(), mine),
@@ -179,7 +246,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
 
 /// What a user is told of a namespace that could not be made.
 pub fn refused(step: &str, thing: impl std::fmt::Display, err: &ns::Error) -> Error {
-    let remedy = match err {
+    let remedy = match err.cause() {
         ns::Error::Dial { .. } => "slashn nodes; or -q at that line of the namespace file, if it may fail",
         ns::Error::NotMounted(_) | ns::Error::NotInUnion { .. } => "slashn ns",
         _ => "slashn man ns",

@@ -7,6 +7,7 @@
 //! than it is worth. Texts of others never come here: a node that runs a command for somebody knows none of these.
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use fileserver::{Disk, DiskOptions};
 use ns::{Dialer, Grid, Lazy, Names, Namespace};
 use p9::client::{self, Client};
 use p9::dial::Address;
-use p9::{Errno, Name, NodeRef, Reply, Tree, Want, Who, transport};
+use p9::{Entry, Errno, Handle, How, Name, NodeRef, Reply, Tree, Walk, Want, Who, transport};
 use tokio::sync::Mutex;
 
 use crate::grid::Nodes;
@@ -208,18 +209,23 @@ impl Servers {
         let kind = Kind::of(server).map_err(|refused| self.refused(server, refused))?;
         let lazy = || Lazy::node(Arc::new(self.clone()), server, spec);
         match kind {
-            Kind::Grid => at(Grid::new(self.0.nodes.clone()), spec).await,
+            Kind::Grid => self.at(server, Grid::new(self.0.nodes.clone()), spec).await,
             Kind::Local(path) => match self.local(path).await {
-                Ok(root) => at(root, spec).await,
+                Ok(root) => self.at(server, root, spec).await,
                 Err(err) => Err(self.refused(server, err)),
             },
             Kind::Exec(_) | Kind::Ssh(_) if !eager => lazy(),
             // What is no directory is what it is as long as it lasts.
-            _ => match at(self.reach_now(server).await?, spec).await? {
+            _ => match self.at(server, self.reach_now(server).await?, spec).await? {
                 node if node.qid().kind != p9::FileKind::Dir => Ok(node),
                 _ => lazy(),
             },
         }
+    }
+
+    /// The file `spec` of what `server` serves under `root`.
+    async fn at(&self, server: &str, root: NodeRef, spec: &str) -> Result<NodeRef, Errno> {
+        at(root, spec).await.map_err(|refused| self.refused(server, refused))
     }
 
     async fn reach_now(&self, server: &str) -> Result<NodeRef, Errno> {
@@ -236,13 +242,45 @@ impl Servers {
     }
 }
 
-/// The file `spec` of what is served under `root`.
-pub(crate) async fn at(root: NodeRef, spec: &str) -> Result<NodeRef, Errno> {
-    let names = Name::split(spec.as_bytes())?;
+/// The file `spec` of what is served under `root`. Errors: why there is none, and what there is.
+pub(crate) async fn at(root: NodeRef, spec: &str) -> Result<NodeRef, Refused> {
+    let say = |errno: Errno| (errno, format!("{spec}: {errno}"));
+    let names = Name::split(spec.as_bytes()).map_err(say)?;
     if names.is_empty() {
         return Ok(root);
     }
-    Ok(root.walk(&names, Want::default()).await?.reached()?.node)
+    let (far, errno) = match root.walk(&names, Want::default()).await {
+        Ok(Walk { end: Ok(reached), .. }) => return Ok(reached.node),
+        Ok(Walk { qids, end: Err(errno) }) => (qids.len().min(names.len()), errno),
+        Err(errno) => (0, errno),
+    };
+    let dir = match far {
+        0 => Ok(root),
+        far => root.walk(&names[..far], Want::default()).await.and_then(Walk::reached).map(|reached| reached.node),
+    };
+    let there = match dir {
+        Ok(dir) if errno == Errno::ENOENT => some_names(&dir).await.unwrap_or_default(),
+        _ => String::new(),
+    };
+    Err((errno, format!("{spec}: {errno}{there}")))
+}
+
+/// How many names of a directory are said.
+const SOME: usize = 12;
+
+/// What `dir` has, in words that follow an error.
+async fn some_names(dir: &NodeRef) -> Result<String, Errno> {
+    let Handle::Dir(open) = dir.open(How::READ).await? else { return Ok(String::new()) };
+    let mut names = Vec::new();
+    let mut each = |entry: Entry<'_>| {
+        names.push(entry.name.to_string().replace(char::is_control, "?"));
+        if names.len() > SOME { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    open.list(0, &mut each).await?;
+    let more = if names.len() > SOME { ", ..." } else { "" };
+    names.truncate(SOME);
+    names.sort();
+    Ok(if names.is_empty() { String::new() } else { format!("; there is {}{more}", names.join(", ")) })
 }
 
 impl Names for Servers {

@@ -238,15 +238,23 @@ impl There {
         Ok(grant)
     }
 
+    /// The file `spec` of what `server` serves under `root`.
+    async fn at(&self, server: &str, root: NodeRef, spec: &str) -> Result<NodeRef, Errno> {
+        at(root, spec).await.map_err(|(errno, why)| {
+            self.0.why.insert(server.into(), why);
+            errno
+        })
+    }
+
     async fn dial_now(&self, server: &str, spec: &str) -> Result<NodeRef, Errno> {
         if server == "#grid" {
-            return at(Grid::new(Arc::new(self.clone())), spec).await;
+            return self.at(server, Grid::new(Arc::new(self.clone())), spec).await;
         }
         if let Some(node) = self.find(server) {
             if self.is_me(node) {
-                return at(self.node_root(node).await?, spec).await;
+                return self.at(server, self.node_root(node).await?, spec).await;
             }
-            let found = at(self.node_root(node).await?, spec).await?;
+            let found = self.at(server, self.node_root(node).await?, spec).await?;
             return match found.qid().kind {
                 p9::FileKind::Dir => Lazy::node(Arc::new(self.clone()), node.name.as_str(), spec),
                 _ => Ok(found),
@@ -257,7 +265,7 @@ impl There {
         if ["exec!", "ssh!"].iter().any(|kind| server.starts_with(kind)) {
             return lazy();
         }
-        match at(self.other_root(server).await?, spec).await? {
+        match self.at(server, self.other_root(server).await?, spec).await? {
             found if found.qid().kind == p9::FileKind::Dir => lazy(),
             found => Ok(found),
         }

@@ -12,7 +12,7 @@ use crate::path::clean;
 use crate::text::{self, Flags, Line, MAX_BYTES, Variables};
 
 /// How deep files may include files.
-const MAX_DEPTH: usize = 16;
+pub const MAX_INCLUDED: usize = 16;
 
 /// Reaches the servers that a namespace file names.
 pub trait Dialer: Send + Sync {
@@ -147,7 +147,7 @@ impl Building<'_> {
     /// Adds the lines of the file at `path`, if there is one.
     async fn include(&mut self, path: &str, depth: usize) -> Result<(), Error> {
         let path = clean(&self.cwd, path);
-        if depth == MAX_DEPTH {
+        if depth == MAX_INCLUDED {
             return Err(Error::Depth(path));
         }
         let bytes = match self.read(&path).await {
@@ -156,9 +156,16 @@ impl Building<'_> {
         };
         let fail = |error| Error::Text { path: path.clone(), error };
         let text = text::checked(&bytes).map_err(fail)?;
-        let lines = text::parse(text, self.left, self.with.variable).map_err(fail)?;
-        // Where in it, the text says.
-        Box::pin(self.add(&lines, depth + 1)).await.map_err(|failed| failed.error)
+        let numbered = text::parse_numbered(text, self.left, self.with.variable).map_err(fail)?;
+        let (numbers, lines): (Vec<usize>, Vec<Line>) = numbered.into_iter().unzip();
+        Box::pin(self.add(&lines, depth + 1)).await.map_err(|failed| match failed.error {
+            // It says where by itself.
+            error @ (Error::Included { .. } | Error::Text { .. } | Error::Depth(_)) => error,
+            error => {
+                let line = numbers.get(failed.index).copied().unwrap_or_default();
+                Error::Included { path, line, error: Box::new(error) }
+            }
+        })
     }
 
     /// The file at `path`, or a little more of it than may be.

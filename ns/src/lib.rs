@@ -21,9 +21,10 @@ mod under;
 
 pub mod text;
 
-pub use build::{Build, Dialer, Failed};
+pub use build::{Build, Dialer, Failed, MAX_INCLUDED};
 pub use grid::{Grid, Names};
 pub use lazy::Lazy;
 pub use namespace::{Error, Namespace, Shown};
+pub use path::clean;
 pub use text::Flags;
 pub use under::identify_by;

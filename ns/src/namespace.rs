@@ -87,9 +87,29 @@ pub enum Error {
         /// Where in it, and why.
         error: ParseError,
     },
+    /// A line of a file that is included could not be done.
+    #[error("{path}:{line}: {error}")]
+    Included {
+        /// The file.
+        path: String,
+        /// The number of the line.
+        line: usize,
+        /// Why.
+        error: Box<Error>,
+    },
     /// A file includes itself, or one that does.
     #[error(". {0}: it is included too deep")]
     Depth(String),
+}
+
+impl Error {
+    /// What is behind it, in whichever file.
+    pub fn cause(&self) -> &Self {
+        match self {
+            Self::Included { error, .. } => error.cause(),
+            cause => cause,
+        }
+    }
 }
 
 /// A place where something is mounted.

@@ -72,7 +72,7 @@ impl Drop for Link {
 }
 
 /// `path`, seen from the directory `cwd`, as an absolute path: `.` and `..` are resolved as text, as Plan 9 does.
-pub(crate) fn clean(cwd: &str, path: &str) -> String {
+pub fn clean(cwd: &str, path: &str) -> String {
     let whole = if path.starts_with('/') { path.to_string() } else { format!("{cwd}/{path}") };
     let mut names = Vec::new();
     for name in whole.split('/') {

@@ -16,6 +16,7 @@ as_both! {
     what_is_mounted_is_what_the_homes_namespace_says
     a_namespace_file_that_is_none_mounts_nothing_and_says_where
     a_command_elsewhere_has_what_the_homes_namespace_says
+    what_a_node_cannot_make_of_a_namespace_is_told_with_its_line
 }
 
 /// A program that tells its pid and then waits for a line.
@@ -113,6 +114,34 @@ fn what_is_mounted_is_what_the_homes_namespace_says(mut machine: Machine) {
     assert_eq!(machine.run("ls", &[n.join("only")]).text(), "files\n");
 }
 
+/// Whatever is wrong with a line, whoever writes it is told where that is, and what is.
+fn what_a_node_cannot_make_of_a_namespace_is_told_with_its_line(mut machine: Machine) {
+    machine.node("beta");
+    machine.node("gamma");
+    let w = machine.at("work").display().to_string();
+    machine.run("sh", &["-c", "mkdir d; echo 'bind /no/such /x' >d/inc; echo 'mount gamma /g fs/files' >d/servers"]);
+    machine.run("sh", &["-c", "echo 1 >../files-gamma/f"]);
+    for (text, parts) in [
+        ("# one\nmount gamma /x files\n".into(), &["ns:2: mount gamma: files: No such file", "; there is "][..]),
+        ("mount beta /x fs/none\n".into(), &["ns:1: mount beta: fs/none: No such file", "; there is files;"]),
+        ("\n\nbind /no/such /x\n".into(), &["ns:3: /no/such: No such file"]),
+        ("unmount /no\n".into(), &["ns:1: /no: not mounted"]),
+        (format!("bind {w}/d/inc {w}\n"), &["ns:1: ", "a file on a file"]),
+        (format!("cd {w}\n. d/inc\n"), &["d/inc:1: /no/such: No such file"]),
+        (format!("bind {w}/d /y\n. /y/inc\n"), &["ns:2: /y/inc:1: /no/such: No such file"]),
+        (format!("mount 'exec!false' /x\n. {w}/ns\n"), &["ns:2: ", "it is included too deep"]),
+    ] {
+        machine.write("ns", &text);
+        machine.rcpu(&["--ns", "ns", "beta", "true"]).exits(255).complains(parts);
+    }
+    // What a file names that is included is named by the namespace.
+    machine.write("ns", &format!(". {w}/d/servers\n. /no/such\n"));
+    assert_eq!(machine.rcpu(&["--ns", "ns", "beta", "cat", "/g/f"]).succeeds().text(), "1\n");
+    machine.write("ns", "mount nobody /x\n");
+    let said = machine.rcpu(&["--ns", "ns", "beta,gamma", "true"]).exits(255).errors();
+    assert_eq!(said.matches(": ns:1: mount nobody: ").count(), 2, "{said}");
+}
+
 fn a_command_elsewhere_has_what_the_homes_namespace_says(mut machine: Machine) {
     machine.node("beta");
     machine.run("sh", &["-c", "mkdir ../files-beta/d; echo beta >../files-beta/d/f"]);
@@ -129,7 +158,7 @@ fn a_command_elsewhere_has_what_the_homes_namespace_says(mut machine: Machine) {
     machine
         .rcpu(&["--ns", "ns", "beta", "true"])
         .exits(255)
-        .complains(&["run: beta: ", "bind /no/such /srv/all: /no/such: No such file"]);
+        .complains(&["run: beta: ", "ns:1: /no/such: No such file"]);
     fs::write(&home, "mount '#grid' $n\nbind -x a b\n").unwrap();
     machine.rcpu(&["beta", "true"]).exits(255).complains(&["me/namespace: line 2, column 6: expected a flag"]);
     machine.rcpu(&["--ns", "none", "beta", "true"]).exits(255).complains(&["none: No such file"]);

@@ -183,11 +183,20 @@ fn what_cannot_be_made_is_told_and_nothing_runs(machine: Machine) {
         ("mount nobody /n/x\n", &["run: ", "work/ns:1: mount nobody: no node of that name is known"][..]),
         ("bind /no/such /n/x\n", &["run: ", "work/ns:1: /no/such: No such file"]),
         ("bind /usr /etc/passwd\n", &["work/ns:1: ", "a directory goes on a directory"]),
+        ("mount me /n/x\n", &["run: ", "work/ns:1: mount me: no node of that name is known"]),
+        ("\nmount local!/usr /n/x bin/no/x\n", &["work/ns:2: mount local!/usr: bin/no/x: No such file", "; there is "]),
+        ("unmount /no\n", &["work/ns:1: /no: not mounted"]),
+        ("mount '#grid' /n\n\nunmount /usr /n\n", &["work/ns:3: /usr is not in the union at /n"]),
+        ("bind /usr /usr/bin\n", &["work/ns:1: /usr/bin is in /usr: "]),
+        ("cd /\0\n", &["ns: line 1, column 5: expected text, not a NUL"]),
         ("mount exec!x\n", &["read the namespace: ", "ns: line 1, column 13: expected more: mount"]),
     ] {
         machine.write("ns", text);
         machine.slashn(&["run", "--ns", "ns", "touch", at(&ran)]).exits(255).complains(parts);
     }
+    machine.write("ns", &format!("# one\n. {}/ns\n", machine.at("work").display()));
+    let loops = machine.slashn(&["run", "--ns", "ns", "touch", at(&ran)]).exits(255);
+    loops.complains(&["work/ns:2: ", "it is included too deep"]);
     machine.run("mkdir", &["dir", "gone"]);
     machine.slashn(&["run", "--ns", "dir", "touch", at(&ran)]).exits(255).complains(&["dir: Is a directory"]);
     let gone = machine.command("sh").args(["-c", "cd gone; rmdir ../gone; exec slashn run touch ../ran"]).exits(255);

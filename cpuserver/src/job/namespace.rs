@@ -72,7 +72,7 @@ pub(crate) async fn root(cpu: &Cpu, session: &Session, spec: &Spec, owners: Owne
     let variable = |name: &str| variable(&spec.env, name);
     let build = ns::Build { dialer: &trees, variable: &variable, most: PEER_LINES };
     let namespace = build.build(&lines).await.map_err(|err| {
-        let remedy = match err.error {
+        let remedy = match err.error.cause() {
             ns::Error::Dial { .. } => "slashn nodes; or -q at that line of the namespace file, if it may fail",
             _ => "slashn man ns",
         };

@@ -16,6 +16,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use cpuserver::client::{self, Ended, Stdio};
 use cpuserver::{Command, Host};
@@ -28,7 +29,7 @@ use crate::dial::Dialer;
 use crate::error::{At, Error, Result};
 use crate::home::Home;
 use crate::known::Node;
-use crate::namespace::Carried;
+use crate::namespace::{Carried, Written};
 use crate::{Context, control, daemon, lent, namespace, output};
 
 use many::Target;
@@ -47,7 +48,8 @@ fn rcpu(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
     let (wanted, argv) = typed.parsed()?;
     let home = context.open_home()?;
     let dialer = Dialer::open(&home, context.agent())?;
-    let caller = Caller { context, typed, home, dialer, argv };
+    let written = Arc::new(namespace::lines(context, typed.ns.as_deref())?.with_included(context)?);
+    let caller = Caller { context, typed, home, dialer, argv, written };
     let known = match &wanted {
         Where::Named(names) => places::nodes(&caller.dialer, Some(names))?,
         Where::All => places::nodes(&caller.dialer, None)?,
@@ -93,6 +95,8 @@ struct Caller<'a> {
     home: Home,
     dialer: Dialer,
     argv: Vec<OsString>,
+    /// The namespace.
+    written: Arc<Written>,
 }
 
 impl Caller<'_> {
@@ -131,7 +135,7 @@ impl Caller<'_> {
                 },
                 ended => ended,
             };
-            ended.map_err(|err| explain(&node, err))
+            ended.map_err(|err| explain(&node, &self.written, err))
         });
         drop(raw);
         ended.map(|ended| told(self.context, &node.name, ended))
@@ -174,7 +178,7 @@ impl Caller<'_> {
             },
             started => started,
         };
-        started.map(|session| format!("{}/{session}", node.name)).map_err(|err| explain(&node, err))
+        started.map(|session| format!("{}/{session}", node.name)).map_err(|err| explain(&node, &self.written, err))
     }
 
     /// Says what `node` can reach, if that was asked for.
@@ -239,8 +243,7 @@ impl Caller<'_> {
     fn request_by(&self, node: &Node, argv: &[OsString], terminal: bool, root: RootOf) -> Result<(Serve, Command)> {
         let mine = (root == RootOf::Node).then(|| self.directories()).transpose()?;
         let mine: Option<Vec<&str>> = mine.as_ref().map(|mine| mine.iter().map(String::as_str).collect());
-        let namespace =
-            namespace::carried(self.context, &self.dialer, self.typed.ns.as_deref(), node, mine.as_deref())?;
+        let namespace = namespace::carried(&self.dialer, (*self.written).clone(), node, mine.as_deref())?;
         let serve = serve_request(self.context, self.typed, &self.dialer, node, &namespace)?;
         let command = command(self.context, self.typed, namespace, argv, terminal)?;
         Ok((serve, if root == RootOf::Caller { command.hinted() } else { command }))
@@ -384,8 +387,8 @@ fn serve_request(context: &Context, typed: &Rcpu, dialer: &Dialer, node: &Node, 
     })
 }
 
-/// What the user is told.
-fn explain(node: &Node, err: client::Error) -> Error {
+/// What the user is told of a command on `node` in the namespace `written`.
+fn explain(node: &Node, written: &Written, err: client::Error) -> Error {
     let status = err.exit_code();
     match err {
         // Nobody reads any more (`| head`): as if the signal for it had ended the command.
@@ -399,6 +402,10 @@ fn explain(node: &Node, err: client::Error) -> Error {
         client::Error::Lost { .. } => {
             Error::new("run", &node.name, err).remedy(format!("slashn status, on {}", node.name)).status(status)
         }
-        err => Error::with_remedy("run", &node.name, &err.to_string()).status(status),
+        err => {
+            let said = err.to_string();
+            let placed = written.placed(&said).unwrap_or(said);
+            Error::with_remedy("run", &node.name, &placed).status(status)
+        }
     }
 }

@@ -109,6 +109,10 @@ async fn a_file_is_included_from_the_namespace_as_it_is_by_then() {
     assert_eq!(depth, Error::Depth("/lib/self".into()));
     let bad = fails("mount files /\n. /lib/bad\n").await.to_string();
     assert_eq!(bad, "/lib/bad: line 2, column 1: expected mount, bind, unmount, import, cd, clear or `.`, not mout");
+    put("lib/bad", "cd /\n\nbind /no /x\n");
+    let bad = fails("mount files /\n. /lib/bad\n").await;
+    assert_eq!(bad.to_string(), format!("/lib/bad:3: /no: {}", Errno::ENOENT));
+    assert!(matches!(bad.cause(), Error::Path { .. }));
     put("lib/bad", &"cd /\n".repeat(PEER_LINES));
     let long = fails("mount files /\n. /lib/bad\n").await.to_string();
     assert_eq!(long, "/lib/bad: line 1023, column 1: expected the end: it may have 1022 lines");

@@ -196,6 +196,7 @@ impl<'a> Feeding<'a> {
             label,
             directory: caller.typed.output_dir.as_ref().map(|dir| dir.join(line.number.to_string())),
             order: self.turns.clone().map(|turns| (turns, line.number - 1)),
+            written: caller.written.clone(),
         })
     }
 

@@ -24,6 +24,7 @@ use crate::agent::Serve;
 use crate::dial::Dialer;
 use crate::error::{At, Error, Result};
 use crate::known::Node;
+use crate::namespace::Written;
 use crate::output;
 
 /// Nodes at once, unless it was said.
@@ -42,12 +43,14 @@ pub(super) struct Job {
     /// The directory for its output.
     pub(super) directory: Option<PathBuf>,
     pub(super) order: Option<(Turns, usize)>,
+    /// The namespace, for whoever reads what is wrong with it.
+    pub(super) written: Arc<Written>,
 }
 
 impl Job {
     /// Runs it to its end. Errors: why nobody knows that, and whether it certainly never ran.
     pub(super) async fn run(self, printer: &Printer, signals: &Signals) -> Result<Exit, (Error, bool)> {
-        let Self { place, agent, serve, command, stdin, label, directory, order } = self;
+        let Self { place, agent, serve, command, stdin, label, directory, order, written } = self;
         let host = super::host(&place, &agent, serve);
         let ran = async |stdout, stderr| {
             let command = command.stdin(Stdio::from(stdin)).stdout(stdout).stderr(stderr);
@@ -55,7 +58,7 @@ impl Job {
             ended.map_err(|err| (err.never_ran(), err))
         };
         let name = place.node.name.to_string();
-        let told = |(never, err): (bool, client::Error)| (explain(&place.node, err), never);
+        let told = |(never, err): (bool, client::Error)| (explain(&place.node, &written, err), never);
         match directory {
             Some(directory) => {
                 let [stdout, stderr] = files(&directory).await.map_err(|err| (err, false))?;
@@ -222,6 +225,7 @@ async fn one(
         directory: caller.typed.output_dir.as_ref().map(|dir| dir.join(&name)),
         label: caller.typed.labels(true).then_some(name),
         order,
+        written: caller.written.clone(),
     };
     Box::pin(job.run(printer, signals)).await.map_err(|(err, _)| err)
 }
