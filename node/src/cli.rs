@@ -327,7 +327,8 @@ pub struct Bind {
     pub new: String,
     /// Where
     pub old: String,
-    /// The mount [default: the one that OLD is in, else as `slashn mount`]
+    /// What is changed [default: within `slashn run` that command's namespace; else the mount that OLD is in, or else
+    /// that of `slashn mount`]
     #[arg(long = "mount", value_name = "DIR")]
     pub mount: Option<PathBuf>,
 }
@@ -338,7 +339,8 @@ pub struct Unbind {
     /// What, if not all of it, and where
     #[arg(required = true, num_args = 1..=2, value_names = ["NEW", "OLD"])]
     pub paths: Vec<String>,
-    /// The mount [default: the one that OLD is in, else as `slashn mount`]
+    /// What is changed [default: within `slashn run` that command's namespace; else the mount that OLD is in, or else
+    /// that of `slashn mount`]
     #[arg(long = "mount", value_name = "DIR")]
     pub mount: Option<PathBuf>,
 }

@@ -1,15 +1,17 @@
-//! A mounted namespace, which `slashn bind` and `unbind` change.
+//! A namespace that is in use, in a mount or by a command of `slashn run`, which `slashn bind` and `unbind` change.
 //!
-//! The mount's control directory has a file `change`: what is written to it is a line of namespace(6), and reading it
+//! Its control directory has a file `change`: what is written to it is a line of namespace(6), and reading it
 //! then gives nothing if that was done, else why not. A line is done as a whole or not at all; by the time it is
 //! answered the kernel knows.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ns::text::{self, OWN_LINES};
+use cpuserver::launch::private::{Plan, PlannedMount};
+use ns::text::{self, Line, OWN_LINES};
 use ns::{Build, Namespace};
 use p9::{Errno, How, Name, NodeRef, Reply, Stream, Want, Written, synth};
 use parking_lot::Mutex;
@@ -31,6 +33,57 @@ pub struct Live {
     pub context: Context,
     /// The mount.
     pub mount: Arc<mount::Mount>,
+    /// What of the namespace that shows.
+    pub shows: Shows,
+}
+
+/// What of a namespace is shown by FUSE, where changes are seen.
+pub enum Shows {
+    /// What is at `/n`.
+    Grid,
+    /// What is at these paths, but for what is at those: the kernel's own bind mounts.
+    Parts {
+        /// What is shown.
+        served: Vec<PathBuf>,
+        /// What is not.
+        bound: Vec<PathBuf>,
+    },
+}
+
+impl Shows {
+    /// The part that the kernel leaves to FUSE where `plan` was mounted.
+    pub fn of(plan: &Plan) -> Self {
+        let (bound, served) = plan.mounts.iter().partition::<Vec<_>, _>(|mount| mount.local.is_some());
+        let at =
+            |mounts: Vec<&PlannedMount>| -> Vec<PathBuf> { mounts.into_iter().map(|mount| mount.at.clone()).collect() };
+        let whole = plan.whole.then(|| PathBuf::from("/"));
+        Self::Parts { served: whole.into_iter().chain(at(served)).collect(), bound: at(bound) }
+    }
+
+    /// Why what `line` says would not be seen, if so.
+    fn refuses(&self, line: &Line) -> Option<String> {
+        let Self::Parts { served, bound } = self else { return None };
+        let old = PathBuf::from(ns::clean("/", line.old()));
+        if let Some(own) = bound.iter().find(|own| own.starts_with(&old) || old.starts_with(own)) {
+            let own = own.display();
+            return Some(format!("{own} is bound by the kernel, and stays so as long as the command runs"));
+        }
+        let changes = matches!(line, Line::Mount { .. } | Line::Bind { .. } | Line::Unmount { .. });
+        if changes && served.iter().any(|shown| old.starts_with(shown) && old != *shown) {
+            return None;
+        }
+        let below: Vec<String> = served.iter().map(|shown| format!("{}/...", shown.display())).collect();
+        Some(format!("of a command's namespace what is at {} changes while it runs", below.join(", ")))
+    }
+
+    /// The names that lead to what is at `path`, in the mount.
+    fn within<'a>(&self, path: &'a str) -> Option<Vec<Name<'a>>> {
+        let within = match self {
+            Self::Grid => path.strip_prefix(N).unwrap_or_default(),
+            Self::Parts { .. } => path,
+        };
+        Name::split(within.as_bytes()).ok()
+    }
 }
 
 impl Live {
@@ -42,10 +95,13 @@ impl Live {
     }
 
     /// Does what `line` says. Errors: why it was not done.
-    async fn change(&self, line: &[u8]) -> Result<(), String> {
+    async fn change(self: &Arc<Self>, line: &[u8]) -> Result<(), String> {
         let variable = |name: &str| namespace::variable(&self.context, name);
         let lines = text::checked(line).and_then(|text| text::parse(text, 1, &variable));
         let lines = lines.map_err(|err| err.to_string())?;
+        if let Some(reason) = lines.iter().find_map(|line| self.shows.refuses(line)) {
+            return Err(format!("{reason}; try: slashn run --ns FILE"));
+        }
         let build = Build { dialer: &*self.servers.eager(), variable: &variable, most: OWN_LINES };
         let changed = build.change(&self.namespace, &lines).await;
         for line in &lines {
@@ -59,13 +115,12 @@ impl Live {
     }
 
     /// Tells the kernel that what `path` leads to is not what it was.
-    async fn tell(&self, path: &str) {
-        let (mount, path) = (self.mount.clone(), path.to_string());
+    async fn tell(self: &Arc<Self>, path: &str) {
+        let (live, path) = (self.clone(), path.to_string());
         let told = tokio::task::spawn_blocking(move || {
             // What is further up may have changed all that the mount shows.
-            let within = path.strip_prefix(N).unwrap_or_default();
-            if let Ok(names) = Name::split(within.as_bytes()) {
-                mount.exchanged(&names);
+            if let Some(names) = live.shows.within(&path) {
+                live.mount.exchanged(&names);
             }
         });
         if tokio::time::timeout(KERNEL, told).await.is_err() {

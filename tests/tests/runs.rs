@@ -18,6 +18,7 @@ as_both! {
     children_share_the_namespace_and_it_ends_with_the_last_of_them
     the_namespace_of_a_process_makes_the_same_namespace
     a_command_within_a_command_sees_what_that_sees
+    what_is_bound_by_a_command_is_in_its_namespace_alone
     another_root_is_what_its_server_has
     what_cannot_be_made_is_told_and_nothing_runs
 }
@@ -102,12 +103,8 @@ fn children_share_the_namespace_and_it_ends_with_the_last_of_them(mut machine: M
     let child = sh(&machine, script).succeeds().text();
     let text = machine.slashn(&["ns", child.trim()]).succeeds().text();
     assert!(text.contains("mount '#grid' /n\n"), "{text}");
-    // Within, that is the one that is meant; it stays what it is.
+    // Within, that is the one that is meant.
     assert_eq!(sh(&machine, "slashn ns").succeeds().text(), text);
-    for change in ["bind /etc /n/etc", "unbind /n"] {
-        let refused = sh(&machine, &format!("exec slashn {change}")).exits(1);
-        refused.complains(&["this command has a namespace of its own", "slashn run --ns FILE"]);
-    }
     machine.run("sh", &["-c", "echo >go"]);
     assert_eq!(machine.run("cat", &["said"]).text(), "1\n");
     settles(&machine);
@@ -161,6 +158,38 @@ fn a_command_within_a_command_sees_what_that_sees(mut machine: Machine) {
     machine.run("rm", &["../files-alpha/new"]);
     let deep = "exec slashn run --ns third sh -c \"cat /n/v/* f u/*\"";
     assert_eq!(within("inner", deep), "1\n2\n3\n1\n1\n2\n3\n");
+    settles(&machine);
+}
+
+fn what_is_bound_by_a_command_is_in_its_namespace_alone(mut machine: Machine) {
+    machine.node("alpha");
+    machine.run("sh", &["-c", "mkdir src u; echo 1 >src/f; echo 2 >../files-alpha/g; echo 3 >u/h"]);
+    let w = machine.at("work").display().to_string();
+    machine.write("ns", &format!("bind -a /n/alpha/fs/files {w}/u\nbind {w}/src /n/own\n"));
+    let run = |script: &str| machine.slashn(&["run", "--ns", "ns", "sh", "-c", script]);
+    let script = "ls /n; slashn bind src /n/src; cat /n/src/f; cd /n/src; slashn bind -b ../alpha/fs/files .; ls; \
+                  slashn bind local!/etc /n/etc; cat /n/etc/hostname | wc -l; (slashn unbind /n/src; ls /n); \
+                  slashn ns | tail -n 1";
+    let said = run(script).succeeds().text();
+    assert_eq!(said, "alpha\nown\n1\nf\ng\n1\nalpha\netc\nown\nmount local!/etc /n/etc\n");
+    // Nobody else's is changed, and what would not be seen is refused and changes nothing.
+    let kept = machine.slashn(&["run", "--ns", "ns", "sh", "-c", "ls /n; slashn ns"]).succeeds().text();
+    assert!(kept.starts_with("alpha\nown\n") && !kept.contains("etc"), "{kept}");
+    for (change, part) in [
+        ("bind /etc /n", "/n/own is bound by the kernel"),
+        ("bind /etc src", "of a command's namespace what is at "),
+        ("unbind /n", "/n/own is bound by the kernel"),
+        ("bind /etc /n/own/x", "/n/own is bound by the kernel"),
+        ("bind /no/such /n/x", "/no/such: No such file"),
+        ("unbind /n/x", "/n/x: not mounted"),
+        ("bind 'exec!echo hello' /n/x", "mount exec!echo hello: "),
+    ] {
+        run(&format!("exec slashn {change}")).exits(1).complains(&[part, "try: "]);
+        assert_eq!(
+            run(&format!("slashn {change} 2>&1 | wc -l; ls /n; slashn ns")).succeeds().text(),
+            format!("1\n{kept}")
+        );
+    }
     settles(&machine);
 }
 

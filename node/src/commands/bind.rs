@@ -36,7 +36,9 @@ pub fn unbind(context: &Context, typed: &Unbind) -> Result<ExitCode> {
     change(context, "unbind", (new, old), typed.mount.as_deref(), |at| {
         let path = |new: &String| if is_server(new) { Ok(new.clone()) } else { within(at, new) };
         let (new, place) = (new.map(path).transpose()?, shown(at, "unbind", old)?);
-        if new.is_none() && place == N {
+        if let (None, Seen::At(at)) = (&new, at)
+            && place == N
+        {
             let error = Error::new("unbind", old, "that is all that the mount shows");
             return Err(error.remedy(format!("slashn unbind NEW {0}, or slashn unmount {0}", at.display())));
         }
@@ -47,7 +49,7 @@ pub fn unbind(context: &Context, typed: &Unbind) -> Result<ExitCode> {
 /// Has the mount that is meant do what `line` says of it.
 fn change(
     context: &Context, step: &str, (new, old): (Option<&String>, &str), mount: Option<&Path>,
-    line: impl FnOnce(&Path) -> Result<Line>,
+    line: impl FnOnce(&Seen) -> Result<Line>,
 ) -> Result<ExitCode> {
     for path in new.into_iter().map(String::as_str).chain([old]) {
         if path.is_empty() {
@@ -56,18 +58,20 @@ fn change(
     }
     let home = context.open_home()?;
     runtime()?.block_on(async {
-        if mount.is_none() && ns::of_run(&home, std::process::id()).await?.is_some() {
-            let error = Error::new(step, old, "this command has a namespace of its own, which stays what it is");
-            return Err(error.remedy("slashn run --ns FILE, or --mount DIR"));
-        }
-        let at = meant(context, &home, mount, old).await?;
-        let none = || {
-            let error = Error::new(step, at.display(), "no grid of mine is mounted there");
-            error.remedy(format!("slashn mount {}", at.display()))
+        let of_run = if mount.is_none() { ns::run_root(&home, std::process::id()).await? } else { None };
+        let (root, seen) = match of_run {
+            Some((_, root)) => (root, Seen::AsItIs),
+            None => {
+                let at = meant(context, &home, mount, old).await?;
+                let none = || {
+                    let error = Error::new(step, at.display(), "no grid of mine is mounted there");
+                    error.remedy(format!("slashn mount {}", at.display()))
+                };
+                (control::connect(&mount::socket(&home, &at)?).await?.ok_or_else(none)?, Seen::At(at))
+            }
         };
-        let root = control::connect(&mount::socket(&home, &at)?).await?.ok_or_else(none)?;
         let thing = new.map_or_else(|| old.to_string(), |new| format!("{new} {old}"));
-        match live::change(&root, line(&at)?.to_string()).await.at(step, &thing)? {
+        match live::change(&root, line(&seen)?.to_string()).await.at(step, &thing)? {
             None => Ok(ExitCode::SUCCESS),
             Some(reason) => Err(Error::with_remedy(step, thing, &reason)),
         }
@@ -95,16 +99,26 @@ fn is_server(new: &str) -> bool {
     text::is_server(new) || (!new.contains('/') && !Path::new(new).exists())
 }
 
-/// `path` in the namespace of which `at` shows a part: as it is seen there, or as the namespace has it.
-fn within(at: &Path, path: &str) -> Result<String> {
+/// How the one who changes a namespace sees it.
+enum Seen {
+    /// What is at `/n` of it is mounted here.
+    At(PathBuf),
+    /// As a command in it does.
+    AsItIs,
+}
+
+/// `path` in the namespace of which `seen` shows a part: as it is seen there, or as the namespace has it.
+fn within(seen: &Seen, path: &str) -> Result<String> {
     let path = absolute(path)?;
+    let Seen::At(at) = seen else { return Ok(path) };
     let Ok(within) = Path::new(&path).strip_prefix(at) else { return Ok(path) };
     Ok(Path::new(N).join(within).display().to_string().trim_end_matches('/').to_string())
 }
 
 /// The same of one that the mount shows.
-fn shown(at: &Path, step: &str, path: &str) -> Result<String> {
-    let within = within(at, path)?;
+fn shown(seen: &Seen, step: &str, path: &str) -> Result<String> {
+    let within = within(seen, path)?;
+    let Seen::At(at) = seen else { return Ok(within) };
     if Path::new(&within).starts_with(N) {
         return Ok(within);
     }

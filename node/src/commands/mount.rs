@@ -20,7 +20,7 @@ use crate::dial::Dialer;
 use crate::error::{At, Error, Result};
 use crate::grid::Nodes;
 use crate::home::Home;
-use crate::live::Live;
+use crate::live::{Live, Shows};
 use crate::namespace::{N, Written};
 use crate::servers::Servers;
 use crate::{Context, cache, daemon, namespace, output};
@@ -76,7 +76,7 @@ async fn serve(
     let mounted = mounted.await.at("mount", at.display())?.at("mount", at.display())?;
     let stop = Arc::new(Notify::new());
     let mounted = Arc::new(mounted);
-    let live = Live { namespace, servers, context: context.clone(), mount: mounted.clone() };
+    let live = Live { namespace, servers, context: context.clone(), mount: mounted.clone(), shows: Shows::Grid };
     let control = Control::serve(&socket(home, at)?, control(at, live, &stop))?;
     output::line(format_args!("ready {}", at.display()))?;
     tokio::select! {

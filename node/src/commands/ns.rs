@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use cpuserver::Running;
+use p9::NodeRef;
 
 use crate::cli::Ns;
 use crate::commands::{mount, runtime, status};
@@ -67,14 +68,19 @@ async fn of_process(home: &Home, pid: u32) -> Result<String> {
 }
 
 /// The namespace of `slashn run` that `pid` is in, if it is in one.
-pub(super) async fn of_run(home: &Home, pid: u32) -> Result<Option<String>> {
+async fn of_run(home: &Home, pid: u32) -> Result<Option<String>> {
+    let Some((socket, root)) = run_root(home, pid).await? else { return Ok(None) };
+    let text = control::read(&root, "ns").await.at("ns", socket.display())?;
+    Ok(Some(String::from_utf8_lossy(&text).into_owned()))
+}
+
+/// The files of the server of the `slashn run` that `pid` is in, if it is in one, and where that answers.
+pub(super) async fn run_root(home: &Home, pid: u32) -> Result<Option<(PathBuf, NodeRef)>> {
     use std::os::unix::fs::MetadataExt;
     // Of another user's process that cannot be told, and it is in none of mine.
     let Ok(namespace) = std::fs::metadata(format!("/proc/{pid}/ns/mnt")) else { return Ok(None) };
     let socket = super::run::socket(home, namespace.ino())?;
-    let Some(root) = control::connect(&socket).await? else { return Ok(None) };
-    let text = control::read(&root, "ns").await.at("ns", socket.display())?;
-    Ok(Some(String::from_utf8_lossy(&text).into_owned()))
+    Ok(control::connect(&socket).await?.map(|root| (socket, root)))
 }
 
 /// What runs on this home's node; nothing if that is not up.

@@ -9,6 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
 
 use cpuserver::launch::private::{self, Client, Plan, Refused, Server};
 use fileserver::DiskOptions;
@@ -23,6 +24,7 @@ use crate::dial::{Dialer, MOUNT_TIMEOUT};
 use crate::error::{At, Error, Result};
 use crate::grid::Nodes;
 use crate::home::Home;
+use crate::live::{Live, Shows};
 use crate::servers::Servers;
 use crate::{Context, namespace, plan};
 
@@ -89,7 +91,10 @@ async fn serve_one(context: &Context, home: &Home, typed: &Run) -> Result<()> {
     let root = namespace.attach(&Who::owner(), b"").await.at(STEP, "the namespace")?;
     let options = mount::Options::default();
     let mounted = mount::serve(root, fuse, options, tokio::runtime::Handle::current()).at(STEP, "the namespace")?;
-    let control = Control::serve(&socket(home, id)?, control(namespace, servers))?;
+    let mounted = Arc::new(mounted);
+    let shows = plan.as_ref().map_or_else(|_| Shows::of(&Plan::default()), Shows::of);
+    let live = Live { namespace, servers, context: context.clone(), mount: mounted.clone(), shows };
+    let control = Control::serve(&socket(home, id)?, control(live))?;
     Client::tell(&plan).at(STEP, "the command")?;
     mounted.ended().await;
     drop(control);
@@ -122,7 +127,12 @@ pub(super) fn socket(home: &Home, id: u64) -> Result<PathBuf> {
     Ok(home.run()?.join(format!("run-{id}")))
 }
 
-/// The files by which the server is asked: `ns`.
-fn control(namespace: Namespace, servers: Servers) -> TreeRef {
-    synth::tree(synth::dir([("ns", synth::file(move || Ok(servers.text(&namespace).into())))]))
+/// The files by which the server is asked and told: `ns`, `change`.
+fn control(live: Live) -> TreeRef {
+    let live = Arc::new(live);
+    let told = live.clone();
+    synth::tree(synth::dir([
+        ("ns", synth::file(move || Ok(told.servers.text(&told.namespace).into()))),
+        ("change", live.file()),
+    ]))
 }
