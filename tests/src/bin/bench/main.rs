@@ -1,12 +1,14 @@
-//! `./bench [GROUP...] [--json FILE]`: us and the peers side by side, in one run, on the same work.
+//! `./bench [GROUP...] [--only WORDS] [--json FILE]`: us and the peers side by side, in one run, on the same work.
 //!
 //! A row is a case, our figure, the peer's, and their ratio: above 1 we are better. Ratios carry from machine to
-//! machine, times do not. Each group is a file; each makes its own grid and takes it down again.
+//! machine, times do not. Each group is a file; each makes its own grid and takes it down again. `--only` measures but the
+//! cases of the groups `mount` and `wan` that have the words in their names.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints a table")]
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use tests::machine::{Done, Machine, Text};
@@ -51,6 +53,13 @@ impl Row {
     }
 }
 
+/// What a case has in its name that is to be measured; without it all are.
+static ONLY: OnceLock<String> = OnceLock::new();
+
+fn is_wanted(case: &str) -> bool {
+    ONLY.get().is_none_or(|words| case.contains(words.as_str()))
+}
+
 /// Measures a group.
 type Run = fn() -> Vec<Row>;
 
@@ -64,10 +73,11 @@ fn main() -> ExitCode {
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--json" => json = args.next(),
+            "--only" => args.next().into_iter().for_each(|words| _ = ONLY.set(words)),
             group if GROUPS.iter().any(|(name, _)| *name == group) => wanted.push(arg),
             other => {
                 let names: Vec<&str> = GROUPS.iter().map(|(name, _)| *name).collect();
-                eprintln!("bench: no such group: {other}\ntry: ./bench [{}] [--json FILE]", names.join("|"));
+                eprintln!("bench: no such group: {other}\ntry: ./bench [{}] [--only WORDS] [--json FILE]", names.join("|"));
                 return ExitCode::from(2);
             }
         }

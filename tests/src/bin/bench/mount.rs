@@ -10,7 +10,7 @@ use std::process::Command;
 use tests::machine::{Done, Machine};
 
 use crate::peers::Sshd;
-use crate::{Row, machine, null, timed};
+use crate::{Row, is_wanted, machine, null, timed};
 
 const SMALL_FILES: usize = 5000;
 const MIB: u64 = 1 << 20;
@@ -111,51 +111,56 @@ pub(crate) fn run() -> Vec<Row> {
     let _memory = Memory::mount(&files.join("memory"));
     let sshd = Sshd::start(&machine.at("sshd"));
     let null = machine.at("null");
-    let (mut ours, mut peer, mut nothing) = (per(&CASES), per(&CASES), per(&CASES));
-    let (mut trees, mut peers_trees) = (per(&TREES), per(&TREES));
-    let (mut again, mut local) = (per(&AGAIN), per(&AGAIN));
+    let (cases, tree_cases, again_cases) = (wanted(&CASES), wanted(&TREES), wanted(&AGAIN));
+    let (mut ours, mut peer, mut nothing) = (per(&cases), per(&cases), per(&cases));
+    let (mut trees, mut peers_trees) = (per(&tree_cases), per(&tree_cases));
+    let (mut again, mut local) = (per(&again_cases), per(&again_cases));
     for _ in 0..TIMES {
-        for (case, all) in CASES.iter().zip(&mut ours) {
+        for (case, all) in cases.iter().zip(&mut ours) {
             all.push(through_us(&mut machine, &[], case.work));
         }
-        for (case, all) in CASES.iter().zip(&mut peer) {
+        for (case, all) in cases.iter().zip(&mut peer) {
             all.push(through_sshfs(&machine, &sshd, &files, case.work));
         }
-        for (case, all) in CASES.iter().zip(&mut nothing) {
+        for (case, all) in cases.iter().zip(&mut nothing) {
             all.push(through_nothing(&machine, &null, case));
         }
-        for ((case, ours), peer) in TREES.iter().zip(&mut trees).zip(&mut peers_trees) {
+        for ((case, ours), peer) in tree_cases.iter().zip(&mut trees).zip(&mut peers_trees) {
             ours.push(through_us(&mut machine, &[], case.work));
             let _ = fs::remove_dir_all(files.join("memory/repo"));
             peer.push(through_sshfs(&machine, &sshd, &files, case.work));
             let _ = fs::remove_dir_all(files.join("memory/repo"));
         }
-        for ((case, ours), local) in AGAIN.iter().zip(&mut again).zip(&mut local) {
+        for ((case, ours), local) in again_cases.iter().zip(&mut again).zip(&mut local) {
             ours.push(through_us(&mut machine, &[case.work], case.work));
             local.push(timed(&machine, &files, case.work));
         }
     }
     let mut rows = Vec::new();
-    for (((case, ours), peer), nothing) in CASES.iter().zip(ours).zip(peer).zip(nothing) {
+    for (((case, ours), peer), nothing) in cases.iter().zip(ours).zip(peer).zip(nothing) {
         let ours = median(ours);
         rows.push(case.row(ours, ("sshfs", median(peer))));
         rows.push(case.row(ours, ("null", median(nothing))));
     }
     rows.extend(
-        TREES
+        tree_cases
             .iter()
             .zip(trees)
             .zip(peers_trees)
             .map(|((case, ours), peer)| case.row(median(ours), ("sshfs", median(peer)))),
     );
     rows.extend(
-        AGAIN.iter().zip(again).zip(local).map(|((case, ours), disk)| case.row(median(ours), ("disk", median(disk)))),
+        again_cases.iter().zip(again).zip(local).map(|((case, ours), disk)| case.row(median(ours), ("disk", median(disk)))),
     );
     rows
 }
 
+fn wanted(cases: &[Case]) -> Vec<&Case> {
+    cases.iter().filter(|case| is_wanted(case.name)).collect()
+}
+
 /// Room for what is measured of each case.
-fn per(cases: &[Case]) -> Vec<Vec<f64>> {
+fn per(cases: &[&Case]) -> Vec<Vec<f64>> {
     cases.iter().map(|_| Vec::new()).collect()
 }
 

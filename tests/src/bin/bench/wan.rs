@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 
 use crate::peers::Sshd;
 use crate::rcpu::from_nothing;
-use crate::{Row, median_ms, timed};
+use crate::{Row, is_wanted, median_ms, timed};
 
 /// Round-trip times.
 const LINKS_MS: [u64; 2] = [20, 50];
@@ -76,13 +76,21 @@ pub(crate) fn run() -> Vec<Row> {
     let sshd = Sshd::start(&machine.at("sshd"));
     let known = fs::read_to_string(machine.at("me/known_nodes")).expect("the nodes I know");
     let mut ends = Ends { machine, sshd, runtime: Runtime::new().expect("a runtime"), address, known };
-    let mut rows = vec![ends.waits_of_a_command()];
+    let mut rows = Vec::new();
+    if is_wanted("rcpu") {
+        rows.push(ends.waits_of_a_command());
+    }
     for ms in LINKS_MS {
-        rows.extend(CASES.iter().map(|case| ends.case(case, ms)));
-        rows.push(ends.compiles(ms));
-        rows.push(ends.sequence(ms, "read", "dd if=big of=/dev/null bs=1M status=none"));
+        rows.extend(CASES.iter().filter(|case| is_wanted(case.name)).map(|case| ends.case(case, ms)));
+        if is_wanted("gcc") {
+            rows.push(ends.compiles(ms));
+        }
         let write = format!("dd if=/dev/zero of=written bs=1M count={BIG_MIB} conv=fsync status=none; rm written");
-        rows.push(ends.sequence(ms, "write", &write));
+        for (name, work) in [("read", "dd if=big of=/dev/null bs=1M status=none"), ("write", &write)] {
+            if is_wanted(name) {
+                rows.push(ends.sequence(ms, name, work));
+            }
+        }
     }
     rows
 }
