@@ -60,6 +60,7 @@ mod files;
 mod fs;
 mod locks;
 mod names;
+mod unopened;
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -80,6 +81,7 @@ use by_name::LookAgain;
 pub(crate) use dirs::FIRST_ENTRIES;
 pub(crate) use files::FIRST_BYTES;
 pub(crate) use fs::Fs;
+use unopened::Unopened;
 
 use crate::Options;
 use crate::ahead::Budget;
@@ -109,6 +111,8 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) struct Bridge {
     table: Arc<Table>,
     opens: Opens,
+    /// Those of them that the kernel never opened.
+    unopened: Unopened,
     locks: Arc<Locks>,
     backings: Backings,
     /// Threads whose open was told to look the name up anew.
@@ -166,6 +170,7 @@ impl Bridge {
         Arc::new(Self {
             table,
             opens: Opens::default(),
+            unopened: Unopened::default(),
             locks: Arc::default(),
             backings: Backings::default(),
             look_again: Mutex::default(),
@@ -253,6 +258,7 @@ impl Bridge {
         for holder in self.locks.end_all() {
             self.runtime.spawn(async move { holder.node.lock(holder.unlock(), false).await });
         }
+        self.unopened.clear();
         self.opens.clear();
         self.closing.lock().clear();
         self.kept.end();

@@ -57,6 +57,12 @@ pub struct Options {
     /// for a tree whose server lets whoever mounted do everything, as root's own. Of no meaning to [`serve`], where
     /// whoever mounted decided it.
     pub all_users: bool,
+    /// Whether nobody but this mount changes the tree. The kernel then opens and closes files without asking, and keeps
+    /// their locks itself, so that what it has of a file costs nothing; it checks the rights by owner, group and mode;
+    /// and what is written is the tree's when write(2) returns, where it would else be held until close(2). For trees
+    /// of plain files alone: a file that is made anew for each who opens it, or is a stream, cannot be read so. Where
+    /// somebody does change a file, that shows as late as its attributes do.
+    pub single_writer: bool,
     /// Whether every change is refused with `EROFS`.
     pub read_only: bool,
     /// The most files that are kept at hand (as a fid of a server, say) without being open.
@@ -86,6 +92,7 @@ impl Default for Options {
             ttl: Duration::from_secs(1),
             threads: processors / 2,
             all_users: false,
+            single_writer: false,
             read_only: false,
             max_inodes_held: 16 << 10,
             cache: 256 << 20,

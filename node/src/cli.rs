@@ -16,7 +16,7 @@ use p9::who::Only;
 
 use crate::authorized::parse_only;
 use crate::commands::sessions::SessionName;
-use crate::config::NodeName;
+use crate::config::{NodeName, TreePath};
 use crate::error::{Error, Result};
 use crate::keys::check_fingerprint;
 
@@ -270,6 +270,10 @@ pub struct Mount {
     /// /etc/fuse.conf says user_allow_other
     #[arg(long)]
     pub all_users: bool,
+    /// Not the grid but this one tree of it, as beta/fs/files: plain files that nobody changes but through this mount.
+    /// Files are then opened, closed and locked without asking, and what is written is there when write(2) returns
+    #[arg(long, value_name = "NODE/fs/TREE", conflicts_with = "ns")]
+    pub single_writer: Option<TreePath>,
     /// What is kept in memory at most of what was read, is read ahead, or is on its way
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(16..=65_536))]
     pub cache: u64,

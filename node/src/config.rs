@@ -110,6 +110,33 @@ impl FromStr for NodeName {
     }
 }
 
+/// A tree that a node exports, by its path in the grid: `NODE/fs/TREE`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TreePath {
+    /// The node.
+    pub node: NodeName,
+    /// The tree in what the node serves: `fs/TREE`, or a folder in it.
+    pub spec: String,
+}
+
+impl FromStr for TreePath {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (node, spec) = text.split_once('/').unwrap_or_default();
+        if spec.strip_prefix("fs/").is_none_or(str::is_empty) {
+            return Err("not a path like NODE/fs/TREE, as `ls /n/NODE/fs` shows them".into());
+        }
+        Ok(Self { node: node.parse()?, spec: spec.into() })
+    }
+}
+
+impl Display for TreePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.node, self.spec)
+    }
+}
+
 impl Display for NodeName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

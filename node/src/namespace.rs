@@ -12,6 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use fileserver::caller::Trust;
 use ns::text::{self, Flags, Line, MAX_BYTES, OWN_LINES};
 
+use crate::config::TreePath;
 use crate::dial::Dialer;
 use crate::error::{At, Error, Result};
 use crate::known::Node;
@@ -136,6 +137,14 @@ pub fn lines(context: &Context, file: Option<&Path>) -> Result<Written> {
         lines.splice(0..0, base);
     }
     Ok(Written { lines, origins })
+}
+
+/// The namespace of a mount that shows `tree` and nothing else.
+pub fn only(tree: &TreePath) -> Written {
+    let TreePath { node, spec } = tree;
+    let flags = Flags { create: true, ..Flags::default() };
+    let mount = Line::Mount { flags, server: node.to_string(), old: N.into(), spec: spec.clone() };
+    Written { lines: vec![here(), mount], origins: vec![tree.to_string(); 2] }
 }
 
 fn read_lines(context: &Context, file: Option<&Path>) -> Result<(Vec<Line>, Vec<String>)> {

@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "it is a test: a failure here is the test's")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tests::as_both;
-use tests::machine::{Done, Machine, Text};
+use tests::machine::{Done, Machine, Text, until};
 use tests::mounted::{guest, once, python, script};
 
 as_both! {
@@ -16,6 +16,7 @@ as_both! {
     a_file_may_be_larger_than_memory_and_disk
     an_archive_comes_out_as_it_went_in
     rsync_has_nothing_left_to_do_the_second_time
+    programs_run_in_a_mount_with_a_single_writer
     open_files_go_on_whatever_happens_to_their_names
     what_happens_through_the_mount_is_told_by_inotify
     df_tells_the_room_of_the_exports_disk
@@ -23,6 +24,10 @@ as_both! {
 
 fn git_clones_commits_collects_and_works_in_a_second_tree(mut machine: Machine) {
     let files = once(&mut machine);
+    use_git(&machine, &files);
+}
+
+fn use_git(machine: &Machine, files: &Path) {
     // A repository with a history, one from which another is cloned by copying and by the protocol, and a second tree.
     let text = r#"cd "$1"; export GIT_CONFIG_GLOBAL="$1/config"
         git config --file config user.name a; git config --file config user.email a@b
@@ -46,7 +51,7 @@ fn git_clones_commits_collects_and_works_in_a_second_tree(mut machine: Machine) 
         cd ../third; git pull -q; git status --porcelain; git log --format=%s -1
         git worktree prune; cd ../second; git gc -q; git fsck --strict; git status --porcelain; cd ..; cmp first/changing third/changing
         cd first; git worktree remove ../tree; ls .. | tr '\n' ' '"#;
-    let said = script(&machine, text).arg(&files).succeeds();
+    let said = script(machine, text).arg(files).succeeds();
     // Two trees, no loose object, and a pull that brought the last commit.
     assert_eq!(said.text(), "2\n0\nmoved\nconfig first second third ");
     assert_eq!(said.errors(), "");
@@ -54,10 +59,14 @@ fn git_clones_commits_collects_and_works_in_a_second_tree(mut machine: Machine) 
 
 fn sqlite_keeps_a_database_in_every_journal_mode(mut machine: Machine) {
     let files = once(&mut machine);
+    use_sqlite(&machine, &files);
+}
+
+fn use_sqlite(machine: &Machine, files: &Path) {
     for mode in ["delete", "truncate", "persist", "wal"] {
         let folder = files.join(mode);
         machine.run("mkdir", &[&folder]);
-        let mut command = python(&machine, "sqlite");
+        let mut command = python(machine, "sqlite");
         command.arg(&folder).arg(mode).succeeds();
     }
 }
@@ -194,10 +203,62 @@ fn df_tells_the_room_of_the_exports_disk(mut machine: Machine) {
 fn a_programs_cases_hold_in_one_mount() {
     let mut machine = Machine::root();
     let files = once(&mut machine);
-    let program = guest(&machine);
+    hold_cases(&machine, &files);
+}
+
+/// A mount that alone changes what it shows.
+fn single(machine: &mut Machine) -> PathBuf {
+    machine.node("beta");
+    machine.mount_as("single", &["--single-writer", "beta/fs/files"])
+}
+
+#[test]
+fn a_programs_cases_hold_in_a_mount_with_a_single_writer() {
+    let mut machine = Machine::root();
+    let files = single(&mut machine);
+    hold_cases(&machine, &files);
+}
+
+fn programs_run_in_a_mount_with_a_single_writer(mut machine: Machine) {
+    let files = single(&mut machine);
+    python(&machine, "open_files").arg(&files).succeeds();
+    use_git(&machine, &files);
+    use_sqlite(&machine, &files);
+}
+
+/// What the kernel has of a file is opened, read and closed by it alone, whatever its daemon does.
+#[test]
+fn a_mount_with_a_single_writer_is_not_asked_to_open_and_close() {
+    let mut machine = Machine::root();
+    let files = single(&mut machine);
+    script(&machine, "head -c 100000 /dev/zero >$1/f").arg(&files).succeeds();
+    let unasked = |machine: &Machine, at: &Path, file: &Path| {
+        let daemon =
+            machine.command("pgrep").args(["-f", &format!("foreground.* {}$", at.display())]).succeeds().text();
+        python(machine, "unasked").arg(daemon.trim()).arg(file).done()
+    };
+    let said = unasked(&machine, &files, &files.join("f"));
+    assert!(said.status.success(), "{}", said.errors());
+    // Another mount is asked each time.
+    let asked = machine.mount();
+    let said = unasked(&machine, &asked, &asked.join("beta/fs/files/f"));
+    assert!(said.errors().contains("the daemon was asked each time"), "{}", said.errors());
+}
+
+#[test]
+fn a_change_by_another_shows_where_there_should_be_a_single_writer() {
+    let mut machine = Machine::root();
+    let files = single(&mut machine);
+    script(&machine, "echo one >$1/f; cat $1/f").arg(&files).succeeds();
+    machine.run("sh", &["-c", &format!("echo by another >{}", machine.at("files-beta/f").display())]);
+    until("the change shows", || script(&machine, "cat $1/f").arg(&files).succeeds().text() == "by another\n");
+}
+
+fn hold_cases(machine: &Machine, files: &Path) {
+    let program = guest(machine);
     let cases = "create directories listing names renaming replacing moving links symlinks attributes owners appending sparse \
                  unlinked mapped mapped-to-read statfs xattrs";
     for case in cases.split_whitespace() {
-        machine.command(&program).arg(case).args([&files; 3]).succeeds();
+        machine.command(&program).arg(case).args([files; 3]).succeeds();
     }
 }

@@ -32,6 +32,9 @@ pub(super) struct Opener {
 }
 
 impl Opener {
+    /// The mount itself, for whoever had the file open before it was.
+    pub(super) const ITSELF: Self = Self { caller: 0, again: true };
+
     /// The answer to an open of what is at hand: the kernel looks no third time at what has gone twice.
     pub(super) fn found<T>(self, answer: Result<T, Errno>) -> Result<T, Errno> {
         answer.map_err(|errno| if self.again && errno == Errno::ESTALE { Errno::ENOENT } else { errno })

@@ -16,8 +16,10 @@ use p9::{Attr, Errno, Handle, How, NodeRef, SetAttr, Time, Want};
 use parking_lot::Mutex;
 
 use super::Bridge;
+use super::by_name::Opener;
 use super::dirs::FIRST_BATCH;
 use super::names::attr_of;
+use super::unopened::Of;
 use crate::ahead::{Ahead, Source};
 use crate::disk::{Contents, Through, Twin};
 use crate::hold::{Hold, Taken};
@@ -114,27 +116,35 @@ impl Open {
 }
 
 impl Bridge {
+    /// The thread `caller` of the user `uid` opens a file.
     pub(super) async fn open(
         &self, id: INodeNo, flags: i32, (uid, caller): (u32, u32),
     ) -> Result<(u64, FopenFlags), Errno> {
         /// The bit by which the kernel says that a program is being started (`FMODE_EXEC`).
         const EXEC: i32 = 0x20;
         let how = How { exec: flags & EXEC != 0, ..How::from_flags(flags as u32)? };
+        let inode = self.inode(id)?;
+        let opener = self.opener(caller, &inode);
+        self.open_for(&inode, how, (uid, opener)).await
+    }
+
+    /// Opens `inode` as `how` for the `opener`, who is the user `uid`.
+    pub(super) async fn open_for(
+        &self, inode: &Arc<Inode>, how: How, (uid, opener): (u32, Opener),
+    ) -> Result<(u64, FopenFlags), Errno> {
         if how.changes() {
             self.writable()?;
         }
-        let inode = self.inode(id)?;
-        let opener = self.opener(caller, &inode);
         // What has a length has its bytes at hand: tar(1) says that it would not wait.
         let how = if inode.size() > 0 { How { nonblock: false, ..how } } else { how };
-        self.settle(&inode).await;
+        self.settle(inode).await;
         let asked = (inode.writes(), self.changes.count());
         let reads = How { exec: false, ..how } == How::READ;
         if reads
-            && let Some(file) = self.opened_before(&inode).await
+            && let Some(file) = self.opened_before(inode).await
             // Who may run it was not asked, where not everybody may.
             && (!how.exec || file.attr.mode & 0o111 == 0o111)
-            && let Some(shared) = self.share(&inode, &file)
+            && let Some(shared) = self.share(inode, &file)
         {
             return Ok(shared);
         }
@@ -144,15 +154,15 @@ impl Bridge {
         let lease = match how {
             _ if reads => LeaseKind::Attr,
             // What was held by whoever had it open before was written out for this; two cannot hold some of one file.
-            _ if Hold::holds(how) => LeaseKind::Write,
+            _ if self.holds(how) => LeaseKind::Write,
             _ => LeaseKind::None,
         };
         let want = Want { attr: true, data, lease };
-        let away = self.keeps_away(&inode, how.changes()).await;
-        let _changing = how.truncate.then(|| self.changing(&inode));
-        let (node, opened, attr) = match self.open_by_name(&inode, opener, how, want).await? {
+        let away = self.keeps_away(inode, how.changes()).await;
+        let _changing = how.truncate.then(|| self.changing(inode));
+        let (node, opened, attr) = match self.open_by_name(inode, opener, how, want).await? {
             Some(opened) => opened,
-            None => opener.found(ask!(self, &inode, |node| {
+            None => opener.found(ask!(self, inode, |node| {
                 let opened = node.open_at(&[], how, want).await?;
                 let attr = attr_of(node, opened.attr).await?;
                 Ok((node.clone(), opened, attr))
@@ -160,16 +170,16 @@ impl Bridge {
         };
         let differs = inode.differs(&attr);
         if differs {
-            self.teller.attributes_changed(&inode);
+            self.teller.attributes_changed(inode);
         }
         inode.learn(&attr);
-        let (contents, twin) = if how.changes() { (None, None) } else { self.disk.has(&inode, &attr) };
+        let (contents, twin) = if how.changes() { (None, None) } else { self.disk.has(inode, &attr) };
         if let (Some(contents), Some(first)) = (&contents, &opened.first) {
             contents.keep(0, first);
         }
         if reads
             && let Some(file) = File::of(&node, &opened, (asked.1, &self.changes), &self.teller)
-            && let Some(shared) = self.share(&inode, &file)
+            && let Some(shared) = self.share(inode, &file)
         {
             return Ok(shared);
         }
@@ -182,15 +192,20 @@ impl Bridge {
             self.kept.refused();
         }
         if how.truncate {
-            self.changed_by(uid, &inode, &node).await?;
+            self.changed_by(uid, inode, &node).await?;
         }
         let first = opened.first.map(|bytes| First { bytes, writes: asked.0 });
-        let handle = self.lasting(&inode, Some(&node), opened.handle, how);
+        let handle = self.lasting(inode, Some(&node), opened.handle, how);
         let about = (inode.clone(), attr, handle.clone());
         let open = Open::new(inode.clone(), Some(node), handle, how, &attr, first, None);
         let (mut open, flags) = Open::over_disk(open, (contents, twin), asked.0);
         (open.away, open.hold) = (away, self.hold(about, granted.filter(|_| !open.direct)));
         Ok((self.opens.add(open), flags))
+    }
+
+    /// Whether what is written to a file that is opened as `how` may be held until it is closed.
+    pub(super) fn holds(&self, how: How) -> bool {
+        !self.options.single_writer && Hold::holds(how)
     }
 
     /// Holds back what is written to an open file, if a `lease` allows it.
@@ -262,8 +277,8 @@ impl Bridge {
         Ok(())
     }
 
-    pub(super) async fn read(self: &Arc<Self>, fh: FileHandle, offset: u64, size: u32) -> Result<Bytes, Errno> {
-        let open = self.opens.get(fh.0)?;
+    pub(super) async fn read(self: &Arc<Self>, of: Of, offset: u64, size: u32) -> Result<Bytes, Errno> {
+        let open = self.file(of, false).await?;
         self.settle(&open.inode).await;
         match &open.handle {
             Handle::Stream(stream) if !stream.seekable() => {
@@ -280,8 +295,8 @@ impl Bridge {
         }
     }
 
-    pub(super) async fn write(&self, fh: FileHandle, offset: u64, data: Bytes, uid: u32) -> Result<u32, Errno> {
-        let open = self.opens.get(fh.0)?;
+    pub(super) async fn write(self: &Arc<Self>, of: Of, offset: u64, data: Bytes, uid: u32) -> Result<u32, Errno> {
+        let open = self.file(of, true).await?;
         if open.direct {
             self.changed_by(uid, &open.inode, &self.node_of(&open).await?).await?;
         }
@@ -359,8 +374,8 @@ impl Bridge {
         Ok(())
     }
 
-    pub(super) async fn sync(&self, fh: FileHandle, data_only: bool) -> Result<(), Errno> {
-        let open = self.opens.get(fh.0)?;
+    pub(super) async fn sync(self: &Arc<Self>, of: Of, data_only: bool) -> Result<(), Errno> {
+        let open = self.file(of, false).await?;
         match &open.hold {
             Some(hold) => hold.settled().await?,
             None => {
@@ -373,16 +388,16 @@ impl Bridge {
         open.handle.sync(data_only).await
     }
 
-    pub(super) async fn allocate(&self, fh: FileHandle, offset: u64, length: u64, mode: i32) -> Result<(), Errno> {
-        let open = self.opens.get(fh.0)?;
+    pub(super) async fn allocate(self: &Arc<Self>, of: Of, offset: u64, length: u64, mode: i32) -> Result<(), Errno> {
+        let open = self.file(of, true).await?;
         self.settle(&open.inode).await;
         let _changing = self.changing(&open.inode);
         open.handle.allocate(mode as u32, offset, length).await
     }
 
     /// `SEEK_DATA` and `SEEK_HOLE`; a file that cannot tell is all data.
-    pub(super) async fn seek(&self, fh: FileHandle, offset: i64, whence: i32) -> Result<i64, Errno> {
-        let open = self.opens.get(fh.0)?;
+    pub(super) async fn seek(self: &Arc<Self>, of: Of, offset: i64, whence: i32) -> Result<i64, Errno> {
+        let open = self.file(of, false).await?;
         let at = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
         let hole = match whence {
             libc::SEEK_DATA => false,
@@ -403,8 +418,8 @@ impl Bridge {
         Ok(if hole { size as i64 } else { offset })
     }
 
-    pub(super) async fn copy(&self, from: (FileHandle, u64), to: (FileHandle, u64), length: u64) -> Result<u32, Errno> {
-        let (source, target) = (self.opens.get(from.0.0)?, self.opens.get(to.0.0)?);
+    pub(super) async fn copy(self: &Arc<Self>, from: (Of, u64), to: (Of, u64), length: u64) -> Result<u32, Errno> {
+        let (source, target) = (self.file(from.0, false).await?, self.file(to.0, true).await?);
         // The answer has 32 bits; a program goes on with the rest.
         let length = length.min(1 << 30);
         self.settle(&source.inode).await;

@@ -61,23 +61,27 @@ impl Filesystem for Fs {
         /// One request carries this much at most; more only costs memory.
         const MAX_WRITE: u32 = 1 << 20;
         let wanted = InitFlags::FUSE_PARALLEL_DIROPS
-            | InitFlags::FUSE_ATOMIC_O_TRUNC
             | InitFlags::FUSE_AUTO_INVAL_DATA
             | InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_CACHE_SYMLINKS
-            | InitFlags::FUSE_POSIX_LOCKS
-            | InitFlags::FUSE_FLOCK_LOCKS
             | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
+        // What goes along with an open, and with a close. Without either the kernel truncates and locks by itself.
+        let of_opens = match self.0.options.single_writer {
+            true => InitFlags::FUSE_NO_OPEN_SUPPORT,
+            false => InitFlags::FUSE_ATOMIC_O_TRUNC | InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS,
+        };
         // To take away a file's setuid bit upon a write is the kernel's part where it is the one that checks rights: whoever
         // serves then has all of them, and would keep the bit.
         let killing = if self.0.options.all_users { InitFlags::empty() } else { InitFlags::FUSE_HANDLE_KILLPRIV_V2 };
-        let offered = config.capabilities() & (wanted | killing);
+        let offered = config.capabilities() & (wanted | of_opens | killing);
         // What the kernel offers it also takes.
         _ = config.add_capabilities(offered);
         _ = config.set_max_write(MAX_WRITE);
         _ = config.set_max_readahead(MAX_WRITE).or_else(|most| config.set_max_readahead(most));
         _ = config.set_max_background(64);
-        self.0.backings.ask(config);
+        if !self.0.options.single_writer {
+            self.0.backings.ask(config);
+        }
         Ok(())
     }
 
@@ -95,6 +99,7 @@ impl Filesystem for Fs {
     fn forget(&self, _: &Request, id: INodeNo, count: u64) {
         if self.0.table.forget(id.0, count) {
             self.0.kept.forget(id.0);
+            self.0.forget_unopened(id);
         }
     }
 
@@ -124,9 +129,12 @@ impl Filesystem for Fs {
             kind => What::Device { kind, rdev: rdev.into() },
         };
         let (name, ttl, owner) = (owned(name), self.0.options.ttl, self.owner(r));
-        answer!(self, r, Bounded, reply, |b| b.make(parent, &name, what, mode, owner), move |reply, attr| {
-            reply.entry(&ttl, &attr, ONLY);
-        });
+        let unopened = self.0.options.single_writer && matches!(what, What::File(_));
+        let work = async move |b: Arc<Bridge>| match unopened {
+            true => b.make_unopened(parent, &name, mode, owner).await,
+            false => b.make(parent, &name, what, mode, owner).await,
+        };
+        answer!(self, r, Bounded, reply, |b| work(b), move |reply, attr| reply.entry(&ttl, &attr, ONLY));
     }
 
     fn mkdir(&self, r: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
@@ -179,6 +187,10 @@ impl Filesystem for Fs {
     }
 
     fn open(&self, r: &Request, id: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        // It asks no more then.
+        if self.0.options.single_writer {
+            return reply.refuse(Errno::ENOSYS);
+        }
         let (who, bridge) = ((r.uid(), r.pid()), self.0.clone());
         answer!(self, r, Unbounded, reply, |b| b.open(id, flags.0, who), move |reply, (number, flags)| {
             bridge.opened(reply, number, flags);
@@ -188,6 +200,10 @@ impl Filesystem for Fs {
     fn create(
         &self, r: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, flags: i32, reply: ReplyCreate,
     ) {
+        // The kernel then makes it, and opens it by itself.
+        if self.0.options.single_writer {
+            return reply.refuse(Errno::ENOSYS);
+        }
         let (name, bridge, owner) = (owned(name), self.0.clone(), self.owner(r));
         answer!(self, r, Bounded, reply, |b| b.create(parent, &name, mode, flags, owner), move |reply,
                                                                                                 (
@@ -203,22 +219,27 @@ impl Filesystem for Fs {
     }
 
     fn read(
-        &self, r: &Request, _: INodeNo, fh: FileHandle, offset: u64, size: u32, _: OpenFlags, _: Option<LockOwner>,
+        &self, r: &Request, id: INodeNo, fh: FileHandle, offset: u64, size: u32, _: OpenFlags, _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        answer!(self, r, Unbounded, reply, |b| b.read(fh, offset, size), |reply, data| reply.data(&data));
+        answer!(self, r, Unbounded, reply, |b| b.read((id, fh), offset, size), |reply, data| reply.data(&data));
     }
 
     fn write(
-        &self, r: &Request, _: INodeNo, fh: FileHandle, offset: u64, data: &[u8], _: WriteFlags, _: OpenFlags,
+        &self, r: &Request, id: INodeNo, fh: FileHandle, offset: u64, data: &[u8], _: WriteFlags, _: OpenFlags,
         _: Option<LockOwner>, reply: ReplyWrite,
     ) {
         let (data, uid) = (Bytes::copy_from_slice(data), r.uid());
-        answer!(self, r, Unbounded, reply, |b| b.write(fh, offset, data, uid), |reply, count| reply.written(count));
+        answer!(self, r, Unbounded, reply, |b| b.write((id, fh), offset, data, uid), |reply, count| reply
+            .written(count));
     }
 
     /// Asked for files that were opened to change them, each time that a descriptor is closed.
     fn flush(&self, r: &Request, id: INodeNo, fh: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
+        // All is written, and it asks no more.
+        if self.0.options.single_writer {
+            return reply.refuse(Errno::ENOSYS);
+        }
         if !self.0.locks.holds(id.0, owner.0) {
             return answer!(self, r, Unbounded, reply, |b| b.flush(fh), |reply, ()| reply.ok());
         }
@@ -272,8 +293,8 @@ impl Filesystem for Fs {
         answer!(self, r, Unbounded, reply, |b| b.lock(id, fh, lock, wait), |reply, ()| reply.ok());
     }
 
-    fn fsync(&self, r: &Request, _: INodeNo, fh: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        answer!(self, r, Unbounded, reply, |b| b.sync(fh, data_only), |reply, ()| reply.ok());
+    fn fsync(&self, r: &Request, id: INodeNo, fh: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        answer!(self, r, Unbounded, reply, |b| b.sync((id, fh), data_only), |reply, ()| reply.ok());
     }
 
     fn opendir(&self, r: &Request, id: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -360,6 +381,10 @@ impl Filesystem for Fs {
         &self, _: &Request, _: INodeNo, fh: FileHandle, notifier: PollNotifier, events: PollEvents, flags: PollFlags,
         reply: ReplyPoll,
     ) {
+        // Plain files are always ready: the kernel then says so itself.
+        if self.0.options.single_writer {
+            return reply.refuse(Errno::ENOSYS);
+        }
         let notify = move || _ = notifier.notify();
         let notify = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY).then_some(notify);
         match self.0.poll(fh, events.bits(), notify) {
@@ -369,20 +394,21 @@ impl Filesystem for Fs {
     }
 
     fn fallocate(
-        &self, r: &Request, _: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty,
+        &self, r: &Request, id: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty,
     ) {
-        answer!(self, r, Unbounded, reply, |b| b.allocate(fh, offset, length, mode), |reply, ()| reply.ok());
+        answer!(self, r, Unbounded, reply, |b| b.allocate((id, fh), offset, length, mode), |reply, ()| reply.ok());
     }
 
-    fn lseek(&self, r: &Request, _: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        answer!(self, r, Unbounded, reply, |b| b.seek(fh, offset, whence), |reply, at| reply.offset(at));
+    fn lseek(&self, r: &Request, id: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        answer!(self, r, Unbounded, reply, |b| b.seek((id, fh), offset, whence), |reply, at| reply.offset(at));
     }
 
     fn copy_file_range(
-        &self, r: &Request, _: INodeNo, from: FileHandle, offset: u64, _: INodeNo, to: FileHandle, to_offset: u64,
+        &self, r: &Request, id: INodeNo, from: FileHandle, offset: u64, to_id: INodeNo, to: FileHandle, to_offset: u64,
         length: u64, _: CopyFileRangeFlags, reply: ReplyWrite,
     ) {
-        answer!(self, r, Unbounded, reply, |b| b.copy((from, offset), (to, to_offset), length), |reply, count| {
+        let (from, to) = (((id, from), offset), ((to_id, to), to_offset));
+        answer!(self, r, Unbounded, reply, |b| b.copy(from, to, length), |reply, count| {
             reply.written(count);
         });
     }

@@ -14,7 +14,6 @@ use p9::{Attr, Created, Errno, How, Name, New, NodeRef, Walk, Want, What};
 use super::Bridge;
 use crate::attr::{missing, to_fuse, type_bits};
 use crate::foresight::Found;
-use crate::hold::Hold;
 use crate::open::Open;
 use crate::table::Inode;
 
@@ -164,7 +163,7 @@ impl Bridge {
         // It is certain to be new, then.
         let how = How { excl: true, ..asked };
         let new = |how| New { what: What::File(how), mode: mode & 0o7777, owner };
-        let leased = Hold::holds(how);
+        let leased = self.holds(how);
         // What may have been made by a server that has gone is there, as if another had made it.
         let unproven = if asked.excl { EIO } else { Some(Errno::EEXIST) };
         let (created, made) = match self.create_in(&dir, name, new(how), leased, unproven).await {
@@ -218,9 +217,10 @@ impl Bridge {
     }
 
     /// Removes `name` from `parent`: an empty directory, if `directory`.
-    pub(super) async fn remove(&self, parent: INodeNo, name: &[u8], directory: bool) -> Result<(), Errno> {
+    pub(super) async fn remove(self: &Arc<Self>, parent: INodeNo, name: &[u8], directory: bool) -> Result<(), Errno> {
         let (dir, name) = (self.inode(parent)?, Name::new(name)?);
         let target = self.table.child(&dir, name);
+        self.open_nameless(target.as_ref()).await;
         open_fetched(target.as_ref()).await;
         let _changing = (self.changing_name(&dir, name), target.as_ref().map(|inode| self.changing(inode)));
         change!(self, EIO, [&dir], |nodes| nodes[0].remove(name, directory).await)?;
@@ -229,11 +229,14 @@ impl Bridge {
     }
 
     /// Moves a name; `flags` are those of renameat2(2).
-    pub(super) async fn rename(&self, from: (INodeNo, &[u8]), to: (INodeNo, &[u8]), flags: u32) -> Result<(), Errno> {
+    pub(super) async fn rename(
+        self: &Arc<Self>, from: (INodeNo, &[u8]), to: (INodeNo, &[u8]), flags: u32,
+    ) -> Result<(), Errno> {
         let (dir, name) = (self.inode(from.0)?, Name::new(from.1)?);
         let (new_dir, new_name) = (self.inode(to.0)?, Name::new(to.1)?);
         let (moved, met) = (self.table.child(&dir, name), self.table.child(&new_dir, new_name));
         open_fetched(moved.as_ref()).await;
+        self.open_nameless(met.as_ref()).await;
         open_fetched(met.as_ref()).await;
         let _names = (self.changing_name(&dir, name), self.changing_name(&new_dir, new_name));
         let _files = [&moved, &met].map(|inode| inode.as_ref().map(|inode| self.changing(inode)));

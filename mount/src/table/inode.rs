@@ -272,9 +272,14 @@ impl Inode {
     /// The mode that it is to have once somebody without privileges has written to it, where that is another: without
     /// the setuid bit, and without the setgid bit of a program.
     pub(crate) fn mode_once_written(&self) -> Option<u32> {
-        let mode = self.mode.load(Ordering::Acquire) & 0o7777;
+        let mode = self.mode() & 0o7777;
         let setgid = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
         Some(mode & !(libc::S_ISUID | setgid)).filter(|left| *left != mode)
+    }
+
+    /// The mode, as it was last told.
+    pub(crate) fn mode(&self) -> u32 {
+        self.mode.load(Ordering::Acquire)
     }
 
     /// The length, as the kernel was last told, or as writes since have made it.

@@ -23,6 +23,7 @@ mod promptly;
 mod reads;
 mod remembered;
 mod scattered;
+mod single;
 mod synthetic;
 mod told;
 mod twins;

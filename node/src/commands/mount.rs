@@ -9,12 +9,13 @@ use std::time::Duration;
 use fileserver::DiskOptions;
 use ns::Build;
 use ns::text::OWN_LINES;
-use p9::{Errno, Reply, TreeRef, Who, synth};
+use p9::{Errno, How, Reply, TreeRef, Want, Who, synth};
 use rustix::fs::Access;
 use tokio::sync::Notify;
 
 use crate::cli::Mount;
 use crate::commands::{runtime, stopped};
+use crate::config::TreePath;
 use crate::control::Control;
 use crate::dial::Dialer;
 use crate::error::{At, Error, Result};
@@ -40,6 +41,9 @@ pub fn run(context: &Context, typed: &Mount) -> Result<ExitCode> {
             all.extend(["--ns".into(), file.into()]);
         }
         all.extend(typed.all_users.then(|| "--all-users".into()));
+        if let Some(tree) = &typed.single_writer {
+            all.extend(["--single-writer".into(), tree.to_string().into()]);
+        }
         let (timeout, cache) = (typed.timeout.to_string(), typed.cache.to_string());
         all.extend(["--foreground".into(), "--timeout".into(), timeout.into(), "--cache".into(), cache.into()]);
         all.extend(["--disk-cache".into(), typed.disk_cache.to_string().into()]);
@@ -49,18 +53,24 @@ pub fn run(context: &Context, typed: &Mount) -> Result<ExitCode> {
     }
     mount::tune_allocator();
     let dialer = Dialer::open(&home, context.agent())?;
-    let written = namespace::lines(context, typed.ns.as_deref())?;
+    let written = match &typed.single_writer {
+        Some(tree) => namespace::only(tree),
+        None => namespace::lines(context, typed.ns.as_deref())?,
+    };
     let runtime = runtime()?;
     let (timeout, cache) = (Duration::from_secs(typed.timeout), typed.cache << 20);
-    let (all_users, disk) = (typed.all_users, cache::open(&home, typed.disk_cache));
-    let options = mount::Options { timeout, cache, disk, all_users, ..mount::Options::default() };
-    let served = runtime.block_on(serve(context, &home, &at, &written, dialer, options));
+    let (all_users, single_writer) = (typed.all_users, typed.single_writer.is_some());
+    let disk = cache::open(&home, typed.disk_cache);
+    let options = mount::Options { timeout, cache, disk, all_users, single_writer, ..mount::Options::default() };
+    let served =
+        runtime.block_on(serve(context, &home, (&at, typed.single_writer.as_ref()), &written, dialer, options));
     runtime.shutdown_timeout(Duration::from_secs(1));
     served.map(|()| ExitCode::SUCCESS)
 }
 
 async fn serve(
-    context: &Context, home: &Home, at: &Path, written: &Written, dialer: Dialer, options: mount::Options,
+    context: &Context, home: &Home, (at, tree): (&Path, Option<&TreePath>), written: &Written, dialer: Dialer,
+    options: mount::Options,
 ) -> Result<()> {
     let who = Who { user: context.user().into(), ..Who::owner() };
     let servers = Servers::new(Nodes::new(dialer, options.timeout), who, DiskOptions::new(home.secret("qid")?));
@@ -69,6 +79,10 @@ async fn serve(
     let built = build.build(&written.lines).await;
     let namespace = built.map_err(|failed| written.refused("mount", &failed))?;
     let root = namespace.root_at(N).at("mount", at.display())?;
+    if let Some(tree) = tree {
+        // A grid is there before its nodes are reached; one tree is what it is from the first look on.
+        root.open_at(&[], How::READ, Want::default()).await.at("mount", tree)?;
+    }
     let handle = tokio::runtime::Handle::current();
     let (place, disk) = (at.to_path_buf(), options.disk.clone());
     // Mounting waits for the kernel, and fusermount3 for a while.

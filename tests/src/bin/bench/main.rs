@@ -77,7 +77,10 @@ fn main() -> ExitCode {
             group if GROUPS.iter().any(|(name, _)| *name == group) => wanted.push(arg),
             other => {
                 let names: Vec<&str> = GROUPS.iter().map(|(name, _)| *name).collect();
-                eprintln!("bench: no such group: {other}\ntry: ./bench [{}] [--only WORDS] [--json FILE]", names.join("|"));
+                eprintln!(
+                    "bench: no such group: {other}\ntry: ./bench [{}] [--only WORDS] [--json FILE]",
+                    names.join("|")
+                );
                 return ExitCode::from(2);
             }
         }

@@ -114,7 +114,7 @@ pub(crate) fn run() -> Vec<Row> {
     let (cases, tree_cases, again_cases) = (wanted(&CASES), wanted(&TREES), wanted(&AGAIN));
     let (mut ours, mut peer, mut nothing) = (per(&cases), per(&cases), per(&cases));
     let (mut trees, mut peers_trees) = (per(&tree_cases), per(&tree_cases));
-    let (mut again, mut local) = (per(&again_cases), per(&again_cases));
+    let (mut again, mut single, mut local) = (per(&again_cases), per(&again_cases), per(&again_cases));
     for _ in 0..TIMES {
         for (case, all) in cases.iter().zip(&mut ours) {
             all.push(through_us(&mut machine, &[], case.work));
@@ -130,6 +130,9 @@ pub(crate) fn run() -> Vec<Row> {
             let _ = fs::remove_dir_all(files.join("memory/repo"));
             peer.push(through_sshfs(&machine, &sshd, &files, case.work));
             let _ = fs::remove_dir_all(files.join("memory/repo"));
+        }
+        for (case, ours) in again_cases.iter().zip(&mut single) {
+            ours.push(through_a_single_writer(&mut machine, case.work));
         }
         for ((case, ours), local) in again_cases.iter().zip(&mut again).zip(&mut local) {
             ours.push(through_us(&mut machine, &[case.work], case.work));
@@ -149,9 +152,12 @@ pub(crate) fn run() -> Vec<Row> {
             .zip(peers_trees)
             .map(|((case, ours), peer)| case.row(median(ours), ("sshfs", median(peer)))),
     );
-    rows.extend(
-        again_cases.iter().zip(again).zip(local).map(|((case, ours), disk)| case.row(median(ours), ("disk", median(disk)))),
-    );
+    for (((case, ours), single), disk) in again_cases.iter().zip(again).zip(single).zip(local) {
+        let disk = ("disk", median(disk));
+        rows.push(case.row(median(ours), disk));
+        let row = case.row(median(single), disk);
+        rows.push(Row { case: format!("{}, a single writer", row.case), ..row });
+    }
     rows
 }
 
@@ -206,6 +212,15 @@ fn through_us(machine: &mut Machine, before: &[&str], work: &str) -> f64 {
     let at = n.join("alpha/fs/files");
     ["true"].iter().chain(before).for_each(|before| _ = timed(machine, &at, before));
     let ms = timed(machine, &at, work);
+    machine.slashn(&["unmount", &n.display().to_string()]).succeeds();
+    ms
+}
+
+/// A second time through a mount that alone changes the files.
+fn through_a_single_writer(machine: &mut Machine, work: &str) -> f64 {
+    let n = machine.mount_as("single", &["--disk-cache", "0", "--single-writer", "alpha/fs/files"]);
+    timed(machine, &n, work);
+    let ms = timed(machine, &n, work);
     machine.slashn(&["unmount", &n.display().to_string()]).succeeds();
     ms
 }
