@@ -46,13 +46,13 @@ const CASES: [Case; 9] = [
     },
     Case {
         name: "10000 random reads of 4 KiB of 1 GiB",
-        work: "python3 -c 'import os,random; random.seed(1); f=os.open(\"big\",0); \
+        work: "/usr/bin/python3 -c 'import os,random; random.seed(1); f=os.open(\"big\",0); \
                [os.pread(f,4096,random.randrange(262144)*4096) for _ in range(10000)]'",
         count: Count::Milliseconds,
     },
     Case {
         name: "10000 random reads of 4 KiB of 256 MiB",
-        work: "python3 -c 'import os,random; random.seed(1); f=os.open(\"middle\",0); \
+        work: "/usr/bin/python3 -c 'import os,random; random.seed(1); f=os.open(\"middle\",0); \
                [os.pread(f,4096,random.randrange(65536)*4096) for _ in range(10000)]'",
         count: Count::Milliseconds,
     },
@@ -63,7 +63,7 @@ const CASES: [Case; 9] = [
 const MAKE: Case = Case {
     name: "make 2000 small files, in memory",
     work: "mkdir memory/made && \
-           python3 -c 'for i in range(2000): open(f\"memory/made/{i}\",\"w\").write(\"x\"*100)'",
+           /usr/bin/python3 -c 'for i in range(2000): open(f\"memory/made/{i}\",\"w\").write(\"x\"*100)'",
     count: Count::Milliseconds,
 };
 const REMOVE: Case = Case { name: "remove them", work: "rm -r memory/made", count: Count::Milliseconds };

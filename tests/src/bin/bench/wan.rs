@@ -52,7 +52,7 @@ const CASES: [Case; 6] = [
     Case { name: "git status of 1000 files, cold", work: "git -C repo status >/dev/null", told: Told::Beside },
     Case {
         name: "a program that looks for 2000 missing files, cold",
-        work: "python3 -c 'import os; [os.path.exists(f\"repo/src/{d}/{i}.so\") for d in range(10) for i in range(200)]'",
+        work: "/usr/bin/python3 -c 'import os; [os.path.exists(f\"repo/src/{d}/{i}.so\") for d in range(10) for i in range(200)]'",
         told: Told::Beside,
     },
 ];
