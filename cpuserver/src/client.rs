@@ -5,6 +5,7 @@
 //! everything that is asked and all opens, then the streams; the caller's tree is brought meanwhile by whoever `serve`
 //! asks. It installs no signal handler and reads no environment: signals and window sizes come in as [`Event`]s.
 
+mod forward;
 mod hints;
 mod outcome;
 mod remote;
@@ -14,13 +15,13 @@ mod streams;
 use std::future::Future;
 use std::pin::pin;
 
-use bytes::{Bytes, BytesMut};
-use p9::{Errno, How, Name, NodeRef, Want};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use p9::{Errno, NodeRef};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 pub use crate::launch::Exit;
 pub use crate::signals::number as signal_number;
+pub use forward::{Accept, Taken, forward};
 pub use hints::hints;
 pub use outcome::{Ended, Error};
 pub use request::{Request, default_ns, environment, is_limit, node_root_ns};
@@ -60,13 +61,14 @@ pub async fn run<F>(
 where
     F: Future<Output = Result<(), String>>,
 {
-    run_and_tell(node, serve, command, stdio, events, &tokio::sync::watch::Sender::new(false)).await
+    run_and_tell(node, serve, command, &[], stdio, events, &tokio::sync::watch::Sender::new(false)).await
 }
 
-/// The same; `running` says when the command runs.
+/// The same; `accepts` takes what connects there to the caller, and `running` says when the command runs.
+#[allow(clippy::too_many_arguments, reason = "it is what `Command` gathers")]
 pub(crate) async fn run_and_tell<F>(
-    node: NodeRef, serve: impl FnOnce(u64, String) -> F, command: Request, stdio: Stdio, events: mpsc::Receiver<Event>,
-    running: &tokio::sync::watch::Sender<bool>,
+    node: NodeRef, serve: impl FnOnce(u64, String) -> F, command: Request, accepts: &[Accept], stdio: Stdio,
+    events: mpsc::Receiver<Event>, running: &tokio::sync::watch::Sender<bool>,
 ) -> Result<Ended, Error>
 where
     F: Future<Output = Result<(), String>>,
@@ -92,6 +94,7 @@ where
     let ended = {
         let (mut work, mut serving) = (pin!(work), pin!(serving));
         let mut signalling = pin!(remote.forward(events, runs));
+        let mut taking = pin!(forward::take_all(&remote, accepts, running.subscribe()));
         tokio::select! {
             ended = &mut work => ended,
             ended = async {
@@ -101,6 +104,7 @@ where
                 }
             } => Err(ended),
             err = &mut signalling => Err(err),
+            never = &mut taking => match never {},
         }
     };
     remote.close().await;
@@ -169,45 +173,6 @@ pub async fn kill(node: NodeRef, id: u64, number: i32) -> Result<(), Error> {
     let killed = remote.kill(number).await;
     remote.close().await;
     killed
-}
-
-/// Connects the node whose root is `node` to `to` (`tcp!HOST!PORT` or `unix!PATH`, there), and carries what goes between
-/// that and `local`, both ways, until both have ended or one of them is broken off. Errors: it could not connect.
-pub async fn forward(node: NodeRef, to: &str, local: impl AsyncRead + AsyncWrite + Unpin) -> Result<(), Errno> {
-    const CHUNK: usize = 64 << 10;
-    let names = [Name::new(b"cpu")?, Name::new(b"connect")?];
-    let there = node.open_at(&names, How::RDWR, Want::default()).await?.handle;
-    there.write(0, to.to_owned().into()).await?;
-    let (mut reader, mut writer) = tokio::io::split(local);
-    let up = async {
-        let (mut buffer, mut offset) = (BytesMut::new(), 0);
-        loop {
-            buffer.reserve(CHUNK);
-            // One that fails has no more to say.
-            let count = reader.read_buf(&mut buffer).await.unwrap_or_default();
-            if count == 0 {
-                return there.write(offset, Bytes::new()).await.map(drop);
-            }
-            streams::write_all(&there, offset, buffer.split().freeze()).await?;
-            offset += count as u64;
-        }
-    };
-    let down = async {
-        let mut offset = 0;
-        loop {
-            let bytes = there.read(offset, CHUNK as u32).await?;
-            offset += bytes.len() as u64;
-            let written = if bytes.is_empty() { writer.shutdown().await } else { writer.write_all(&bytes).await };
-            if bytes.is_empty() || written.is_err() {
-                return written.map_err(Errno::from);
-            }
-        }
-    };
-    if let Err(errno) = tokio::try_join!(up, down) {
-        tracing::debug!(%errno, to, "a forwarded connection was broken off");
-    }
-    let _ = there.close().await;
-    Ok(())
 }
 
 /// The errors that say that a node or the way to it is gone, rather than what it answered.

@@ -30,7 +30,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::client::{self, Ended, Error, Event, Request};
+use crate::client::{self, Accept, Ended, Error, Event, Request, Taken};
 
 /// Bytes of a pipe on its way.
 const PIPE: usize = 64 << 10;
@@ -147,6 +147,7 @@ pub struct Command {
     stdout: Option<Stdio>,
     stderr: Option<Stdio>,
     events: Option<mpsc::Receiver<Event>>,
+    accepts: Vec<Accept>,
 }
 
 impl Command {
@@ -154,7 +155,7 @@ impl Command {
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         let argv = vec![program.as_ref().as_bytes().to_vec()];
         let request = Request { argv, umask: 0o22, ..Request::default() };
-        Self { request, stdin: None, stdout: None, stderr: None, events: None }
+        Self { request, stdin: None, stdout: None, stderr: None, events: None, accepts: Vec::new() }
     }
 
     /// One more argument.
@@ -247,6 +248,28 @@ impl Command {
         self
     }
 
+    /// What connects to `address` there while it runs (`unix!PATH`, as its namespace has it, or `tcp!HOST!PORT` of the
+    /// node) is given to `carry`: at most 256 connections at once, which end with the command. One that is
+    /// [detached](Command::detach) has nobody to carry them.
+    #[must_use]
+    pub fn accept<F>(mut self, address: impl Into<String>, carry: impl Fn(Taken) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let accept = Accept::new(address, carry);
+        self.request.listen.push(accept.address.clone());
+        self.accepts.push(accept);
+        self
+    }
+
+    /// A small file that it finds at `path`, which is in a place of its own, such as /run, and goes with it. Its user
+    /// alone reads it. All together have at most 64 KiB.
+    #[must_use]
+    pub fn file(mut self, path: impl Into<String>, contents: impl Into<Vec<u8>>) -> Self {
+        self.request.files.push((path.into(), contents.into()));
+        self
+    }
+
     /// What it reads.
     #[must_use]
     pub fn stdin(mut self, stdio: Stdio) -> Self {
@@ -288,7 +311,7 @@ impl Command {
         let (root, serve, told) = (host.root.clone(), host.serve(), self.events.take());
         let others = events.clone();
         let mut task = Ending(tokio::spawn(async move {
-            let run = client::run_and_tell(root, serve, self.request, stdio, received, &running);
+            let run = client::run_and_tell(root, serve, self.request, &self.accepts, stdio, received, &running);
             tokio::select! {
                 ended = run => ended,
                 never = pass_on(told, others) => match never {},

@@ -4,9 +4,13 @@
 //! is answered once it stands; what is written from then on goes there, what comes from there is read, and a write of
 //! nothing says that no more will come. It lasts as long as the file is open. What this node's user can reach, a command
 //! of the same peer could reach as well, so no right is given by it. Used by `rcpu -L`; answered in the tasks of requests.
+//! A session's file `accept` is the same the other way round ([`streams`]): the first write says which of the places where
+//! the command is to find its caller, and is answered once somebody has connected there.
 
+use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 
 use bytes::{Bytes, BytesMut};
@@ -23,25 +27,38 @@ const CHUNK: usize = 128 << 10;
 
 /// The file, for one peer.
 pub(crate) fn file() -> NodeRef {
-    let room = Arc::new(Semaphore::new(MOST));
+    streams(|address| Box::pin(Socket::connect(address)))
+}
+
+/// A connection that is being made, by what was written first.
+pub(crate) type Making = Pin<Box<dyn Future<Output = Result<Socket, Errno>> + Send>>;
+
+/// A file of which each that is open is one connection, which `make` makes by what is written first.
+pub(crate) fn streams(make: impl Fn(Bytes) -> Making + Send + Sync + 'static) -> NodeRef {
+    let (room, make) = (Arc::new(Semaphore::new(MOST)), Arc::new(make));
     synth::stream(0o666, move |_| match room.clone().try_acquire_owned() {
-        Ok(permit) => Reply::ok(Arc::new(Connection { socket: OnceLock::new(), _permit: permit }) as Arc<dyn Stream>),
+        Ok(permit) => {
+            let (socket, make) = (OnceLock::new(), make.clone());
+            Reply::ok(Arc::new(Connection { socket, make, _permit: permit }) as Arc<dyn Stream>)
+        }
         Err(_) => Errno::EMFILE.into(),
     })
 }
 
-struct Connection {
+struct Connection<M> {
     socket: OnceLock<Socket>,
+    make: Arc<M>,
     _permit: OwnedSemaphorePermit,
 }
 
-enum Socket {
+/// What a connection is here.
+pub(crate) enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
 impl Socket {
-    async fn connect(text: &[u8]) -> Result<Self, Errno> {
+    async fn connect(text: Bytes) -> Result<Self, Errno> {
         let text = std::str::from_utf8(text.trim_ascii()).map_err(|_| Errno::EINVAL)?;
         match text.parse().map_err(|_| Errno::EINVAL)? {
             Address::Tcp(to) => Ok(Self::Tcp(transport::tcp(&to).await?)),
@@ -81,7 +98,7 @@ impl AsFd for Socket {
     }
 }
 
-impl Stream for Connection {
+impl<M: Fn(Bytes) -> Making + Send + Sync + 'static> Stream for Connection<M> {
     fn read(&self, _offset: u64, count: u32) -> Reply<'_, Bytes> {
         let Some(socket) = self.socket.get() else { return Errno::ENOTCONN.into() };
         Reply::later(async move {
@@ -103,7 +120,7 @@ impl Stream for Connection {
     fn write(&self, _offset: u64, data: Bytes) -> Reply<'_, Written> {
         Reply::later(async move {
             let Some(socket) = self.socket.get() else {
-                let socket = Socket::connect(&data).await?;
+                let socket = (self.make)(data.clone()).await?;
                 // Two who dial at once are two writers of one file: the second is refused.
                 self.socket.set(socket).map_err(|_| Errno::EBUSY)?;
                 return Ok(Written::count(data.len()));

@@ -43,6 +43,10 @@ pub(crate) enum Ctl {
     Ns(Vec<u8>),
     /// `nodes TEXT`: one word, quoted.
     Nodes(Vec<u8>),
+    /// `listen ADDRESS...`: where connections are taken for the caller.
+    Listen(Vec<Vec<u8>>),
+    /// `give PATH TEXT`: a small file that the command finds.
+    Give(Vec<u8>, Vec<u8>),
     /// `hints PATH...`: what the command is about to walk.
     Hints(Vec<Vec<u8>>),
 }
@@ -75,9 +79,11 @@ impl Ctl {
             (b"args", [_, ..]) => Ok(Self::Args(rest)),
             (b"env", _) => Ok(Self::Env(rest)),
             (b"hints", _) => Ok(Self::Hints(rest)),
+            (b"listen", _) => Ok(Self::Listen(rest)),
+            (b"give", [path, text]) => Ok(Self::Give(path.to_vec(), text.to_vec())),
             (
                 b"exec" | b"start" | b"kill" | b"winsize" | b"detach" | b"nice" | b"pty" | b"eof" | b"user" | b"limits"
-                | b"umask" | b"cwd" | b"ns" | b"nodes" | b"args",
+                | b"umask" | b"cwd" | b"ns" | b"nodes" | b"args" | b"give",
                 _,
             ) => Err(Errno::EINVAL),
             _ => Err(Errno::EOPNOTSUPP),
@@ -120,6 +126,8 @@ mod tests {
             ("args sh -c 'exit 7'", Ctl::Args(vec![b"sh".to_vec(), b"-c".to_vec(), b"exit 7".to_vec()])),
             ("hints /a '/b c'", Ctl::Hints(vec![b"/a".to_vec(), b"/b c".to_vec()])),
             ("env A=1", Ctl::Env(vec![b"A=1".to_vec()])),
+            ("listen unix!/run/s", Ctl::Listen(vec![b"unix!/run/s".to_vec()])),
+            ("give /run/f 'a b'", Ctl::Give(b"/run/f".to_vec(), b"a b".to_vec())),
         ] {
             assert_eq!(Ctl::parse(text.as_bytes()), Ok(vec![command]), "{text}");
         }
@@ -136,9 +144,18 @@ mod tests {
         for text in ["migrate gpu1", "freeze", "EXEC"] {
             assert_eq!(Ctl::parse(text.as_bytes()), Err(Errno::EOPNOTSUPP), "{text}");
         }
-        for text in
-            ["kill", "kill NOSUCH", "kill 0", "kill 65", "winsize 1", "winsize -1 2", "umask 9", "exec now", "cwd '/"]
-        {
+        for text in [
+            "kill",
+            "kill NOSUCH",
+            "kill 0",
+            "kill 65",
+            "winsize 1",
+            "winsize -1 2",
+            "umask 9",
+            "exec now",
+            "cwd '/",
+            "give /a",
+        ] {
             assert_eq!(Ctl::parse(text.as_bytes()), Err(Errno::EINVAL), "{text}");
         }
     }

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use p9::dial::Address;
 use p9::{Errno, NameBuf};
 use rustix::process::{getegid, geteuid};
 use tokio::sync::mpsc;
@@ -21,7 +22,7 @@ use tokio::task::JoinSet;
 use crate::Cpu;
 use crate::launch::{self, Exit, Job, JobSpec, Usage};
 use crate::owned::Owners;
-use crate::session::{Ended, Failure, Limits, Phase, Session, Spec};
+use crate::session::{Ended, Failure, Limits, Listening, Phase, Session, Spec};
 
 use group::Group;
 
@@ -75,6 +76,8 @@ struct Running {
     tmp: Option<tmp::Tmp>,
     group: Group,
     limits: Limits,
+    /// Where connections are taken once it runs: those of ports, and the addresses of all.
+    listening: Option<(Listening, Vec<Address>)>,
 }
 
 async fn start(cpu: &Arc<Cpu>, session: &Arc<Session>) -> Result<Running, Failure> {
@@ -83,13 +86,21 @@ async fn start(cpu: &Arc<Cpu>, session: &Arc<Session>) -> Result<Running, Failur
     let user = spec.user.unwrap_or(own);
     let root = namespace::root(cpu, session, &spec, Owners { own, shown: user }).await?;
 
+    let listening = Listening::of_ports(&spec.listen).await;
+    let listening = listening.map_err(|reason| failure(255, Errno::EIO, &reason))?;
+    let listening = Some((listening, spec.listen.clone()));
     let (near, far) = terminal::streams(spec.pty).map_err(|err| failed("streams", err))?;
     let (limits, foretold) = (spec.limits.clone(), foretold(&spec, &root.mounts));
     let group = group(cpu, session, &limits).await;
     let mut job_spec = job_spec(cpu, spec, own, user, root.mounts);
+    if let Some(run) = job_spec.mounts.iter().find(|mount| matches!(mount, launch::JobMount::Tmpfs { .. })) {
+        // How a program there knows where it is, and what it sees.
+        job_spec.files.push((run.at().join("slashn/ns"), text(session).into_bytes()));
+    }
     job_spec.rlimits.extend(&group.of_each);
     job_spec.processors = group.processors;
-    let mut job = cpu.options.launcher.start_job(&job_spec, far).await.map_err(never_started)?;
+    let mut job =
+        cpu.options.launcher.start_job(&job_spec, far).await.map_err(|error| never_started(session, error))?;
     // Init waits for its root to be served, and all others descend from it.
     group.adopt(job.init()).map_err(|err| failed("limits", err))?;
     let disk = cpu.options.disk.as_ref().map(|disk| disk.apart(session.owner.name().as_bytes()));
@@ -100,7 +111,7 @@ async fn start(cpu: &Arc<Cpu>, session: &Arc<Session>) -> Result<Running, Failur
     let mount = mount::serve(root.node, fuse, options, cpu.runtime().clone())
         .map_err(|err| failure(255, Errno::EIO, &format!("root: {err}")))?;
     let flows = pump(session, near)?;
-    Ok(Running { job, mount, flows, tmp: root.tmp, group, limits })
+    Ok(Running { job, mount, flows, tmp: root.tmp, group, limits, listening })
 }
 
 /// What is about to be walked: by the command, and by whoever makes its root.
@@ -128,7 +139,13 @@ fn job_spec(cpu: &Cpu, spec: Spec, own: (u32, u32), user: (u32, u32), mounts: Ve
     if env.is_empty() {
         env.push(PATH.to_vec());
     }
+    let path = |address| match address {
+        Address::Unix(path) => Some(path),
+        _ => None,
+    };
     JobSpec {
+        sockets: spec.listen.into_iter().filter_map(path).collect(),
+        files: spec.files,
         argv: spec.args,
         env,
         cwd: if spec.cwd.is_empty() { b"/".to_vec() } else { spec.cwd },
@@ -174,7 +191,7 @@ impl Running {
         loop {
             tokio::select! {
                 next = self.next(runs) => match next {
-                    Err(error) => return (Err(Failure { ran: runs, ..never_started(error) }), timed_out),
+                    Err(error) => return (Err(Failure { ran: runs, ..never_started(session, error) }), timed_out),
                     Ok(Some(_)) if lost => {
                         let reason = "the caller's tree: its connection was lost, so the command was ended";
                         return (Err(Failure { ran: runs, ..failure(255, Errno::EIO, reason) }), timed_out);
@@ -182,6 +199,7 @@ impl Running {
                     Ok(Some(exit)) => return (Ok(exit), timed_out),
                     Ok(None) => {
                         runs = true;
+                        self.listen(session);
                         session.enter(Phase::Running { pid: self.job.init() });
                         time.set(later(self.limits.time));
                     }
@@ -201,6 +219,15 @@ impl Running {
                     self.kill(libc::SIGKILL);
                 }
             }
+        }
+    }
+
+    /// Has the session take connections.
+    fn listen(&mut self, session: &Session) {
+        let Some((ports, addresses)) = self.listening.take() else { return };
+        match ports.with_paths(&addresses, self.job.take_sockets()) {
+            Ok(listening) => session.listens(listening),
+            Err(errno) => tracing::warn!(session = session.id, %errno, "no connections are taken for its caller"),
         }
     }
 
@@ -253,7 +280,7 @@ async fn later(time: Option<Duration>) {
     }
 }
 
-fn never_started(error: launch::Error) -> Failure {
+fn never_started(session: &Session, error: launch::Error) -> Failure {
     let errno = match &error {
         launch::Error::NotFound { .. } | launch::Error::Cwd { .. } => Errno::ENOENT,
         launch::Error::NotExecutable { .. } => Errno::EACCES,
@@ -261,7 +288,12 @@ fn never_started(error: launch::Error) -> Failure {
         _ => Errno::EIO,
     };
     let remedy = error.remedy().map(|remedy| format!("; try: {remedy}")).unwrap_or_default();
-    failure(error.exit_code(), errno, &format!("{error}{remedy}"))
+    let sought = match &error {
+        launch::Error::Interpreter { missing, .. } => namespace::sought(session, missing),
+        _ => None,
+    };
+    let sought = sought.map(|line| format!(" in its namespace, where it is sought by: {line}")).unwrap_or_default();
+    failure(error.exit_code(), errno, &format!("{error}{sought}{remedy}"))
 }
 
 fn failed(step: &str, error: std::io::Error) -> Failure {

@@ -20,10 +20,12 @@ mod children;
 mod dev;
 mod emulator;
 mod error;
+mod found;
 mod init;
 mod interpreter;
 mod job;
 mod launcher;
+mod level;
 mod message;
 mod mounter;
 pub mod private;
@@ -39,9 +41,10 @@ use serde::{Deserialize, Serialize};
 
 pub use emulator::architectures;
 pub use error::{Error, Os};
-pub use interpreter::architecture;
+pub use interpreter::{architecture, interpreter};
 pub use job::Job;
 pub use launcher::Launcher;
+pub use level::{level, levels};
 pub use process::{main, run};
 
 /// What to run, as whom, and what the kernel mounts over the FUSE root. Bytes are as execve(2) takes them, without
@@ -70,6 +73,10 @@ pub struct JobSpec {
     pub hostname: Option<String>,
     /// What is mounted over the FUSE root, in this order.
     pub mounts: Vec<JobMount>,
+    /// Sockets that listen when it starts, at these paths inside the job: [`Job::take_sockets`].
+    pub sockets: Vec<PathBuf>,
+    /// Small files that it finds, and what is in each: in places that `mounts` make for it alone.
+    pub files: Vec<(PathBuf, Vec<u8>)>,
     /// (resource of setrlimit(2), soft, hard), `u64::MAX` for no limit; a hard limit above this process's own is cut
     /// to it.
     pub rlimits: Vec<(i32, u64, u64)>,

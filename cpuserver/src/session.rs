@@ -6,6 +6,7 @@
 
 mod files;
 mod limits;
+mod listening;
 mod spec;
 
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use crate::{Cpu, owner::Owner};
 
 pub(crate) use files::{CloneFile, directory};
 pub(crate) use limits::Limits;
+pub(crate) use listening::Listening;
 pub(crate) use spec::{Spec, list_text};
 
 /// One session.
@@ -56,6 +58,8 @@ pub(crate) struct Session {
     pub(crate) wire: Arc<Wire>,
     /// What keeps which limit.
     kept_by: Mutex<String>,
+    /// Where connections are taken for the caller, while the command runs.
+    listening: watch::Sender<Option<Arc<Listening>>>,
 }
 
 struct Asked {
@@ -135,6 +139,7 @@ impl Session {
             began: Instant::now(),
             wire: Arc::default(),
             kept_by: Mutex::default(),
+            listening: watch::Sender::new(None),
         })
     }
 
@@ -230,8 +235,29 @@ impl Session {
     pub(crate) fn enter(&self, phase: Phase) {
         if matches!(phase, Phase::Ended(_)) {
             self.asked.lock().terminal = None;
+            self.listening.send_replace(None);
         }
         self.phase.send_replace(phase);
+    }
+
+    /// Where connections are taken from now on, until the command ends.
+    pub(crate) fn listens(&self, at: Listening) {
+        self.listening.send_replace(Some(Arc::new(at)));
+    }
+
+    /// Where connections are taken, once that has begun. Errors: `ESTALE` if the command has ended, or never will run.
+    pub(crate) async fn listening(&self) -> Result<Arc<Listening>, Errno> {
+        let mut changes = self.listening.subscribe();
+        tokio::select! {
+            biased;
+            there = changes.wait_for(Option::is_some) => there.map_err(|_| Errno::EIO)?.clone().ok_or(Errno::EIO),
+            _ = self.ended() => Err(Errno::ESTALE),
+        }
+    }
+
+    /// Where connections are taken now.
+    pub(crate) fn listening_now(&self) -> Option<Arc<Listening>> {
+        self.listening.borrow().clone()
     }
 
     /// Returns once the command runs (or ran). Errors: why it could not.

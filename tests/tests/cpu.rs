@@ -16,6 +16,7 @@ as_both! {
     a_command_is_left_and_waited_for
     a_blocking_read_ends_by_a_signal_and_the_command_goes_on
     a_bound_is_kept_and_told
+    a_command_finds_its_caller
     a_namespace_is_lines
     a_socket_of_the_node_is_talked_to
 }
@@ -93,6 +94,13 @@ fn a_socket_of_the_node_is_talked_to(machine: Machine) {
     answering.join().unwrap();
     let refused = script(&machine, &n, &["ask.sh", "alpha", "127.0.0.1", &port, "a word"]).exits(1).errors();
     assert!(refused.contains("printf"), "{refused}");
+}
+
+fn a_command_finds_its_caller(machine: Machine) {
+    let (machine, n) = grid(machine);
+    let ask = "import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/door'); print(s.makefile().read())";
+    let said = script(&machine, &n, &["door.sh", "alpha", "a word", "python3", "-c", ask]).succeeds().text();
+    assert!(said.starts_with("a word\n\nexit 0\n"), "{said}");
 }
 
 fn a_namespace_is_lines(machine: Machine) {

@@ -34,6 +34,10 @@ pub struct Request {
     pub nice: i32,
     /// What bounds it: lines as the session's file `limits` takes them.
     pub limits: String,
+    /// Where it finds its caller: addresses as the session's file `listen` takes them.
+    pub listen: Vec<String>,
+    /// Small files that it finds, at paths in its own /run, and what is in each.
+    pub files: Vec<(String, Vec<u8>)>,
     /// Paths of its namespace that it is about to walk: see [`super::hints`].
     pub hints: Vec<Vec<u8>>,
 }
@@ -78,6 +82,10 @@ impl Request {
             say("pty", &[]);
             say("winsize", &[&number(rows.into()), &number(cols.into())]);
         }
+        if !self.listen.is_empty() {
+            say("listen", &self.listen.iter().map(String::as_bytes).collect::<Vec<_>>());
+        }
+        self.files.iter().for_each(|(path, text)| say("give", &[path.as_bytes(), text]));
         say("cwd", &[&self.cwd]);
         say("ns", &[self.ns.as_bytes()]);
         if !self.nodes.is_empty() {
@@ -98,11 +106,11 @@ impl Request {
 /// Whether the variable `name` stays at home unless it is forwarded: it names a socket or a display of the caller's.
 fn stays(name: &[u8]) -> bool {
     name.starts_with(b"DBUS_")
-        || matches!(name, b"SSH_AUTH_SOCK" | b"DISPLAY" | b"WAYLAND_DISPLAY" | b"XDG_RUNTIME_DIR")
+        || matches!(name, b"SSH_AUTH_SOCK" | b"DISPLAY" | b"WAYLAND_DISPLAY" | b"XAUTHORITY" | b"XDG_RUNTIME_DIR")
 }
 
 /// The environment of a command: `all` of the caller's without what means nothing elsewhere (`SSH_AUTH_SOCK`,
-/// `DISPLAY`, `WAYLAND_DISPLAY`, `DBUS_*`, `XDG_RUNTIME_DIR`), and with `chosen`: `NAME=VALUE` sets a variable, `NAME`
+/// `DISPLAY`, `WAYLAND_DISPLAY`, `XAUTHORITY`, `DBUS_*`, `XDG_RUNTIME_DIR`), and with `chosen`: `NAME=VALUE` sets a variable, `NAME`
 /// alone forwards it after all.
 pub fn environment(all: impl IntoIterator<Item = (OsString, OsString)>, chosen: &[OsString]) -> Vec<Vec<u8>> {
     let chosen = || chosen.iter().map(|item| item.as_bytes());
@@ -174,6 +182,8 @@ mod tests {
             terminal: Some((24, 80)),
             nice: 5,
             limits: "time 5\n".into(),
+            listen: vec!["unix!/run/slashn/a b".into()],
+            files: vec![("/run/slashn/f".into(), b"\x01\x00'".to_vec())],
             hints: vec![b"/usr/bin/a b".to_vec()],
         };
         let said = Ctl::parse(&command.to_ctl(&["exec"])).unwrap();
@@ -184,6 +194,8 @@ mod tests {
             Ctl::Limits(b"time 5\n".to_vec()),
             Ctl::Pty,
             Ctl::Winsize(24, 80),
+            Ctl::Listen(vec![b"unix!/run/slashn/a b".to_vec()]),
+            Ctl::Give(b"/run/slashn/f".to_vec(), b"\x01\x00'".to_vec()),
             Ctl::Cwd(command.cwd.clone()),
             Ctl::Ns(command.ns.clone().into_bytes()),
             Ctl::Nodes(command.nodes.clone().into_bytes()),

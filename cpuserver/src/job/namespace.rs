@@ -48,6 +48,19 @@ pub(crate) fn text(session: &Session) -> String {
     text
 }
 
+/// The line of the namespace of `session` by which `path` is sought: the first of those that put something nearest to it.
+pub(crate) fn sought(session: &Session, path: &str) -> Option<String> {
+    let lines = lines(&session.spec()).ok()?;
+    let depth = |line: &Line| match line {
+        Line::Mount { old, .. } | Line::Bind { old, .. } if Path::new(path).starts_with(old) => {
+            Some(Path::new(old).components().count())
+        }
+        _ => None,
+    };
+    let deepest = lines.iter().filter_map(depth).max()?;
+    lines.iter().find(|line| depth(line) == Some(deepest)).map(Line::to_string)
+}
+
 fn lines(spec: &Spec) -> Result<Vec<Line>, Failure> {
     let text = if spec.ns.is_empty() { NODE } else { &spec.ns };
     ns::text::parse(text, PEER_LINES, &|name| variable(&spec.env, name)).map_err(|err| fail("namespace", &err))

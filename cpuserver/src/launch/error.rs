@@ -105,6 +105,14 @@ pub enum Error {
         /// What the kernel said.
         reason: Os,
     },
+    /// A socket, or a small file, could not be made in the job.
+    #[error("listen: {at}: {reason}")]
+    Listen {
+        /// Where in the job.
+        at: String,
+        /// What the kernel said.
+        reason: Os,
+    },
     /// Another step between the request and the program.
     #[error("{step}: {reason}")]
     Setup {
@@ -148,6 +156,7 @@ impl Error {
                  qemu-user-static on the node"
             )),
             Self::Interpreter { missing, .. } => Some(format!("install {missing} where the command's files are from")),
+            Self::Listen { .. } => Some("a path in /run, which is the command's own".into()),
             Self::Cwd { .. } => Some("rcpu -C DIR, or --expose PATH; rcpu -v says what the node can reach".into()),
             Self::UserNamespace { remedy, .. } => Some(remedy.clone()),
             Self::Fuse { reason: Os(libc::EACCES | libc::EPERM) } => Some("chmod 666 /dev/fuse, on the node".into()),

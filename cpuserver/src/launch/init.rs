@@ -15,11 +15,11 @@ use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_paren
 use super::emulator::Emulators;
 use super::message::{self, Command, Event};
 use super::sys::{self, Side};
-use super::{Error, Exit, JobSpec, Usage, program, root};
+use super::{Error, Exit, JobSpec, Usage, found, program, root};
 
 /// Init's life. `ready` is told when all is done that needs nobody to serve `root`.
 pub(super) fn run(spec: &JobSpec, socket: &OwnedFd, root: OwnedFd, stdio: [OwnedFd; 3], ready: PipeWriter) -> ! {
-    match start(spec, root, stdio, ready) {
+    match start(spec, socket, root, stdio, ready) {
         Ok(init) => init.watch(socket),
         Err(error) => {
             let _ = message::send(socket, &Event::Failed(error), &[]);
@@ -40,7 +40,9 @@ struct Init {
     io: Option<File>,
 }
 
-fn start(spec: &JobSpec, root: OwnedFd, stdio: [OwnedFd; 3], mut ready: PipeWriter) -> Result<Init, Error> {
+fn start(
+    spec: &JobSpec, socket: &OwnedFd, root: OwnedFd, stdio: [OwnedFd; 3], mut ready: PipeWriter,
+) -> Result<Init, Error> {
     die_with_mounter(&ready);
     let emulators = Emulators::of_this_machine();
     let io = File::open("/proc/self/io").ok();
@@ -51,7 +53,8 @@ fn start(spec: &JobSpec, root: OwnedFd, stdio: [OwnedFd; 3], mut ready: PipeWrit
     drop(ready);
 
     root::pivot(root)?;
-    root::attach(mounts, &mut notes)?;
+    let ours = root::attach(mounts, &mut notes)?;
+    found::make(spec, &ours, socket)?;
     // Its memory and descriptors are not for the program to see.
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 

@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
 /// As much of the header as the kernel looks at for `#!`.
-const HEAD: usize = 256;
+pub(super) const HEAD: usize = 256;
 /// Program headers that are looked at, and bytes of an interpreter's path, at most.
 const HEADERS: u64 = 256;
 const PATH: u64 = 4096;
@@ -18,6 +18,11 @@ const PATH: u64 = 4096;
 /// The interpreter that the file at `path` names, if there is such a file and it names one.
 pub(super) fn of(path: &[u8]) -> Option<String> {
     of_file(&File::open(at(path)).ok()?)
+}
+
+/// The interpreter that the program at `path` needs: the one that its `#!` line or ELF header names.
+pub fn interpreter(path: &Path) -> Option<String> {
+    of(path.as_os_str().as_bytes())
 }
 
 /// The same of an open file.
@@ -90,17 +95,17 @@ fn at(path: &[u8]) -> &Path {
 }
 
 /// The fields of elf(5) that matter here.
-struct Elf {
+pub(super) struct Elf {
     wide: bool,
     big_endian: bool,
-    machine: u64,
+    pub(super) machine: u64,
     header_offset: u64,
     header_size: u64,
     headers: u64,
 }
 
 impl Elf {
-    fn parse(head: &[u8]) -> Option<Self> {
+    pub(super) fn parse(head: &[u8]) -> Option<Self> {
         let ident = head.strip_prefix(b"\x7fELF")?;
         let (wide, big_endian) = (*ident.first()? == 2, *ident.get(1)? == 2);
         let field = |narrow: (usize, usize), broad: (usize, usize)| {
@@ -120,17 +125,23 @@ impl Elf {
     /// The path in the program header of type `PT_INTERP`.
     fn interpreter(&self, file: &File) -> Option<Vec<u8>> {
         const PT_INTERP: u64 = 3;
+        let path = self.segment(file, PT_INTERP, PATH)?;
+        Some(path.split(|byte| *byte == 0).next()?.to_vec())
+    }
+
+    /// What the first program header of type `kind` leads to, at most `most` bytes of it.
+    pub(super) fn segment(&self, file: &File, kind: u64, most: u64) -> Option<Vec<u8>> {
         let (offset_at, size_at, width) = if self.wide { (8, 32, 8) } else { (4, 16, 4) };
         for i in 0..self.headers.min(HEADERS) {
             let mut header = [0; 64];
             let at = self.header_offset.checked_add(i.checked_mul(self.header_size)?)?;
             let got = file.read_at(&mut header, at).ok()?;
             let field = |offset, size| number(&header[..got], offset, size, self.big_endian);
-            if field(0, 4)? == PT_INTERP {
-                let mut path = vec![0; field(size_at, width)?.min(PATH) as usize];
-                let got = file.read_at(&mut path, field(offset_at, width)?).ok()?;
-                let name = path[..got].split(|byte| *byte == 0).next()?;
-                return Some(name.to_vec());
+            if field(0, 4)? == kind {
+                let mut bytes = vec![0; field(size_at, width)?.min(most) as usize];
+                let got = file.read_at(&mut bytes, field(offset_at, width)?).ok()?;
+                bytes.truncate(got);
+                return Some(bytes);
             }
         }
         None

@@ -26,6 +26,7 @@ pub struct Job {
     outcome: Option<Result<Exit, Error>>,
     usage: Usage,
     notes: Vec<String>,
+    sockets: Vec<OwnedFd>,
     gone: bool,
 }
 
@@ -50,6 +51,7 @@ impl Job {
                     outcome: None,
                     usage: Usage::default(),
                     notes: Vec::new(),
+                    sockets: Vec::new(),
                     gone: false,
                 })
             }
@@ -61,6 +63,11 @@ impl Job {
     /// The FUSE descriptor, once.
     pub fn take_fuse(&mut self) -> Option<OwnedFd> {
         self.fuse.take()
+    }
+
+    /// The sockets of [`JobSpec::sockets`](super::JobSpec::sockets), listening; all there once [`Job::running`] returned.
+    pub fn take_sockets(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.sockets)
     }
 
     /// The pid of the job's init, as this process sees it: all others descend from it.
@@ -125,7 +132,10 @@ impl Job {
     /// Takes in one event.
     async fn step(&mut self) -> Result<(), Error> {
         let event = match next(&self.socket).await {
-            Ok((event, _)) => event,
+            Ok((event, fds)) => {
+                self.sockets.extend(fds);
+                event
+            }
             Err(error) => {
                 self.gone = true;
                 self.outcome.get_or_insert(Err(error.clone()));
@@ -133,7 +143,7 @@ impl Job {
             }
         };
         match event {
-            Event::Started { .. } => {}
+            Event::Started { .. } | Event::Listening => {}
             Event::Running { notes } => (self.running, self.notes) = (true, notes),
             Event::Failed(error) => drop(self.outcome.get_or_insert(Err(error))),
             Event::Exited { exit, usage } => {

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::{Error, Exit, Usage};
 
 /// Descriptors in one packet at most.
-const DESCRIPTORS: usize = 5;
+pub(super) const DESCRIPTORS: usize = 5;
 /// Bytes in one packet at most: a path or two, and notes.
 const BYTES: usize = 64 << 10;
 
@@ -30,6 +30,8 @@ pub(crate) enum Event {
         /// Init, in the daemon's pid namespace.
         init: i32,
     },
+    /// With it: some of the job's sockets, in order.
+    Listening,
     /// The program runs.
     Running {
         /// What was passed over on the way.

@@ -79,8 +79,9 @@ pub(super) fn pivot(root: OwnedFd) -> Result<(), Error> {
     rustix::process::chdir("/").map_err(step("enter"))
 }
 
-/// Puts `mounts` in place. Each place is looked up in the job's root, by whoever serves it.
-pub(super) fn attach(mounts: Vec<Prepared>, notes: &mut Vec<String>) -> Result<(), Error> {
+/// Puts `mounts` in place. Each place is looked up in the job's root, by whoever serves it. Gives those in which there was
+/// nothing.
+pub(super) fn attach(mounts: Vec<Prepared>, notes: &mut Vec<String>) -> Result<Vec<PathBuf>, Error> {
     let mut ours: Vec<PathBuf> = Vec::new();
     for Prepared { at, what, then } in mounts {
         let attached = place(&at, &what, &ours).and_then(|place| {
@@ -104,7 +105,7 @@ pub(super) fn attach(mounts: Vec<Prepared>, notes: &mut Vec<String>) -> Result<(
             }
         }
     }
-    Ok(())
+    Ok(ours)
 }
 
 /// Where `what` is to be mounted. Missing mount points are made in what is `ours`, and nowhere else: the rest of the

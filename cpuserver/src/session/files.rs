@@ -46,6 +46,8 @@ pub(crate) fn directory(cpu: &Arc<Cpu>, session: &Arc<Session>) -> NodeRef {
         ("cwd", value(|spec| line(&spec.cwd), spec::Spec::set_cwd)),
         ("ns", namespace(session)),
         ("nodes", value(|spec| spec.nodes.clone().into(), spec::Spec::set_nodes)),
+        ("listen", listen(session)),
+        ("accept", accept(session)),
         ("limits", value(|spec| spec.limits.text().into(), spec::Spec::set_limits)),
         ("nonce", show(|session| Ok(session.nonce() + "\n"))),
         ("stdin", stdin(session)),
@@ -73,6 +75,34 @@ fn namespace(session: &Arc<Session>) -> NodeRef {
             write.ask(|spec| spec.set_ns(&text))
         },
     )
+}
+
+/// Where connections are taken: as it was written, and of a command that runs with the ports that they have.
+fn listen(session: &Arc<Session>) -> NodeRef {
+    let (read, write) = (session.clone(), session.clone());
+    synth::value(
+        move || {
+            let as_asked = || read.spec().listen.iter().map(|address| format!("{address}\n")).collect();
+            Ok(read.listening_now().map_or_else(as_asked, |listening| listening.text()).into())
+        },
+        move |text: Bytes| write.ask(|spec| spec.set_listen_text(&text)),
+    )
+}
+
+/// Each open file is one connection, to what was written to it first, of those who connect there.
+fn accept(session: &Arc<Session>) -> NodeRef {
+    let session = session.clone();
+    crate::connect::streams(move |address| {
+        let session = session.clone();
+        Box::pin(async move {
+            let address = spec::listened(&address)?;
+            let listening = session.listening().await?;
+            tokio::select! {
+                socket = listening.accept(&address) => socket,
+                _ = session.ended() => Err(Errno::ESTALE),
+            }
+        })
+    })
 }
 
 fn ctl(cpu: &Arc<Cpu>, session: &Arc<Session>) -> NodeRef {

@@ -3,7 +3,12 @@
 //! Read and written by the session's files, taken whole by the job's task at `exec`. Every part was checked when it
 //! was written, so that the error reaches the writer.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
 use bytes::Bytes;
+use p9::dial::Address;
 use p9::{Errno, NameBuf};
 
 use super::Limits;
@@ -12,6 +17,10 @@ use crate::words;
 
 /// The most paths that a command may be about to walk.
 const HINTS: usize = 1024;
+
+/// The most places where connections are taken, and files that the command finds; and the bytes of all those.
+const FOUND: usize = 64;
+const FILE_BYTES: usize = 64 << 10;
 
 /// What is to be run.
 #[derive(Clone, Debug)]
@@ -22,6 +31,10 @@ pub(crate) struct Spec {
     pub(crate) env: Vec<Vec<u8>>,
     /// Paths that it is about to walk.
     pub(crate) hints: Vec<Vec<NameBuf>>,
+    /// Where connections are taken for the caller.
+    pub(crate) listen: Vec<Address>,
+    /// Small files that it finds, and what is in each.
+    pub(crate) files: Vec<(PathBuf, Vec<u8>)>,
     /// Where it starts; empty means `/`.
     pub(crate) cwd: Vec<u8>,
     /// The namespace file; empty means this node's own root.
@@ -45,6 +58,8 @@ impl Default for Spec {
             args: Vec::new(),
             env: Vec::new(),
             hints: Vec::new(),
+            listen: Vec::new(),
+            files: Vec::new(),
             cwd: Vec::new(),
             ns: String::new(),
             nodes: String::new(),
@@ -70,6 +85,8 @@ impl Spec {
             Ctl::User(uid, gid) => self.user = Some((uid, gid)),
             Ctl::Limits(text) => self.set_limits(&text)?,
             Ctl::Hints(paths) => self.set_hints(&paths)?,
+            Ctl::Listen(addresses) => self.set_listen(&addresses)?,
+            Ctl::Give(path, text) => self.give(&path, text)?,
             Ctl::Umask(umask) => self.umask = umask,
             Ctl::Nice(nice) => self.nice = nice,
             Ctl::Pty => self.pty = true,
@@ -119,6 +136,33 @@ impl Spec {
         Ok(())
     }
 
+    /// Sets where connections are taken. Errors: `EINVAL` for what is no `tcp!HOST!PORT` and no `unix!PATH`, that path
+    /// being absolute; `E2BIG` for more than there may be.
+    pub(crate) fn set_listen(&mut self, addresses: &[Vec<u8>]) -> Result<(), Errno> {
+        if addresses.len() > FOUND {
+            return Err(Errno::E2BIG);
+        }
+        self.listen = addresses.iter().map(|text| listened(text)).collect::<Result<_, _>>()?;
+        Ok(())
+    }
+
+    /// The same, as the file `listen` has it: one a line.
+    pub(crate) fn set_listen_text(&mut self, text: &[u8]) -> Result<(), Errno> {
+        let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        self.set_listen(&lines.map(<[u8]>::to_vec).collect::<Vec<_>>())
+    }
+
+    /// One more file that the command finds. Errors: `EINVAL` for a path that is not absolute and plain, `E2BIG` for more
+    /// than there may be.
+    fn give(&mut self, path: &[u8], text: Vec<u8>) -> Result<(), Errno> {
+        let bytes: usize = self.files.iter().map(|(_, text)| text.len()).sum();
+        if self.files.len() == FOUND || bytes + text.len() > FILE_BYTES {
+            return Err(Errno::E2BIG);
+        }
+        self.files.push((plain(Path::new(OsStr::from_bytes(path)))?, text));
+        Ok(())
+    }
+
     /// Sets the directory to start in, as the file `cwd` has it: one newline at its end does not count.
     pub(crate) fn set_cwd(&mut self, text: &[u8]) -> Result<(), Errno> {
         let path = text.strip_suffix(b"\n").unwrap_or(text);
@@ -133,6 +177,27 @@ impl Spec {
     pub(crate) fn set_limits(&mut self, text: &[u8]) -> Result<(), Errno> {
         self.limits = Limits::parse(text)?;
         Ok(())
+    }
+}
+
+/// Where a command, or who reads `accept`, says to listen.
+pub(crate) fn listened(text: &[u8]) -> Result<Address, Errno> {
+    let text = std::str::from_utf8(text.trim_ascii()).map_err(|_| Errno::EINVAL)?;
+    match text.parse().map_err(|_| Errno::EINVAL)? {
+        Address::Unix(path) => plain(&path).map(Address::Unix),
+        Address::Tcp(at) => Ok(Address::Tcp(at)),
+        Address::Tls(_) => Err(Errno::EINVAL),
+    }
+}
+
+/// `path`, if it is absolute and says the way without going back.
+fn plain(path: &Path) -> Result<PathBuf, Errno> {
+    let straight = path.components().all(|part| part != std::path::Component::ParentDir);
+    let is_plain = path.is_absolute() && straight && path.file_name().is_some();
+    if is_plain && !path.as_os_str().as_bytes().contains(&0) {
+        Ok(path.components().collect())
+    } else {
+        Err(Errno::EINVAL)
     }
 }
 
@@ -190,6 +255,21 @@ mod tests {
             assert_eq!(spec.set_hints(&[bad.to_vec()]), Err(Errno::EINVAL), "{}", bad.escape_ascii());
         }
         assert_eq!(spec.set_hints(&vec![b"/a".to_vec(); HINTS + 1]), Err(Errno::E2BIG));
+    }
+
+    #[test]
+    fn where_to_listen_is_a_port_or_an_absolute_path_and_bounded() {
+        let mut spec = Spec::default();
+        spec.set_listen_text(b"tcp!127.0.0.1!0\nunix!/run//s\n").unwrap();
+        assert_eq!(spec.listen.iter().map(Address::to_string).collect::<Vec<_>>(), ["tcp!127.0.0.1!0", "unix!/run/s"]);
+        for bad in ["unix!s", "unix!/a/../b", "unix!/", "tls!h!1", "127.0.0.1:1", "tcp!h", "unix!/a\0b"] {
+            assert_eq!(spec.set_listen(&[bad.as_bytes().to_vec()]), Err(Errno::EINVAL), "{bad}");
+        }
+        assert_eq!(spec.set_listen(&vec![b"unix!/a".to_vec(); FOUND + 1]), Err(Errno::E2BIG));
+        assert_eq!(spec.give(b"f", Vec::new()), Err(Errno::EINVAL));
+        assert_eq!(spec.give(b"/run/f", vec![0; FILE_BYTES + 1]), Err(Errno::E2BIG));
+        spec.give(b"/run/f", vec![0; FILE_BYTES]).unwrap();
+        assert_eq!(spec.give(b"/run/g", vec![0]), Err(Errno::E2BIG));
     }
 
     proptest! {

@@ -19,6 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) fn spec(argv: &[&str]) -> JobSpec {
     let root = geteuid().is_root();
     JobSpec {
+        sockets: Vec::new(),
+        files: Vec::new(),
         argv: argv.iter().map(|arg| arg.as_bytes().to_vec()).collect(),
         env: vec![b"PATH=/usr/bin:/bin".to_vec()],
         cwd: b"/".to_vec(),
