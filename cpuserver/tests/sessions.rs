@@ -115,7 +115,7 @@ async fn a_session_lives_while_its_clone_file_is_open() {
     assert_eq!(names(&node, "cpu").await, ["clone", "connect"]);
     let (n, clone) = session(&node).await;
     assert_eq!(names(&node, "cpu").await, [n.as_str(), "clone", "connect"]);
-    let files = "args ctl cwd env limits nodes nonce ns pid stats status stderr stdin stdout wait";
+    let files = "accept args ctl cwd env limits listen nodes nonce ns pid stats status stderr stdin stdout wait";
     assert_eq!(names(&node, &format!("cpu/{n}")).await.join(" "), files);
     let waiting = open(&node, &format!("cpu/{n}/wait"), How::READ).await.unwrap();
     let waited = waiting.read(0, 100);

@@ -21,15 +21,14 @@ use cpuserver::serve_back;
 use fileserver::caller::{self, Caller, Expose, Trust};
 use fileserver::{Disk, DiskOptions, Ruled, Rules};
 use p9::server::{Limits, Sessions};
+use p9::transport::Io;
 use p9::who::Only;
 use p9::{Errno, Reply, TreeRef, Who, synth};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio_rustls::TlsStream;
 
 use crate::Context;
 use crate::config::NodeName;
@@ -39,6 +38,7 @@ use crate::grid::Nodes;
 use crate::known::Node;
 use crate::lent::Lent;
 use crate::servers::Servers;
+use crate::within;
 
 /// The mount namespace that this process is in, as /proc tells it.
 pub fn mount_namespace() -> String {
@@ -130,7 +130,7 @@ pub struct Agent {
 /// A connection that was dialled before it was known what for, and when.
 struct Dialled {
     begun: Instant,
-    io: JoinHandle<Option<TlsStream<TcpStream>>>,
+    io: JoinHandle<Option<Io>>,
 }
 
 impl Drop for Dialled {
@@ -146,7 +146,7 @@ const SOON_TIME: Duration = Duration::from_secs(5);
 impl Agent {
     /// An agent that dials with `dialer` and hides the homes of `context`; `key` keys the qids of the caller's files.
     pub fn new(dialer: Dialer, context: Context, key: [u8; 32]) -> Result<Arc<Self>> {
-        let options = DiskOptions::new(key);
+        let options = DiskOptions { enters_mounts: within::namespace().is_some(), ..DiskOptions::new(key) };
         let disk = Disk::open(Path::new("/"), options.clone()).at("serve", "/")?;
         let who = Who { user: context.user().into(), ..Who::owner() };
         let servers = Servers::new(Nodes::new(dialer.clone(), MOUNT_TIMEOUT), who, options);
@@ -216,7 +216,7 @@ impl Agent {
     }
 
     /// A connection to `node`, which the caller calls `name`.
-    async fn connect(&self, name: &str, node: &Node) -> std::result::Result<TlsStream<TcpStream>, Errno> {
+    async fn connect(&self, name: &str, node: &Node) -> std::result::Result<Io, Errno> {
         let dialled = self.soon.lock().remove(name).filter(|dialled| dialled.begun.elapsed() < SOON_TIME);
         if let Some(mut dialled) = dialled
             && let Ok(Some(io)) = (&mut dialled.io).await
@@ -289,7 +289,7 @@ struct Serving {
 
 impl Serving {
     /// Serves on `io`, and on connections like it when that is lost, for as long as the node's session lasts.
-    async fn run(self, io: TlsStream<TcpStream>) {
+    async fn run(self, io: Io) {
         let sessions = Sessions::new(crate::serve::session_limits());
         tokio::select! {
             () = self.first(&sessions, io) => {}
@@ -298,7 +298,7 @@ impl Serving {
     }
 
     /// Serves what brings the tree, which may be all that there is.
-    async fn first(&self, sessions: &Sessions, io: TlsStream<TcpStream>) {
+    async fn first(&self, sessions: &Sessions, io: Io) {
         let (mut next, mut pause, mut fruitless) = (Some(io), PAUSES.0, 0);
         loop {
             if let Some(io) = next.take() {
@@ -354,7 +354,7 @@ impl Serving {
     }
 
     /// One more connection to the node, which begins with `words`.
-    async fn again(&self, words: &str) -> io::Result<TlsStream<TcpStream>> {
+    async fn again(&self, words: &str) -> io::Result<Io> {
         let mut io = self.dialer.connect_again(self.name.as_str()).await?;
         say(&mut io, words).await?;
         Ok(io)

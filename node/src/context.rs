@@ -64,6 +64,15 @@ impl Context {
         Ok(home)
     }
 
+    /// The same, for what needs no more than the nodes that I know: in a command on a node whose caller lends it those,
+    /// the caller's.
+    pub fn home_or_lent(&self) -> Result<Home> {
+        match Home::lent() {
+            Some(lent) if !self.home.exists() => Ok(lent),
+            _ => self.open_home(),
+        }
+    }
+
     /// Notes that the home is one: see [`homes`].
     pub fn note_home(&self) -> Result<()> {
         let Some(user_home) = self.user_home() else { return Ok(()) };

@@ -2,10 +2,11 @@
 //!
 //! Used by the mount, the agent and `rcpu`, each in its own runtime. The file is read at each use, so that `slashn add`
 //! takes effect at once. Handshakes run where blocking is allowed, since an ssh-agent may ask a person. What is
-//! attached is a session: a connection that is lost is made again.
+//! attached is a session: a connection that is lost is made again. In a command on a node whose caller lends it its nodes
+//! it is the caller who dials ([`crate::within`]).
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::error::{At, Error, Result};
 use crate::home::Home;
 use crate::keys::{Key, SecretKey};
 use crate::known::{self, Known, Node};
+use crate::within;
 
 /// How long a node is asked to keep what a command has there whose connection was lost. What a command that was killed
 /// had ends so much later; a node that has not noticed the loss keeps it anyway.
@@ -30,8 +32,19 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What it takes to reach the nodes that I know.
 #[derive(Clone)]
-pub struct Dialer {
-    known_nodes: std::path::PathBuf,
+pub struct Dialer(Way);
+
+#[derive(Clone)]
+enum Way {
+    /// By my own key.
+    Own(Arc<Own>),
+    /// By the caller of the command that this is part of, who knows these.
+    Lent(Arc<Known>),
+}
+
+/// My key, and where the nodes are that I know.
+struct Own {
+    known_nodes: PathBuf,
     me: tls::Identity,
     key: Key,
 }
@@ -39,9 +52,13 @@ pub struct Dialer {
 impl Dialer {
     /// With the user's key of `home`; `agent` is the socket of the ssh-agent, if there is one.
     pub fn open(home: &Home, agent: Option<&Path>) -> Result<Self> {
+        if home.is_lent() {
+            return Ok(Self(Way::Lent(Arc::new(home.known()?))));
+        }
         let secret = home.user_key(agent)?;
         home.known()?;
-        Ok(Self { known_nodes: home.known_nodes(), me: secret.identity(), key: secret.key })
+        let (known_nodes, me) = (home.known_nodes(), secret.identity());
+        Ok(Self(Way::Own(Arc::new(Own { known_nodes, me, key: secret.key }))))
     }
 
     /// The names of the nodes that I know now; none while the file cannot be read, which is logged.
@@ -74,9 +91,12 @@ impl Dialer {
         })
     }
 
-    /// The user's key, which signs. It may block: see [`SecretKey`].
-    pub fn secret(&self) -> SecretKey {
-        SecretKey { key: self.key.clone(), signer: self.me.key.clone() }
+    /// The user's key, which signs, where it is at hand. It may block: see [`SecretKey`].
+    pub fn secret(&self) -> Option<SecretKey> {
+        match &self.0 {
+            Way::Own(own) => Some(SecretKey { key: own.key.clone(), signer: own.me.key.clone() }),
+            Way::Lent(_) => None,
+        }
     }
 
     /// The peer as whom the node called `name` is served.
@@ -86,7 +106,8 @@ impl Dialer {
     }
 
     /// A connection to `node`, whose key has been proven.
-    pub async fn connect(&self, node: &Node) -> Result<TlsStream<TcpStream>> {
+    pub async fn connect(&self, node: &Node) -> Result<Io> {
+        let Way::Own(own) = &self.0 else { return Ok(Box::new(within::dial(node.name.as_str()).await?)) };
         let tcp = transport::tcp(&node.address).await.map_err(|err| {
             let reason = match err.kind() {
                 io::ErrorKind::ConnectionRefused => "nothing listens there".to_string(),
@@ -95,8 +116,8 @@ impl Dialer {
             let thing = format!("{} at {}", node.name, node.address);
             Error::new("connect", thing, reason).remedy(format!("slashn up, on {}", node.name))
         })?;
-        match self.shake(tcp, node).await {
-            Ok(stream) => Ok(stream),
+        match shake(&own.me, tcp, node).await {
+            Ok(stream) => Ok(Box::new(stream)),
             Err(err) if tls::is_stranger(&err) => {
                 let reason = format!("{} shows another key than known_nodes has for it", node.address);
                 let remedy =
@@ -110,25 +131,19 @@ impl Dialer {
         }
     }
 
-    async fn shake(&self, tcp: TcpStream, node: &Node) -> io::Result<TlsStream<TcpStream>> {
-        let expected = node.key.clone();
-        let config = tls::client_config(&self.me, Arc::new(move |spki: &[u8]| expected.is(spki)));
-        let config = config.map_err(io::Error::other)?;
-        let runtime = tokio::runtime::Handle::current();
-        let shaken = tokio::task::spawn_blocking(move || runtime.block_on(tls::connect(tcp, config)));
-        shaken.await.unwrap_or_else(|err| Err(io::Error::other(err))).map(|(stream, _)| stream)
-    }
-
     /// One more connection to the node called `name`, as it is known then. Errors: those of the stream; `NotFound` for
     /// one that is not known any more, `PermissionDenied` for one that has another key.
-    pub async fn connect_again(&self, name: &str) -> io::Result<TlsStream<TcpStream>> {
+    pub async fn connect_again(&self, name: &str) -> io::Result<Io> {
         let node = self.find(name).map_err(|err| io::Error::new(io::ErrorKind::NotFound, err.to_string()))?;
+        let Way::Own(own) = &self.0 else {
+            return Ok(Box::new(within::dial(node.name.as_str()).await.map_err(io::Error::other)?));
+        };
         let tcp = transport::tcp(&node.address).await?;
-        let shaken = self.shake(tcp, &node).await;
-        shaken.map_err(|err| match tls::is_stranger(&err) {
-            true => io::Error::new(io::ErrorKind::PermissionDenied, err),
-            false => err,
-        })
+        match shake(&own.me, tcp, &node).await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(err) if tls::is_stranger(&err) => Err(io::Error::new(io::ErrorKind::PermissionDenied, err)),
+            Err(err) => Err(err),
+        }
     }
 
     /// How to get back to a session at `node`; what is asked when that has been away for `patience` is refused at once.
@@ -136,7 +151,7 @@ impl Dialer {
         let (dialer, name) = (self.clone(), node.name.to_string());
         let dial: Dial = Arc::new(move || {
             let (dialer, name) = (dialer.clone(), name.clone());
-            Box::pin(async move { Ok(Box::new(dialer.connect_again(&name).await?) as Io) })
+            Box::pin(async move { dialer.connect_again(&name).await })
         });
         Resume { bulk: Some(dial.clone()), dial, linger, patience }
     }
@@ -183,13 +198,27 @@ impl Dialer {
     }
 
     fn known(&self) -> Result<Known> {
-        Known::parse(&self.known_nodes, &known::read(&self.known_nodes)?)
+        match &self.0 {
+            Way::Own(own) => Known::parse(&own.known_nodes, &known::read(&own.known_nodes)?),
+            Way::Lent(known) => Ok(Known::clone(known)),
+        }
     }
 
     /// The error for a node that does not let me in, if that is what `err` means.
     fn refused(&self, node: &Node, err: &io::Error) -> Option<Error> {
-        let remedy = format!("slashn allow '{}', on {}", self.key.bare_line(), node.name);
+        let Way::Own(own) = &self.0 else { return None };
+        let remedy = format!("slashn allow '{}', on {}", own.key.bare_line(), node.name);
         let refused = || Error::new("connect", &node.name, "it does not let this key in").remedy(remedy);
         tls::is_refusal(err).then(refused)
     }
+}
+
+/// The handshake with `node` on `tcp`, as `me`.
+async fn shake(me: &tls::Identity, tcp: TcpStream, node: &Node) -> io::Result<TlsStream<TcpStream>> {
+    let expected = node.key.clone();
+    let config = tls::client_config(me, Arc::new(move |spki: &[u8]| expected.is(spki)));
+    let config = config.map_err(io::Error::other)?;
+    let runtime = tokio::runtime::Handle::current();
+    let shaken = tokio::task::spawn_blocking(move || runtime.block_on(tls::connect(tcp, config)));
+    shaken.await.unwrap_or_else(|err| Err(io::Error::other(err))).map(|(stream, _)| stream)
 }

@@ -20,11 +20,14 @@ use crate::error::{At, Error, Result};
 use crate::files::{self, Guard};
 use crate::keys::{self, Key, SecretKey};
 use crate::known::Known;
+use crate::within;
 
 /// A home that is whole.
 #[derive(Clone, Debug)]
 pub struct Home {
     path: PathBuf,
+    /// It is where a command on a node has what its caller lends it, and holds no key.
+    is_lent: bool,
 }
 
 impl Home {
@@ -33,10 +36,11 @@ impl Home {
         const STEP: &str = "open the home";
         let here = || format!("slashn --home {} init", path.display());
         if !path.exists() {
-            return Err(Error::new(STEP, path.display(), "there is none yet").remedy(here()));
+            let none = || Error::new(STEP, path.display(), "there is none yet").remedy(here());
+            return Err(within::no_home(path).unwrap_or_else(none));
         }
         files::check_dir(STEP, path)?;
-        let home = Self { path: path.into() };
+        let home = Self { path: path.into(), is_lent: false };
         for file in [home.grid(), home.node_key_path(), home.authorized_keys()] {
             if !file.exists() {
                 return Err(Error::new(STEP, file.display(), "is missing: the home is half made").remedy(here()));
@@ -47,6 +51,16 @@ impl Home {
             return Err(Error::new(STEP, file.display(), "is missing: the home is half made").remedy(here()));
         }
         Ok(home)
+    }
+
+    /// What stands for it in a command on a node whose caller lends it its nodes.
+    pub fn lent() -> Option<Self> {
+        within::caller().map(|_| Self { path: within::DIRECTORY.into(), is_lent: true })
+    }
+
+    /// Whether it is [`Home::lent`].
+    pub fn is_lent(&self) -> bool {
+        self.is_lent
     }
 
     /// Where it is.
@@ -91,6 +105,9 @@ impl Home {
 
     /// Whom I know.
     pub fn known(&self) -> Result<Known> {
+        if self.is_lent {
+            return Known::parse(Path::new(within::CALLER), &within::nodes()?);
+        }
         Known::open(&self.known_nodes())
     }
 
@@ -143,6 +160,11 @@ impl Home {
 
     /// 32 secret bytes that are this home's own and stay the same, a different set for each `purpose`.
     pub fn secret(&self, purpose: &str) -> Result<[u8; 32]> {
+        if self.is_lent {
+            let mut secret = [0; 32];
+            getrandom::fill(&mut secret).at("make a secret", purpose)?;
+            return Ok(secret);
+        }
         let key = files::read("read the node's key", &self.node_key_path(), Guard::Private)?;
         Ok(blake3::derive_key(&format!("slashn home: {purpose}"), key.as_bytes()))
     }

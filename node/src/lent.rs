@@ -124,7 +124,9 @@ impl Lent {
             None => {
                 let (holder, session) = (self.holder.clone(), self.session.clone());
                 let (audience, until) = (node.key.fingerprint(), grant::until(LIFETIME));
-                let (grant, key) = (Grant { holder, audience, only, session, until }, self.dialer.secret());
+                let grant = Grant { holder, audience, only, session, until };
+                // Without a key of mine there is nothing to sign with, and the node is relayed.
+                let key = self.dialer.secret().ok_or(Errno::EACCES)?;
                 let text = p9::cancel::blocking(move || {
                     grant.sign(&key).map_err(|reason| {
                         tracing::warn!("a grant for {}: {reason}", grant.audience);

@@ -33,6 +33,7 @@ pub mod servers;
 pub mod stat;
 pub mod travel;
 pub mod watch;
+pub mod within;
 
 pub use context::Context;
 pub use error::{Error, Result};

@@ -188,6 +188,8 @@ pub struct Carried {
     pub nodes: String,
     /// The servers that they name, each with what is attached to there.
     pub servers: Vec<(String, String)>,
+    /// Whether the command has a /run of its own.
+    pub run: bool,
 }
 
 /// The namespace of a command on `node`: that which is `written`, where this machine's root is what every command has there;
@@ -223,7 +225,9 @@ pub fn carried(dialer: &Dialer, written: Written, node: &Node, mine: Option<&[&s
     let told = |known: &Node| format!("{}\n", Node { trust: Trust::Cwd, ..known.clone() });
     let nodes = known.iter().filter(is_named).map(told).collect();
     let text = all.iter().map(|line| format!("{line}\n")).collect();
-    Ok(Carried { text, nodes, servers })
+    let run = |line: &Line| matches!(line, Line::Mount { server, old, .. } if server == "#run" && old == "/run");
+    let run = all.iter().any(run);
+    Ok(Carried { text, nodes, servers, run })
 }
 
 /// What is said of a path in the grid where an export is wanted.
@@ -272,7 +276,12 @@ pub fn variable(context: &Context, name: &str) -> Option<String> {
     of(name).or_else(|| match name {
         "home" => context.user_home().map(|home| home.to_string_lossy().into_owned()),
         "user" => of("USER").or_else(|| of("LOGNAME")),
-        "sysname" => std::fs::read_to_string("/proc/sys/kernel/hostname").ok().map(|name| name.trim().to_string()),
+        "sysname" => host_name(),
         _ => None,
     })
+}
+
+/// What this machine is called, or who is in a command on a node: the node.
+pub fn host_name() -> Option<String> {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").ok().map(|name| name.trim().to_string())
 }

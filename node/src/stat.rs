@@ -16,10 +16,17 @@ pub fn dir() -> NodeRef {
         ("memory", synth::file(memory)),
         ("pressure", synth::file(pressure)),
         ("running", synth::file(running)),
-        ("runs", synth::file(|| line(&cpuserver::launch::architectures().join(" ")))),
+        ("runs", synth::file(runs)),
         ("uptime", synth::file(|| first_fields("/proc/uptime", 1))),
         ("version", synth::file(|| line(env!("CARGO_PKG_VERSION")))),
     ])
+}
+
+/// The architectures whose programs run here, this machine's and its levels first.
+fn runs() -> Result<Bytes, Errno> {
+    let (all, levels) = (cpuserver::launch::architectures(), cpuserver::launch::levels());
+    let all: Vec<&str> = all.iter().take(1).chain(levels).chain(all.iter().skip(1)).copied().collect();
+    line(&all.join(" "))
 }
 
 fn line(text: &str) -> Result<Bytes, Errno> {

@@ -1,6 +1,6 @@
 //! Programs for other machines, and the node's own programs: `--root node`, qemu-user.
 
-#![allow(clippy::unwrap_used, reason = "it is a test: a failure here is the test's")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "it is a test: a failure here is the test's")]
 
 use std::fs;
 use std::io::Write;
@@ -13,6 +13,7 @@ as_both! {
     a_program_for_another_architecture_runs_by_the_nodes_emulator
     the_nodes_own_programs_run_in_my_directories
     a_node_is_chosen_for_what_the_program_is_for
+    a_program_for_a_newer_processor_is_not_started_on_an_older_one
 }
 
 /// Compiles `program` in the work folder for aarch64.
@@ -85,11 +86,68 @@ fn a_node_is_chosen_for_what_the_program_is_for(mut machine: Machine) {
     assert!(elsewhere.contains("0 of 1 known nodes do"), "{elsewhere}");
 }
 
+/// An executable in the work folder that needs a level of x86-64 which no processor has yet.
+fn for_tomorrow(machine: &Machine, name: &str) {
+    machine.write("level.c", "int main(void) { return 7; }\n");
+    machine.run("gcc", &["-O1", "-Wl,-z,x86-64-v4", "-o", name, "level.c"]);
+    let path = machine.at("work").join(name);
+    let mut bytes = fs::read(&path).unwrap();
+    // The property GNU_PROPERTY_X86_ISA_1_NEEDED, of four bytes: its highest bit.
+    let property = [&0xc000_8002u32.to_le_bytes()[..], &[4, 0, 0, 0]].concat();
+    let at = bytes.windows(8).position(|part| part == property).expect("a property note");
+    bytes[at + 8..at + 12].copy_from_slice(&0x10u32.to_le_bytes());
+    fs::write(&path, &bytes).unwrap();
+}
+
+fn a_program_for_a_newer_processor_is_not_started_on_an_older_one(mut machine: Machine) {
+    if std::env::consts::ARCH != "x86_64" {
+        eprintln!("SKIPPED: levels are those of x86-64");
+        return;
+    }
+    machine.node("alpha");
+    machine.node("beta");
+    let runs = machine.run("9p", &["read", "alpha/stat/runs"]).text();
+    let own = runs.split_whitespace().take_while(|one| one.starts_with("x86_64")).last().unwrap().to_owned();
+    for_tomorrow(&machine, "newer");
+    let is = format!("./newer: it is for x86_64-v5, and this node is {own}");
+    machine.rcpu(&["alpha", "./newer"]).exits(126).complains(&["rcpu: run: alpha: ", &is, "rcpu -a 'runs=x86_64-v5'"]);
+    let several = machine.rcpu(&["alpha,beta", "./newer"]).exits(126).errors();
+    assert_eq!(several.matches(&is).count(), 2, "{several}");
+    let none = machine.rcpu(&["-a", "", "./newer"]).exits(255);
+    none.complains(&["rcpu: find a node: x86_64-v5: no node that fits runs programs for it", &format!("is {own}")]);
+}
+
+/// As root alone, as below.
+#[test]
+fn where_my_program_is_for_a_newer_processor_the_nodes_own_is_taken_on_each() {
+    let machine = Machine::root().with_two_nodes();
+    for_tomorrow(&machine, "newer");
+    let mine = |what: &str| {
+        let script = format!("mount --bind newer /usr/bin/uname && {what}");
+        let mut command = machine.command("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", &script]);
+        command
+    };
+    let said = |name: &str| format!("slashn: {name} runs no programs for x86_64-v5: its own are taken (--root node)\n");
+    let one = mine("rcpu alpha uname -n").succeeds();
+    assert_eq!((one.text(), one.errors()), ("alpha\n".into(), said("alpha")));
+    let several = mine("rcpu -q alpha,beta uname -n").succeeds();
+    let mut lines: Vec<String> = several.text().lines().map(str::to_owned).collect();
+    lines.sort();
+    assert_eq!(lines, ["alpha: alpha", "beta: beta"]);
+    assert!(several.errors().contains(&said("alpha")) && several.errors().contains(&said("beta")));
+    let each = mine("seq 8 | rcpu -q -a '' --each uname -n {}").done().errors();
+    assert!((1..=2).contains(&each.matches("its own are taken").count()), "{each}");
+    let detached = mine("rcpu -d alpha uname -n").succeeds();
+    machine.slashn(&["wait", detached.text().trim()]).exits(0);
+}
+
 /// As root alone: what the caller has at the name of a program is mounted for the caller and nobody else.
 #[test]
 fn where_a_node_cannot_run_my_programs_its_own_are_taken_and_that_is_said() {
     let mut machine = Machine::root();
     machine.node("alpha");
+    machine.node("beta");
     let mut bytes = fs::read("/usr/bin/uname").unwrap();
     bytes[18..20].copy_from_slice(&[50, 0]);
     let path = machine.write("foreign", "");
@@ -111,6 +169,15 @@ fn where_a_node_cannot_run_my_programs_its_own_are_taken_and_that_is_said() {
     // Unless somebody has said which.
     let said = mine("rcpu --root caller alpha uname").exits(126).errors();
     assert!(said.contains("/usr/bin/uname: it is for ia64, and this node is"), "{said}");
+    // On several nodes, too, and what is read is read by those that run.
+    let script = "mount --bind foreign /usr/bin/tac && echo words | exec rcpu -q --copy-stdin alpha,beta tac";
+    let both = machine.command("unshare").args(["--mount", "--propagation", "private", "sh", "-c", script]).succeeds();
+    let mut lines: Vec<String> = both.text().lines().map(str::to_owned).collect();
+    lines.sort();
+    assert_eq!(lines, ["alpha: words", "beta: words"], "{}", both.errors());
+    assert_eq!(both.errors().matches("its own are taken (--root node)").count(), 2, "{}", both.errors());
+    let each = mine("sh -c 'seq 3 | rcpu -q -j1 -a name=beta --each uname -n'").done();
+    assert_eq!(each.errors().matches("its own are taken").count(), 1, "{}", each.errors());
     let detached = mine("rcpu -d alpha uname -n").succeeds();
     machine.slashn(&["wait", detached.text().trim()]).exits(0);
 }

@@ -16,6 +16,7 @@ as_both! {
     a_node_that_is_dead_is_named
     a_program_that_cannot_be_run_is_named
     a_directory_that_the_node_cannot_see_is_named
+    what_the_trust_hides_is_told_to_be_hidden
     a_mount_point_that_cannot_be_used_is_named
     a_mount_whose_process_was_killed_is_cleaned_at_the_next_start
     a_node_that_was_killed_is_started_again
@@ -90,7 +91,9 @@ fn a_program_that_cannot_be_run_is_named(mut machine: Machine) {
     runs("./data", 126, &["no execute bit", "try: chmod +x ./data"]);
     runs("/usr", 126, &["it is a directory"]);
     program(&machine, "script", b"#!/no/such/python -u\n");
-    runs("./script", 126, &["its interpreter /no/such/python is missing", "install /no/such/python"]);
+    let sought =
+        "its interpreter /no/such/python is missing in its namespace, where it is sought by: mount -c caller /";
+    runs("./script", 126, &[sought, "install /no/such/python"]);
     let mut bytes = fs::read("/usr/bin/true").unwrap();
     let at = bytes.windows(5).position(|part| part == b"/lib/" || part == b"/lib6").unwrap();
     bytes[at + 1..at + 4].copy_from_slice(b"nil");
@@ -102,12 +105,45 @@ fn a_program_that_cannot_be_run_is_named(mut machine: Machine) {
     runs("./foreign", 126, &["it is for ia64, and this node is ", "rcpu -a 'runs=ia64'"]);
 }
 
+fn what_the_trust_hides_is_told_to_be_hidden(mut machine: Machine) {
+    let address = machine.node("beta");
+    let secret = machine.at("home/.ssh/bin");
+    machine.run("mkdir", &["-p", secret.to_str().unwrap()]);
+    let tool = secret.join("tool");
+    let script = machine.write("script", &format!("#!{} -x\n", tool.display()));
+    machine.run("chmod", &["+x", "script"]);
+    machine.run("cp", &["/usr/bin/true", tool.to_str().unwrap()]);
+    machine.run("ln", &["-s", tool.to_str().unwrap(), "link"]);
+    let hidden = format!("{}: it is here, but hidden from beta, which is trusted `home`; try: ", tool.display());
+    let remedy = format!("rcpu --expose {}:ro ..., or slashn add beta {address} --trust all", tool.display());
+    let path = format!("PATH={}:/usr/bin", secret.display());
+    for (command, status, what) in [
+        (&[tool.to_str().unwrap()][..], 127, ""),
+        (&["./link"], 127, ""),
+        (&[script.to_str().unwrap()], 126, "its interpreter: "),
+    ] {
+        let said = [&["rcpu: run: beta: ", what, &hidden, &remedy][..]].concat();
+        machine.rcpu(&[&["beta"], command].concat()).exits(status).complains(&said);
+        let several = machine.rcpu(&[&["beta", "--"][..], command].concat()).exits(status);
+        several.complains(&said);
+    }
+    machine.rcpu(&["-e", &path, "beta", "tool"]).exits(127).complains(&["rcpu: run: beta: ", &hidden, &remedy]);
+    machine.rcpu(&["--expose", &format!("{}:ro", tool.display()), "beta", "./link"]).succeeds();
+    let dir = format!("working directory: {}: it is here, but hidden from beta", secret.display());
+    machine.rcpu(&["-C", secret.to_str().unwrap(), "beta", "true"]).exits(255).complains(&["rcpu: run: beta: ", &dir]);
+    machine.slashn(&["add", "beta", &address, "--trust", "cwd"]).succeeds();
+    let elsewhere = machine.at("home/tool");
+    machine.run("cp", &["/usr/bin/true", elsewhere.to_str().unwrap()]);
+    let hidden = format!("{}: it is here, but hidden from beta, which is trusted `cwd`", elsewhere.display());
+    machine.rcpu(&["beta", elsewhere.to_str().unwrap()]).exits(127).complains(&["rcpu: run: beta: ", &hidden]);
+}
+
 fn a_directory_that_the_node_cannot_see_is_named(mut machine: Machine) {
     machine.node("beta");
     let remedy = "try: rcpu -C DIR, or --expose PATH";
     let secret = machine.at("home/.ssh/keys").display().to_string();
     machine.run("mkdir", &["-p", &secret]);
-    for dir in ["/no/such", &secret, "missing"] {
+    for dir in ["/no/such", "missing"] {
         let named = machine.at("work").join(dir).display().to_string();
         let error = machine.rcpu(&["-C", dir, "beta", "pwd"]).exits(255);
         error.complains(&[&format!("rcpu: run: beta: working directory: {named}: No such file or directory"), remedy]);

@@ -1,4 +1,4 @@
-//! Sockets of the node, from here: `rcpu -L`.
+//! Sockets of the node, from here, and of here, from a command on the node: `rcpu -L`, `-R`, `--forward`.
 
 #![allow(clippy::unwrap_used, reason = "it is a test: a failure here is the test's")]
 
@@ -13,6 +13,10 @@ use tests::machine::{Done, Machine, Text};
 as_both! {
     what_connects_here_is_connected_there_both_ways
     a_forward_that_cannot_be_is_told
+    what_connects_there_is_connected_here_both_ways
+    a_socket_of_mine_is_at_the_same_path_there
+    my_ssh_agent_is_the_commands_own_while_it_runs
+    what_is_lent_ends_with_the_command
 }
 
 /// A server on this machine, which is also the node's: it answers everything, in capitals, once there is no more. Gives
@@ -95,4 +99,113 @@ fn a_forward_that_cannot_be_is_told(mut machine: Machine) {
     error.complains(&["rcpu: listen: ", &file, "Address", "rm "]);
     assert!(machine.rcpu(&["-L", "nonsense", "alpha", "true"]).exits(2).errors().contains("[BIND:]PORT:HOST:PORT"));
     machine.rcpu(&["-L", "1:localhost:1", "-A", "true"]).exits(2).complains(&["-L: it is for one command"]);
+}
+
+/// A python program for the far end: connects to the socket that its arguments name, says its input, and prints what is
+/// answered once it has said that there is no more.
+const ASK: &str = "import socket, sys
+kind, at = sys.argv[1:]
+s = socket.socket(socket.AF_UNIX if kind == 'unix' else socket.AF_INET)
+s.connect(at if kind == 'unix' else ('localhost', int(at)))
+text = sys.stdin.buffer.read()
+import threading
+threading.Thread(target=lambda: (s.sendall(text), s.shutdown(socket.SHUT_WR))).start()
+while True:
+    got = s.recv(65536)
+    if not got: break
+    sys.stdout.buffer.write(got)
+";
+
+fn what_connects_there_is_connected_here_both_ways(mut machine: Machine) {
+    machine.node("alpha");
+    machine.write("ask.py", ASK);
+    let (here, there) = (shouting(), free_port());
+    let text = "some words\n".repeat(50_000);
+    let input = machine.write("input", &text);
+    let tcp = format!("{there}:localhost:{here}");
+    let socket = format!("/tmp/there.sock:localhost:{here}");
+    let long = format!("{}/{}/s", machine.at("work").display(), "long".repeat(20));
+    machine.run("mkdir", &["-p", std::path::Path::new(&long).parent().unwrap().to_str().unwrap()]);
+    let far = format!("{long}:localhost:{here}");
+    let deep = "cd ${1%/*} && exec python3 ../ask.py unix s";
+    for (forward, command) in [
+        (&tcp, vec!["python3", "ask.py", "tcp", &there.to_string()]),
+        (&socket, vec!["python3", "ask.py", "unix", "/tmp/there.sock"]),
+        (&far, vec!["sh", "-c", deep, "-", &long]),
+    ] {
+        for way in [vec!["-R".to_owned(), forward.clone()], vec!["--forward".to_owned(), format!("R:{forward}")]] {
+            let way: Vec<&str> = way.iter().map(String::as_str).collect();
+            let args = [&way[..], &["alpha"], &command[..]].concat();
+            let ended = machine.rcpu(&args).stdin(std::fs::File::open(&input).unwrap()).succeeds();
+            assert!(ended.text() == text.to_uppercase(), "{forward}: {} bytes {}", ended.text().len(), ended.errors());
+            let _ = std::fs::remove_file(&long);
+        }
+    }
+    // Where nobody listens the connection ends, and that is said.
+    let nobody = format!("/run/x:localhost:{}", free_port());
+    let ended = machine.rcpu(&["-R", &nobody, "alpha", "python3", "ask.py", "unix", "/run/x"]).done();
+    assert!(ended.errors().contains("slashn: connect: tcp!localhost!"), "{}", ended.errors());
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let refused = machine.rcpu(&["-R", &format!("127.0.0.1:{port}:localhost:1"), "alpha", "true"]).exits(255);
+    refused.complains(&["rcpu: run: alpha: listen: 127.0.0.1:", "Address already in use"]);
+    let refused = machine.rcpu(&["-R", "/usr/x:localhost:1", "alpha", "true"]).exits(255);
+    refused.complains(&["rcpu: run: alpha: listen: /usr/x: "]);
+}
+
+fn a_socket_of_mine_is_at_the_same_path_there(mut machine: Machine) {
+    machine.node("alpha");
+    machine.write("ask.py", ASK);
+    let input = machine.write("input", "words");
+    let path = machine.at("work/mine.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            stream.write_all(text.to_uppercase().as_bytes()).unwrap();
+        }
+    });
+    let path = path.display().to_string();
+    let ask = ["alpha", "python3", "ask.py", "unix", &path];
+    let input = || std::fs::File::open(&input).unwrap();
+    assert!(!machine.rcpu(&ask).stdin(input()).done().status.success());
+    let lent = machine.rcpu(&[&["--forward", &path], &ask[..]].concat()).stdin(input()).succeeds();
+    assert_eq!(lent.text(), "WORDS");
+    assert!(std::path::Path::new(&path).exists(), "the socket was removed");
+}
+
+fn my_ssh_agent_is_the_commands_own_while_it_runs(mut machine: Machine) {
+    machine.node("alpha");
+    let script = "ssh-keygen -q -t ed25519 -N '' -f key -C lent && eval $(ssh-agent -a $PWD/agent) >/dev/null && \
+                  ssh-add -q key && rcpu -S alpha sh -c 'ssh-add -l; ssh-add -T key.pub; echo $SSH_AUTH_SOCK' && \
+                  rcpu alpha sh -c 'echo $SSH_AUTH_SOCK; ssh-add -l 2>&1'; ssh-agent -k >/dev/null";
+    let ended = machine.command("sh").args(["-c", script]).done();
+    let lines: Vec<String> = ended.text().lines().map(str::to_owned).collect();
+    assert!(
+        lines[0].contains(" lent (ED25519)") && lines[1] == "/run/slashn/ssh-agent",
+        "{lines:?} {}",
+        ended.errors()
+    );
+    assert!(lines[2].is_empty() && lines[3].contains("Could not open a connection"), "{lines:?}");
+    machine.rcpu(&["-S", "alpha", "true"]).exits(255).complains(&["rcpu: lend: agent: $SSH_AUTH_SOCK is not set"]);
+}
+
+fn what_is_lent_ends_with_the_command(mut machine: Machine) {
+    machine.node("alpha");
+    let (port, here) = (free_port(), shouting());
+    let forward = format!("127.0.0.1:{port}:localhost:{here}");
+    let mut child = machine.rcpu(&["-R", &forward, "alpha", "sh", "-c", "echo ready; read end"]);
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    let mut open = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    open.write_all(b"never ended").unwrap();
+    drop(child.stdin.take());
+    assert!(child.wait_with_output().unwrap().errors().is_empty());
+    // The connection is broken off, and nothing listens any more.
+    let _ = open.read(&mut [0; 1]);
+    tests::machine::until("nothing listens", || TcpStream::connect(("127.0.0.1", port)).is_err());
 }

@@ -7,7 +7,7 @@ use clap::Parser;
 use fileserver::caller::Expose;
 
 use super::Global;
-use crate::commands::rcpu::{Forward, Requirements, Where};
+use crate::commands::rcpu::{Forward, Lend, Requirements, Where};
 use crate::error::{Error, Result};
 
 /// Run a command on a node as if it were here: my files, directory, environment, terminal, exit status.
@@ -88,6 +88,21 @@ pub struct Rcpu {
     /// path is a unix socket
     #[arg(short = 'L', value_name = "[BIND:]PORT:HOST:PORT")]
     pub forward: Vec<Forward>,
+    /// While it runs, what connects to PORT there (of BIND, else of localhost) is connected to HOST:PORT from here; a path
+    /// is a unix socket, where the command sees it
+    #[arg(short = 'R', value_name = "[BIND:]PORT:HOST:PORT")]
+    pub back: Vec<Forward>,
+    /// My ssh-agent is its own while it runs: --forward agent
+    #[arg(short = 'S')]
+    pub agent: bool,
+    /// My display is its own while it runs: --forward x11
+    #[arg(short = 'X')]
+    pub x11: bool,
+    /// Lend it something of mine while it runs: agent (my ssh-agent), x11 (my display), rcpu (my nodes and my key to reach
+    /// them, for slashn and rcpu there; a node that I trust `all` has that unless no-rcpu is said), a unix socket by its
+    /// PATH, which is the same there, L:... and R:... as -L and -R
+    #[arg(long = "forward", value_name = "WHAT")]
+    pub lend: Vec<Lend>,
     /// Let the node reach this too, whatever its trust level hides; of another node an export, /n/NODE/fs/EXPORT
     #[arg(long, value_name = "PATH[:ro]")]
     pub expose: Vec<Expose>,
@@ -169,8 +184,13 @@ impl Rcpu {
         if rest.is_empty() && (self.each || self.detach || !self.is_for_one()) {
             return Err(usage("COMMAND", "which command?"));
         }
-        if !self.forward.is_empty() && (self.detach || !self.is_for_one()) {
+        if self.locals().next().is_some() && (self.detach || !self.is_for_one()) {
             return Err(usage("-L", "it is for one command that is not left alone"));
+        }
+        let lent = self.agent || self.x11 || self.remotes().next().is_some();
+        let named = self.lend.iter().any(|lend| !matches!(lend, Lend::Local(_) | Lend::Rcpu(false)));
+        if self.detach && (lent || named) {
+            return Err(usage("--forward", "a command that is left alone has nobody here to lend it anything"));
         }
         if self.tty && !self.is_for_one() {
             return Err(usage("-t", "there is one terminal, and there are several nodes"));
@@ -182,6 +202,22 @@ impl Rcpu {
     pub fn is_for_one(&self) -> bool {
         let several = self.words.first().is_some_and(|word| word.as_encoded_bytes().contains(&b','));
         !self.each && if self.any.is_some() { self.count.is_none_or(|count| count == 1) } else { !self.all && !several }
+    }
+
+    /// What is to listen here.
+    pub fn locals(&self) -> impl Iterator<Item = &Forward> {
+        self.forward.iter().chain(self.lend.iter().filter_map(|lend| match lend {
+            Lend::Local(forward) => Some(forward),
+            _ => None,
+        }))
+    }
+
+    /// What is to listen there.
+    pub fn remotes(&self) -> impl Iterator<Item = &Forward> {
+        self.back.iter().chain(self.lend.iter().filter_map(|lend| match lend {
+            Lend::Remote(forward) => Some(forward),
+            _ => None,
+        }))
     }
 
     /// Whether the node's name is before each line; `usual` unless that was said.

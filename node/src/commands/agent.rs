@@ -38,7 +38,7 @@ pub(super) async fn find(run: &Path) -> Result<(PathBuf, Option<NodeRef>)> {
 
 /// Runs the command: the agent until it is idle or told to stop, or with `--stop` tells all of this home that run.
 pub fn run(context: &Context, typed: &cli::Agent) -> Result<ExitCode> {
-    let home = context.open_home()?;
+    let home = context.home_or_lent()?;
     let run = home.run()?;
     let runtime = runtime()?;
     if typed.stop {

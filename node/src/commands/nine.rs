@@ -176,7 +176,7 @@ async fn connect(context: &Context, server: &str) -> Result<Client> {
 
 /// A node that I know, with the key that it must have.
 async fn known(context: &Context, name: &str) -> Result<Client> {
-    let dialer = Dialer::open(&context.open_home()?, context.agent())?;
+    let dialer = Dialer::open(&context.home_or_lent()?, context.agent())?;
     Ok(dialer.attach(&dialer.find(name)?, LINGER).await?.0)
 }
 

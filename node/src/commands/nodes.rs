@@ -109,7 +109,7 @@ pub fn remove(context: &Context, typed: &Remove) -> Result<ExitCode> {
 
 /// Prints the nodes I know.
 pub fn nodes(context: &Context) -> Result<ExitCode> {
-    let known = context.open_home()?.known()?;
+    let known = context.home_or_lent()?.known()?;
     let rows: Vec<_> = known.nodes().iter().map(Row::of).collect();
     output::list(context.json, &rows, |row| format!("{} {} {} {}", row.name, row.address, row.trust, row.key))?;
     Ok(ExitCode::SUCCESS)

@@ -5,15 +5,19 @@
 
 mod each;
 mod forward;
+mod hidden;
+mod lend;
 mod many;
 mod places;
 mod printed;
 mod requirements;
 mod signals;
 mod terminal;
+mod whose;
+mod x11;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -21,6 +25,7 @@ use std::sync::Arc;
 use cpuserver::client::{self, Ended, Stdio};
 use cpuserver::{Command, Host};
 use p9::NodeRef;
+use parking_lot::Mutex;
 
 use crate::agent::Serve;
 use crate::cli::{Rcpu, RootOf};
@@ -35,6 +40,7 @@ use crate::{Context, control, daemon, lent, namespace, output};
 use many::Target;
 
 pub use forward::Forward;
+pub use lend::Lend;
 pub use places::Where;
 pub use requirements::Requirements;
 pub(super) use signals::forward_but_hangup;
@@ -46,10 +52,10 @@ pub fn run(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
 
 fn rcpu(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
     let (wanted, argv) = typed.parsed()?;
-    let home = context.open_home()?;
+    let home = context.home_or_lent()?;
     let dialer = Dialer::open(&home, context.agent())?;
     let written = Arc::new(namespace::lines(context, typed.ns.as_deref())?.with_included(context)?);
-    let caller = Caller { context, typed, home, dialer, argv, written };
+    let caller = Caller { context, typed, home, dialer, argv, written, its_own: Mutex::default() };
     let known = match &wanted {
         Where::Named(names) => places::nodes(&caller.dialer, Some(names))?,
         Where::All => places::nodes(&caller.dialer, None)?,
@@ -97,16 +103,11 @@ struct Caller<'a> {
     argv: Vec<OsString>,
     /// The namespace.
     written: Arc<Written>,
+    /// Nodes whose own programs are taken, since they cannot run mine.
+    its_own: Mutex<BTreeSet<String>>,
 }
 
 impl Caller<'_> {
-    /// The architecture of the program, if it is one of mine that no node has: one that is named by a path.
-    fn program(&self) -> Option<&'static str> {
-        let name = self.argv.first().filter(|name| name.as_bytes().contains(&b'/'))?;
-        let path = working_directory(self.typed).ok()?.join(name);
-        cpuserver::launch::architecture(&path).filter(|_| self.typed.root != Some(RootOf::Node))
-    }
-
     /// Runs the command on one node, as if it were here.
     fn one(&self, runtime: &tokio::runtime::Runtime, target: Target) -> Result<ExitCode> {
         if self.typed.detach {
@@ -121,21 +122,25 @@ impl Caller<'_> {
             let (agent, place) = tokio::join!(self.agent_for(&request.0.node), target.connect(&self.dialer));
             let (agent, place) = (agent?, place?);
             let mut made = Vec::new();
-            for forward in &self.typed.forward {
+            for forward in self.typed.locals() {
                 made.push(forward::listen(forward, place.root.clone()).await?);
             }
             let signals = signals::Signals::of_one(terminal);
             let run = async |(serve, command): (Serve, Command)| {
                 command.events(signals.one_more()).status(&host(&place, &agent, serve)).await
             };
+            let by = |root| self.request_by(&node, &self.argv, terminal, root);
+            let request = match self.whose(&place, &self.argv).await? {
+                RootOf::Node if self.typed.root.is_none() => by(RootOf::Node)?,
+                _ => request,
+            };
             let ended = match run(request).await {
-                Err(err) => match self.by_the_nodes_root(&node, &err, terminal)? {
-                    Some(request) => run(request).await.map_err(|again| better(err, again)),
-                    None => Err(err),
-                },
+                Err(err) if self.takes_its_own(&node, &self.argv, &err) => {
+                    run(by(RootOf::Node)?).await.map_err(|again| whose::better(err, again))
+                }
                 ended => ended,
             };
-            ended.map_err(|err| explain(&node, &self.written, err))
+            ended.map_err(|err| self.explain(&node, &self.argv, &err))
         });
         drop(raw);
         ended.map(|ended| told(self.context, &node.name, ended))
@@ -165,20 +170,26 @@ impl Caller<'_> {
 
     async fn detach(&self, target: Target, agent: NodeRef, signals: &signals::Signals) -> Result<String> {
         let node = target.node().clone();
-        let request = self.request(&node, &self.argv, false)?;
-        self.tell_rules(&node, &request.0);
         let place = target.connect(&self.dialer).await?;
+        let by = |root| self.request_by(&node, &self.argv, false, root);
+        let request = by(self.whose(&place, &self.argv).await?)?;
+        self.tell_rules(&node, &request.0);
         let start = async |(serve, command): (Serve, Command)| {
             command.events(signals.one_more()).detach(&host(&place, &agent, serve)).await
         };
         let started = match start(request).await {
-            Err(err) => match self.by_the_nodes_root(&node, &err, false)? {
-                Some(request) => start(request).await.map_err(|again| better(err, again)),
-                None => Err(err),
-            },
+            Err(err) if self.takes_its_own(&node, &self.argv, &err) => {
+                start(by(RootOf::Node)?).await.map_err(|again| whose::better(err, again))
+            }
             started => started,
         };
-        started.map(|session| format!("{}/{session}", node.name)).map_err(|err| explain(&node, &self.written, err))
+        started.map(|session| format!("{}/{session}", node.name)).map_err(|err| self.explain(&node, &self.argv, &err))
+    }
+
+    /// What the user is told of `argv`, which did not run on `node`.
+    fn explain(&self, node: &Node, argv: &[OsString], err: &client::Error) -> Error {
+        let hidden = hidden::Sight::of(self, node, argv).ok().and_then(|sight| sight.error(err));
+        hidden.unwrap_or_else(|| explain(node, &self.written, err))
     }
 
     /// Says what `node` can reach, if that was asked for.
@@ -213,19 +224,6 @@ impl Caller<'_> {
         self.request_by(node, argv, terminal, self.typed.root.unwrap_or(RootOf::Caller))
     }
 
-    /// The same with the node's programs, where `err` says that it cannot run mine and nobody has said which to take.
-    /// What has a slash in its name is one of mine.
-    fn by_the_nodes_root(&self, node: &Node, err: &client::Error, terminal: bool) -> Result<Option<(Serve, Command)>> {
-        let Some(architecture) = err.is_for() else { return Ok(None) };
-        let named = self.argv.first().is_some_and(|name| !name.as_bytes().contains(&b'/'));
-        if self.typed.root.is_some() || self.typed.ns.is_some() || !named {
-            return Ok(None);
-        }
-        let name = &node.name;
-        output::note(format_args!("{name} runs no programs for {architecture}: its own are taken (--root node)"));
-        self.request_by(node, &self.argv, terminal, RootOf::Node).map(Some)
-    }
-
     /// My home and the directory of the command: what is mine where the rest is the node's.
     fn directories(&self) -> Result<Vec<String>> {
         let cwd = working_directory(self.typed)?;
@@ -243,16 +241,12 @@ impl Caller<'_> {
     fn request_by(&self, node: &Node, argv: &[OsString], terminal: bool, root: RootOf) -> Result<(Serve, Command)> {
         let mine = (root == RootOf::Node).then(|| self.directories()).transpose()?;
         let mine: Option<Vec<&str>> = mine.as_ref().map(|mine| mine.iter().map(String::as_str).collect());
-        let namespace = namespace::carried(&self.dialer, (*self.written).clone(), node, mine.as_deref())?;
+        let mut namespace = namespace::carried(&self.dialer, (*self.written).clone(), node, mine.as_deref())?;
         let serve = serve_request(self.context, self.typed, &self.dialer, node, &namespace)?;
-        let command = command(self.context, self.typed, namespace, argv, terminal)?;
+        let command = command(self.context, self.typed, argv, terminal)?;
+        let command = lend::lent(self, node, &mut namespace, command)?.namespace(namespace.text, namespace.nodes);
         Ok((serve, if root == RootOf::Caller { command.hinted() } else { command }))
     }
-}
-
-/// What to say when a second try failed, too: the first reason, unless the second is another than a missing program.
-fn better(first: client::Error, second: client::Error) -> client::Error {
-    if matches!(second, client::Error::NeverStarted { code: 127, .. }) { first } else { second }
 }
 
 /// The agent's files; it is started if nobody answers.
@@ -291,7 +285,7 @@ pub(super) fn stdio() -> Stdio {
     }
 }
 
-fn command(context: &Context, typed: &Rcpu, namespace: Carried, argv: &[OsString], terminal: bool) -> Result<Command> {
+fn command(context: &Context, typed: &Rcpu, argv: &[OsString], terminal: bool) -> Result<Command> {
     let shell = || context.environment.var("SHELL").map_or_else(|| "/bin/sh".into(), OsString::from);
     let argv = if argv.is_empty() { vec![shell()] } else { argv.to_vec() };
     let umask = rustix::process::umask(rustix::fs::Mode::empty());
@@ -304,7 +298,6 @@ fn command(context: &Context, typed: &Rcpu, namespace: Carried, argv: &[OsString
         .current_dir(working_directory(typed)?)
         .umask(umask.bits())
         .user(uid, gid)
-        .namespace(namespace.text, namespace.nodes)
         .nice(rustix::process::getpriority_process(None).unwrap_or_default().max(0))
         .limits(limits(typed));
     let (rows, columns) = terminal::size().unwrap_or((24, 80));
@@ -388,7 +381,7 @@ fn serve_request(context: &Context, typed: &Rcpu, dialer: &Dialer, node: &Node, 
 }
 
 /// What the user is told of a command on `node` in the namespace `written`.
-fn explain(node: &Node, written: &Written, err: client::Error) -> Error {
+fn explain(node: &Node, written: &Written, err: &client::Error) -> Error {
     let status = err.exit_code();
     match err {
         // Nobody reads any more (`| head`): as if the signal for it had ended the command.

@@ -57,7 +57,7 @@ struct Row {
 
 /// Lists my commands.
 pub fn ps(context: &Context, typed: &Ps) -> Result<ExitCode> {
-    let dialer = Dialer::open(&context.open_home()?, context.agent())?;
+    let dialer = Dialer::open(&context.home_or_lent()?, context.agent())?;
     let nodes = match &typed.nodes[..] {
         [] => dialer.nodes()?,
         named => named.iter().map(|name| dialer.find(name)).collect::<Result<_>>()?,
@@ -134,7 +134,7 @@ fn shown(word: &str) -> String {
 /// Sends a signal to commands of mine.
 pub fn kill(context: &Context, typed: &Kill) -> Result<ExitCode> {
     let (signal, sessions) = typed.parsed()?;
-    let dialer = Dialer::open(&context.open_home()?, context.agent())?;
+    let dialer = Dialer::open(&context.home_or_lent()?, context.agent())?;
     let runtime = runtime()?;
     let sent = runtime.block_on(join_all(sessions.iter().map(async |session| {
         let (_client, root) = dialer.attach(&dialer.find(&session.node)?, LINGER).await?;
@@ -152,7 +152,7 @@ pub fn kill(context: &Context, typed: &Kill) -> Result<ExitCode> {
 /// Waits until a command of mine has ended, and ends as it did.
 pub fn wait(context: &Context, typed: &Wait) -> Result<ExitCode> {
     let session = &typed.session;
-    let dialer = context.open_home().and_then(|home| Dialer::open(&home, context.agent())).map_err(lost)?;
+    let dialer = context.home_or_lent().and_then(|home| Dialer::open(&home, context.agent())).map_err(lost)?;
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
         let node = dialer.find(&session.node).map_err(lost)?;
@@ -166,7 +166,7 @@ pub fn wait(context: &Context, typed: &Wait) -> Result<ExitCode> {
 /// Takes part in a command of mine.
 pub fn attach(context: &Context, typed: &Attach) -> Result<ExitCode> {
     let session = &typed.session;
-    let dialer = context.open_home().and_then(|home| Dialer::open(&home, context.agent())).map_err(lost)?;
+    let dialer = context.home_or_lent().and_then(|home| Dialer::open(&home, context.agent())).map_err(lost)?;
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
         let node = dialer.find(&session.node).map_err(lost)?;

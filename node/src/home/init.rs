@@ -46,7 +46,7 @@ pub fn init(path: &Path, wishes: &Wishes, agent: Option<&Path>) -> Result<Made> 
     DirBuilder::new().recursive(true).mode(0o700).create(path).at(STEP, path.display())?;
     files::check_dir(STEP, path)?;
     let _one_at_a_time = edit_lock(path)?;
-    let home = Home { path: path.into() };
+    let home = Home { path: path.into(), is_lent: false };
     check_not_anothers(&home)?;
     let config = if home.grid().exists() { Some(home.config()?) } else { None };
     if let Some(config) = &config {

@@ -19,7 +19,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::sync::mpsc;
 
 use super::Caller;
-use super::many::{self, Job, Target};
+use super::many::{self, Job, Target, Unread};
 use super::places::Place;
 use super::printed::{Printer, Turns};
 use super::requirements::Facts;
@@ -170,10 +170,7 @@ impl<'a> Feeding<'a> {
             return Err(Box::new((line, error.remedy("rcpu -v ..."))));
         };
         let place = self.sites[index].place.clone();
-        let job = match self.job(&line, place) {
-            Ok(job) => job,
-            Err(err) => return Err(Box::new((line, err))),
-        };
+        let job = self.job(&line, place);
         self.sites[index].running += 1;
         let (printer, signals) = (self.printer.clone(), self.signals.clone());
         Ok(Box::pin(async move {
@@ -182,22 +179,20 @@ impl<'a> Feeding<'a> {
         }))
     }
 
-    fn job(&self, line: &Line, place: Arc<Place>) -> Result<Job> {
+    fn job(&self, line: &Line, place: Arc<Place>) -> Job<'a> {
         let caller = self.caller;
         let argv = filled(&caller.argv, &line.text);
-        let (serve, command) = caller.request(&place.node, &argv, false)?;
         let label = caller.typed.labels(false).then(|| place.node.name.to_string());
-        Ok(Job {
+        Job {
             place,
             agent: self.agent.clone(),
-            serve,
-            command,
-            stdin: Box::new(tokio::io::empty()),
+            caller,
+            argv,
+            stdin: Unread::new(tokio::io::empty()),
             label,
             directory: caller.typed.output_dir.as_ref().map(|dir| dir.join(line.number.to_string())),
             order: self.turns.clone().map(|turns| (turns, line.number - 1)),
-            written: caller.written.clone(),
-        })
+        }
     }
 
     /// Takes in how a job ended; gives its line if it is to be tried elsewhere.

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use cpuserver::client;
 use p9::NodeRef;
-use p9::dial::HostPort;
+use p9::dial::{Address, HostPort};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 
@@ -18,14 +18,8 @@ use crate::output;
 /// `[BIND:]PORT:HOST:PORT`, where each end may be a path instead, as ssh(1) has it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Forward {
-    here: End,
-    there: End,
-}
-
-#[derive(Clone, Debug, Eq, PartialEq)]
-enum End {
-    Tcp(HostPort),
-    Unix(PathBuf),
+    listens: Address,
+    connects: Address,
 }
 
 impl FromStr for Forward {
@@ -37,19 +31,25 @@ impl FromStr for Forward {
         let port = |text: &str| text.parse().map_err(|_| USAGE);
         let tcp = |host: &str, number: &str| {
             let host = host.trim_start_matches('[').trim_end_matches(']');
-            if host.is_empty() { Err(USAGE) } else { Ok(End::Tcp(HostPort { host: host.into(), port: port(number)? })) }
+            if host.is_empty() {
+                Err(USAGE)
+            } else {
+                Ok(Address::Tcp(HostPort { host: host.into(), port: port(number)? }))
+            }
         };
         let is_path = |text: &str| text.contains('/');
-        let (here, there) = match parts[..] {
-            [here, there] if is_path(here) && is_path(there) => (End::Unix(here.into()), End::Unix(there.into())),
-            [here, host, number] if is_path(here) => (End::Unix(here.into()), tcp(host, number)?),
-            [number, there] if is_path(there) => (tcp("localhost", number)?, End::Unix(there.into())),
-            [bind, number, there] if is_path(there) => (tcp(bind, number)?, End::Unix(there.into())),
+        let (listens, connects) = match parts[..] {
+            [here, there] if is_path(here) && is_path(there) => {
+                (Address::Unix(here.into()), Address::Unix(there.into()))
+            }
+            [here, host, number] if is_path(here) => (Address::Unix(here.into()), tcp(host, number)?),
+            [number, there] if is_path(there) => (tcp("localhost", number)?, Address::Unix(there.into())),
+            [bind, number, there] if is_path(there) => (tcp(bind, number)?, Address::Unix(there.into())),
             [number, host, to] => (tcp("localhost", number)?, tcp(host, to)?),
             [bind, number, host, to] => (tcp(bind, number)?, tcp(host, to)?),
             _ => return Err(USAGE),
         };
-        Ok(Self { here, there })
+        Ok(Self { listens, connects })
     }
 }
 
@@ -63,13 +63,15 @@ fn parts(text: &str) -> Vec<&str> {
     .collect()
 }
 
-impl End {
-    /// As Plan 9 says it.
-    fn dial(&self) -> String {
-        match self {
-            Self::Tcp(to) => format!("tcp!{}!{}", to.host, to.port),
-            Self::Unix(path) => format!("unix!{}", path.display()),
-        }
+impl Forward {
+    /// Where it listens.
+    pub(super) fn listens(&self) -> Address {
+        self.listens.clone()
+    }
+
+    /// What it leads to.
+    pub(super) fn connects(&self) -> Address {
+        self.connects.clone()
     }
 }
 
@@ -87,9 +89,9 @@ impl Drop for Made {
 /// socket file that it made, if it made one. Call it on the runtime. Errors: it cannot listen.
 pub(super) async fn listen(forward: &Forward, root: NodeRef) -> Result<Option<Made>> {
     const STEP: &str = "listen";
-    let there = forward.there.dial();
-    match &forward.here {
-        End::Tcp(at) => {
+    let there = forward.connects.to_string();
+    match &forward.listens {
+        Address::Tcp(at) | Address::Tls(at) => {
             let listener = TcpListener::bind((at.host.as_str(), at.port)).await;
             let listener = listener.at(STEP, format_args!("{}:{}", at.host, at.port))?;
             tokio::spawn(async move {
@@ -99,7 +101,7 @@ pub(super) async fn listen(forward: &Forward, root: NodeRef) -> Result<Option<Ma
             });
             Ok(None)
         }
-        End::Unix(path) => {
+        Address::Unix(path) => {
             let listener = bind(path)?;
             tokio::spawn(async move {
                 while let Ok((stream, _)) = listener.accept().await {
@@ -137,7 +139,9 @@ mod tests {
 
     #[test]
     fn a_forward_is_what_ssh_takes() {
-        let dials = |text: &str| text.parse::<Forward>().map(|forward| (forward.here.dial(), forward.there.dial()));
+        let dials = |text: &str| {
+            text.parse::<Forward>().map(|forward| (forward.listens.to_string(), forward.connects.to_string()))
+        };
         for (text, here, there) in [
             ("8080:db:5432", "tcp!localhost!8080", "tcp!db!5432"),
             ("0.0.0.0:8080:db:5432", "tcp!0.0.0.0!8080", "tcp!db!5432"),

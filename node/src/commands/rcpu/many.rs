@@ -4,83 +4,118 @@
 //! how each ended is said when all have.
 
 use std::cell::Cell;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use cpuserver::Stdio;
 use cpuserver::client::{self, Ended, Exit};
-use cpuserver::{Command, Stdio};
 use futures_util::StreamExt;
 use futures_util::stream;
 use p9::NodeRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf};
 
+use super::Caller;
 use super::places::Place;
 use super::printed::{self, Printer, Turns};
 use super::signals::Signals;
-use super::{Caller, explain};
-use crate::agent::Serve;
+use super::whose::better;
+use crate::cli::RootOf;
 use crate::dial::Dialer;
 use crate::error::{At, Error, Result};
 use crate::known::Node;
-use crate::namespace::Written;
 use crate::output;
 
 /// Nodes at once, unless it was said.
 const AT_ONCE: usize = 256;
 
-/// Where one of several commands writes, and what it is told.
-pub(super) struct Job {
+/// One of several commands: where it runs, what it reads, and where it writes.
+pub(super) struct Job<'a> {
+    pub(super) caller: &'a Caller<'a>,
+    pub(super) argv: Vec<OsString>,
     /// The node, for whoever reads about it.
     pub(super) place: Arc<Place>,
     pub(super) agent: NodeRef,
-    pub(super) serve: Serve,
-    pub(super) command: Command,
-    pub(super) stdin: Box<dyn AsyncRead + Send + Unpin>,
+    pub(super) stdin: Unread,
     /// Before each line.
     pub(super) label: Option<String>,
     /// The directory for its output.
     pub(super) directory: Option<PathBuf>,
     pub(super) order: Option<(Turns, usize)>,
-    /// The namespace, for whoever reads what is wrong with it.
-    pub(super) written: Arc<Written>,
 }
 
-impl Job {
+impl Job<'_> {
     /// Runs it to its end. Errors: why nobody knows that, and whether it certainly never ran.
     pub(super) async fn run(self, printer: &Printer, signals: &Signals) -> Result<Exit, (Error, bool)> {
-        let Self { place, agent, serve, command, stdin, label, directory, order, written } = self;
-        let host = super::host(&place, &agent, serve);
-        let ran = async |stdout, stderr| {
-            let command = command.stdin(Stdio::from(stdin)).stdout(stdout).stderr(stderr);
-            let ended = command.events(signals.one_more()).status(&host).await;
-            ended.map_err(|err| (err.never_ran(), err))
+        let Self { caller, argv, place, directory, .. } = &self;
+        let (name, known) = (place.node.name.to_string(), |err| (err, false));
+        let root = caller.whose(place, argv).await.map_err(known)?;
+        let ended = match self.attempt(root, printer, signals).await.map_err(known)? {
+            Err(err) if caller.takes_its_own(&place.node, argv, &err) => {
+                let again = self.attempt(RootOf::Node, printer, signals).await.map_err(known)?;
+                again.map_err(|again| better(err, again))
+            }
+            ended => ended,
         };
-        let name = place.node.name.to_string();
-        let told = |(never, err): (bool, client::Error)| (explain(&place.node, &written, err), never);
-        match directory {
+        let ended = ended.map_err(|err| (caller.explain(&place.node, argv, &err), err.never_ran()));
+        if let Some(directory) = directory {
+            let status = match &ended {
+                Ok(ended) => format!("{}\n{}\n", said(ended.exit), ended.used),
+                Err((err, _)) => format!("{err}\n"),
+            };
+            let _ = tokio::fs::write(directory.join("status"), status).await;
+        }
+        heard(ended?, &name, printer).await
+    }
+
+    /// Runs it once, with the programs of `root`. Errors: its output cannot be kept or printed.
+    async fn attempt(
+        &self, root: RootOf, printer: &Printer, signals: &Signals,
+    ) -> Result<Result<Ended, client::Error>> {
+        let (serve, command) = self.caller.request_by(&self.place.node, &self.argv, false, root)?;
+        let host = super::host(&self.place, &self.agent, serve);
+        let ran = async |stdout, stderr| {
+            let command = command.stdin(Stdio::from(self.stdin.clone())).stdout(stdout).stderr(stderr);
+            command.events(signals.one_more()).status(&host).await
+        };
+        match &self.directory {
             Some(directory) => {
-                let [stdout, stderr] = files(&directory).await.map_err(|err| (err, false))?;
-                let ended = ran(Stdio::to(stdout), Stdio::to(stderr)).await.map_err(told);
-                let status = match &ended {
-                    Ok(ended) => format!("{}\n{}\n", said(ended.exit), ended.used),
-                    Err((err, _)) => format!("{err}\n"),
-                };
-                let _ = tokio::fs::write(directory.join("status"), status).await;
-                heard(ended?, &name, printer).await
+                let [stdout, stderr] = files(directory).await?;
+                Ok(ran(Stdio::to(stdout), Stdio::to(stderr)).await)
             }
             None => {
                 let (stdout, out) = tokio::io::duplex(64 << 10);
                 let (stderr, err) = tokio::io::duplex(64 << 10);
                 let running = ran(Stdio::to(out), Stdio::to(err));
-                let (ended, printed) =
-                    tokio::join!(running, printed::pump([stdout, stderr], label.as_deref(), printer, order));
-                let ended = ended.map_err(told)?;
-                printed.at("print", "the output").map_err(|err| (err.status(255), false))?;
-                heard(ended, &name, printer).await
+                let printing = printed::pump([stdout, stderr], self.label.as_deref(), printer, self.order.clone());
+                let (ended, printed) = tokio::join!(running, printing);
+                if ended.is_ok() {
+                    printed.at("print", "the output").map_err(|err| err.status(255))?;
+                }
+                Ok(ended)
             }
         }
+    }
+}
+
+/// What a command reads: nobody has read any of it as long as no command has, whichever had it before.
+#[derive(Clone)]
+pub(super) struct Unread(Arc<Mutex<Box<dyn AsyncRead + Send + Unpin>>>);
+
+impl Unread {
+    pub(super) fn new(reader: impl AsyncRead + Send + Unpin + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Box::new(reader))))
+    }
+}
+
+impl AsyncRead for Unread {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut **self.0.lock()).poll_read(cx, buf)
     }
 }
 
@@ -207,25 +242,23 @@ pub(super) fn interrupted(name: &str, signal: i32) -> Error {
 }
 
 async fn one(
-    caller: &Caller<'_>, target: Target, agent: NodeRef, stdin: Box<dyn AsyncRead + Send + Unpin>,
-    order: Option<(Turns, usize)>, printer: &Printer, signals: &Signals,
+    caller: &Caller<'_>, target: Target, agent: NodeRef, stdin: Unread, order: Option<(Turns, usize)>,
+    printer: &Printer, signals: &Signals,
 ) -> Result<Exit> {
     let name = target.node().name.to_string();
     let place = tokio::select! {
         place = target.connect(&caller.dialer) => Arc::new(place.map_err(|err| err.status(255))?),
         () = signals.ended() => return Err(interrupted(&name, signals.ended_by().unwrap_or_default())),
     };
-    let (serve, command) = caller.request(&place.node, &caller.argv, false)?;
     let job = Job {
+        caller,
+        argv: caller.argv.clone(),
         place,
         agent,
-        serve,
-        command,
         stdin,
         directory: caller.typed.output_dir.as_ref().map(|dir| dir.join(&name)),
         label: caller.typed.labels(true).then_some(name),
         order,
-        written: caller.written.clone(),
     };
     Box::pin(job.run(printer, signals)).await.map_err(|(err, _)| err)
 }
@@ -250,17 +283,17 @@ impl Count {
 
 /// What each of several commands reads: nothing, or all of them all of standard input.
 struct Inputs {
-    readers: Vec<Box<dyn AsyncRead + Send + Unpin>>,
+    readers: Vec<Unread>,
 }
 
 impl Inputs {
     fn of(copy: bool, count: usize) -> Self {
         if !copy {
-            return Self { readers: (0..count).map(|_| Box::new(tokio::io::empty()) as _).collect() };
+            return Self { readers: (0..count).map(|_| Unread::new(tokio::io::empty())).collect() };
         }
         let (near, far): (Vec<_>, Vec<_>) = (0..count).map(|_| tokio::io::duplex(64 << 10)).unzip();
         tokio::spawn(copy_to_all(near));
-        Self { readers: far.into_iter().map(|reader| Box::new(reader) as _).collect() }
+        Self { readers: far.into_iter().map(Unread::new).collect() }
     }
 }
 

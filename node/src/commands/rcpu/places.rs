@@ -122,7 +122,7 @@ pub(super) async fn fitting(
 fn able(
     fit: Vec<(Place, Facts)>, others: Vec<(Place, Facts)>, architecture: &str, enough: usize,
 ) -> Result<Vec<(Place, Facts)>> {
-    let (natively, rest): (Vec<_>, Vec<_>) = fit.into_iter().partition(|(_, facts)| facts.arch == architecture);
+    let (natively, rest): (Vec<_>, Vec<_>) = fit.into_iter().partition(|(_, facts)| facts.runs_natively(architecture));
     if natively.len() >= enough {
         return Ok(natively);
     }
@@ -131,7 +131,7 @@ fn able(
     if !able.is_empty() {
         return Ok(able);
     }
-    let are: Vec<_> = unable.iter().map(|(place, facts)| format!("{} is {}", place.node.name, facts.arch)).collect();
+    let are: Vec<_> = unable.iter().map(|(place, facts)| format!("{} is {}", place.node.name, facts.own())).collect();
     let could =
         others.iter().filter(|(_, facts)| facts.runs(architecture)).map(|(place, _)| place.node.name.to_string());
     let could: Vec<_> = could.collect();

@@ -94,6 +94,18 @@ impl Facts {
         self.runs.iter().any(|one| one == architecture)
     }
 
+    /// Whether it does so by itself.
+    pub(super) fn runs_natively(&self, architecture: &str) -> bool {
+        let plain = architecture.split_once("-v").map_or(architecture, |(plain, _)| plain);
+        self.arch == plain && self.runs(architecture)
+    }
+
+    /// Its own architecture, at the highest level that it tells of.
+    pub(super) fn own(&self) -> &str {
+        let level = |one: &&String| one.strip_prefix(&self.arch).is_some_and(|level| level.starts_with("-v"));
+        self.runs.iter().filter(level).max().unwrap_or(&self.arch)
+    }
+
     /// How busy it is with `more` commands than it tells of: the load of each core. What has begun within the minute
     /// counts, too, or what is started in a burst would all go to one.
     pub(super) fn business(&self, more: usize) -> f64 {

@@ -1,0 +1,182 @@
+//! What a command is lent of its caller while it runs: sockets there that lead here, and what goes with them.
+//!
+//! Each is a place where the command listens for its caller ([`Command::accept`]); what connects there is carried over the
+//! connection that the command has, to what was settled here before it started, and ends with it. No key leaves this
+//! machine, and nothing but these places is reached.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use cpuserver::Command;
+use cpuserver::client::Taken;
+use fileserver::caller::Trust;
+use p9::dial::Address;
+use p9::transport::{self, Io};
+use tokio::io::{AsyncWriteExt, copy_bidirectional};
+use tokio::time::timeout;
+
+use super::forward::Forward;
+use super::{Caller, x11};
+use crate::dial::Dialer;
+use crate::error::{At, Error, Result};
+use crate::known::Node;
+use crate::namespace::Carried;
+use crate::{output, within};
+
+/// What the step is called in errors.
+const STEP: &str = "lend";
+/// How long a command may take to say what it wants of the caller.
+const SAYS: Duration = Duration::from_secs(10);
+
+/// What `--forward` names.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Lend {
+    /// The ssh-agent.
+    Agent,
+    /// The display.
+    X11,
+    /// The nodes that I know, and my key to reach them; or not, although I trust the node.
+    Rcpu(bool),
+    /// A unix socket, at the same path there.
+    Socket(PathBuf),
+    /// As `-L`.
+    Local(Forward),
+    /// As `-R`.
+    Remote(Forward),
+}
+
+impl FromStr for Lend {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "agent" => Ok(Self::Agent),
+            "x11" => Ok(Self::X11),
+            "rcpu" => Ok(Self::Rcpu(true)),
+            "no-rcpu" => Ok(Self::Rcpu(false)),
+            path if path.starts_with('/') => Ok(Self::Socket(path.into())),
+            _ => match text.split_at_checked(2) {
+                Some(("L:", rest)) => rest.parse().map(Self::Local),
+                Some(("R:", rest)) => rest.parse().map(Self::Remote),
+                _ => Err("it is agent, x11, rcpu, no-rcpu, the path of a socket, L:FORWARD or R:FORWARD"),
+            },
+        }
+    }
+}
+
+/// `command` on `node` with what it is lent. Adds to its namespace what that needs. Errors: something that was asked for
+/// is not to be had here.
+pub(super) fn lent(caller: &Caller<'_>, node: &Node, carried: &mut Carried, mut command: Command) -> Result<Command> {
+    let typed = caller.typed;
+    let named = |lend: Lend| typed.lend.contains(&lend);
+    for forward in typed.remotes() {
+        command = remote(caller, forward, command)?;
+    }
+    for lend in &typed.lend {
+        if let Lend::Socket(path) = lend {
+            command = leading_to(command, format!("unix!{}", path.display()), Address::Unix(path.clone()));
+        }
+    }
+    if typed.agent || named(Lend::Agent) {
+        let here = caller.context.agent().map(Path::to_path_buf);
+        let unset = || Error::new(STEP, "agent", "$SSH_AUTH_SOCK is not set").remedy("eval $(ssh-agent) && ssh-add");
+        const THERE: &str = "/run/slashn/ssh-agent";
+        command = leading_to(command, format!("unix!{THERE}"), Address::Unix(here.ok_or_else(unset)?));
+        command = command.env("SSH_AUTH_SOCK", THERE);
+    }
+    if typed.x11 || named(Lend::X11) {
+        command = x11::lent(&caller.context.environment, carried, command)?;
+    }
+    let asked = typed.lend.iter().rev().find_map(|lend| match lend {
+        Lend::Rcpu(yes) => Some(*yes),
+        _ => None,
+    });
+    // Where it is not asked for, a command that has no place for it does without. One that is left alone has nobody here.
+    let trusted = node.trust == Trust::All && carried.run && !typed.detach;
+    if asked.unwrap_or(trusted) {
+        let dialer = caller.dialer.clone();
+        command = command.accept(format!("unix!{}", within::CALLER), move |taken| answer(taken, dialer.clone()));
+    }
+    Ok(command)
+}
+
+/// With what `-R` says.
+fn remote(caller: &Caller<'_>, forward: &Forward, command: Command) -> Result<Command> {
+    let there = match forward.listens() {
+        Address::Unix(path) => Address::Unix(super::working_directory(caller.typed)?.join(path)),
+        at => at,
+    };
+    Ok(leading_to(command, there.to_string(), forward.connects()))
+}
+
+/// With a place `there` that leads to `here`.
+fn leading_to(command: Command, there: String, here: Address) -> Command {
+    command.accept(there, move |taken| joined(taken, here.clone()))
+}
+
+/// Carries `taken` to what is at `here`.
+async fn joined(mut taken: Taken, here: Address) {
+    match connect(&here).await {
+        // Whoever breaks it off knows.
+        Ok(mut io) => drop(copy_bidirectional(&mut taken, &mut io).await),
+        Err(err) => output::note(Error::new("connect", &here, err)),
+    }
+}
+
+/// A connection to what listens here at `to`.
+pub(super) async fn connect(to: &Address) -> std::io::Result<Io> {
+    match to {
+        Address::Tcp(to) | Address::Tls(to) => {
+            let stream = transport::tcp(to).await?;
+            transport::tune(&stream)?;
+            Ok(Box::new(stream))
+        }
+        Address::Unix(path) => Ok(Box::new(transport::unix(path).await?)),
+    }
+}
+
+/// Does what a command there wants, which runs commands itself: see [`within`].
+async fn answer(mut taken: Taken, dialer: Dialer) {
+    let Ok(Ok(asked)) = timeout(SAYS, within::line(&mut taken)).await else { return };
+    let done = match asked.split_once(' ') {
+        None if asked == "nodes" => tell(&mut taken, &dialer).await,
+        Some(("dial", name)) => dial(&mut taken, &dialer, name).await,
+        _ => Err(Error::new(STEP, "rcpu", format_args!("`{asked}` is not known here"))),
+    };
+    if let Err(err) = done {
+        // It may have gone.
+        let _ = taken.write_all(format!("error {err}\n").as_bytes()).await;
+    }
+}
+
+async fn tell(taken: &mut Taken, dialer: &Dialer) -> Result<()> {
+    let nodes: String = dialer.nodes()?.iter().map(|node| format!("{node}\n")).collect();
+    taken.write_all(nodes.as_bytes()).await.at(STEP, "nodes")
+}
+
+async fn dial(taken: &mut Taken, dialer: &Dialer, name: &str) -> Result<()> {
+    let node = dialer.find(name)?;
+    let mut io = dialer.connect(&node).await?;
+    taken.write_all(b"ok\n").await.at(STEP, name)?;
+    drop(copy_bidirectional(taken, &mut io).await);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_lent_is_named_by_a_word_a_path_or_as_ssh_does() {
+        let said = |text: &str| text.parse::<Lend>();
+        assert_eq!(said("agent"), Ok(Lend::Agent));
+        assert_eq!((said("rcpu"), said("no-rcpu")), (Ok(Lend::Rcpu(true)), Ok(Lend::Rcpu(false))));
+        assert_eq!(said("/run/user/0/bus"), Ok(Lend::Socket("/run/user/0/bus".into())));
+        assert_eq!(said("R:1:h:2"), "1:h:2".parse().map(Lend::Remote));
+        assert_eq!(said("L:1:h:2"), "1:h:2".parse().map(Lend::Local));
+        for wrong in ["", "x", "R:", "agents", "é:1:h:2"] {
+            assert!(said(wrong).is_err(), "{wrong}");
+        }
+    }
+}
