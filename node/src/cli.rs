@@ -298,6 +298,12 @@ pub struct Run {
     /// A namespace file instead of /etc/slashn/namespace and the home's: see `slashn man ns`
     #[arg(long, value_name = "FILE")]
     pub ns: Option<PathBuf>,
+    /// A mount for this command alone, and not the one of commands that have the same namespace
+    #[arg(long)]
+    pub alone: bool,
+    /// Where others that are to have the same namespace come in
+    #[arg(long, hide = true)]
+    pub door: Option<PathBuf>,
     /// The command and its arguments [default: my shell]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<OsString>,

@@ -4,6 +4,7 @@
 //! function of [`commands`]. Everything below reads neither the environment nor the command line.
 
 pub mod agent;
+pub mod alike;
 pub mod authorized;
 pub mod cache;
 pub mod cli;

@@ -6,11 +6,11 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use cpuserver::launch::private::{Plan, PlannedMount};
+use cpuserver::launch::private::{Door, Plan, PlannedMount};
 use ns::text::{self, Line, OWN_LINES};
 use ns::{Build, Namespace};
 use p9::{Errno, How, Name, NodeRef, Reply, Stream, Want, Written, synth};
@@ -35,6 +35,8 @@ pub struct Live {
     pub mount: Arc<mount::Mount>,
     /// What of the namespace that shows.
     pub shows: Shows,
+    /// Where other commands come in that are to have the same, if they may.
+    pub door: Arc<OnceLock<Door>>,
 }
 
 /// What of a namespace is shown by FUSE, where changes are seen.
@@ -101,6 +103,11 @@ impl Live {
         let lines = lines.map_err(|err| err.to_string())?;
         if let Some(reason) = lines.iter().find_map(|line| self.shows.refuses(line)) {
             return Err(format!("{reason}; try: slashn run --ns FILE"));
+        }
+        if self.door.get().is_some_and(|door| !door.close_if_unused()) {
+            return Err(
+                "other commands that were to have the same namespace have this one; try: slashn run --alone".into()
+            );
         }
         let build = Build { dialer: &*self.servers.eager(), variable: &variable, most: OWN_LINES };
         let changed = build.change(&self.namespace, &lines).await;

@@ -10,6 +10,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use tests::as_both;
+use tests::link::Proxy;
 use tests::machine::{Done, Machine, PATIENCE, Text};
 
 as_both! {
@@ -19,6 +20,7 @@ as_both! {
     the_namespace_of_a_process_makes_the_same_namespace
     a_command_within_a_command_sees_what_that_sees
     what_is_bound_by_a_command_is_in_its_namespace_alone
+    commands_that_have_the_same_namespace_have_one_mount_and_each_its_own_namespace
     another_root_is_what_its_server_has
     what_cannot_be_made_is_told_and_nothing_runs
 }
@@ -27,13 +29,15 @@ fn at(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// Waits until no server of such a namespace is left.
+/// Waits until no server of such a namespace is left, once none is kept for the next.
 fn settles(machine: &Machine) {
+    machine.slashn(&["agent", "--stop"]).succeeds();
     let until = Instant::now() + PATIENCE;
+    let is_of_run = |name: &str| ["run-", "private-", "door-"].iter().any(|begin| name.starts_with(begin));
     let servers = || machine.processes().iter().filter(|line| line.contains(" private ")).count();
     let sockets = || {
         let run = fs::read_dir(machine.at("me/run")).unwrap().flatten();
-        run.filter(|entry| entry.file_name().to_string_lossy().starts_with("run-")).count()
+        run.filter(|entry| is_of_run(&entry.file_name().to_string_lossy())).count()
     };
     while servers() + sockets() > 0 {
         assert!(Instant::now() < until, "left: {:?}", machine.processes());
@@ -166,7 +170,7 @@ fn what_is_bound_by_a_command_is_in_its_namespace_alone(mut machine: Machine) {
     machine.run("sh", &["-c", "mkdir src u; echo 1 >src/f; echo 2 >../files-alpha/g; echo 3 >u/h"]);
     let w = machine.at("work").display().to_string();
     machine.write("ns", &format!("bind -a /n/alpha/fs/files {w}/u\nbind {w}/src /n/own\n"));
-    let run = |script: &str| machine.slashn(&["run", "--ns", "ns", "sh", "-c", script]);
+    let run = |script: &str| machine.slashn(&["run", "--alone", "--ns", "ns", "sh", "-c", script]);
     let script = "ls /n; slashn bind src /n/src; cat /n/src/f; cd /n/src; slashn bind -b ../alpha/fs/files .; ls; \
                   slashn bind local!/etc /n/etc; cat /n/etc/hostname | wc -l; (slashn unbind /n/src; ls /n); \
                   slashn ns | tail -n 1";
@@ -190,6 +194,75 @@ fn what_is_bound_by_a_command_is_in_its_namespace_alone(mut machine: Machine) {
             format!("1\n{kept}")
         );
     }
+    settles(&machine);
+}
+
+fn commands_that_have_the_same_namespace_have_one_mount_and_each_its_own_namespace(mut machine: Machine) {
+    machine.node("alpha");
+    machine.run("sh", &["-c", "mkdir src other; echo 1 >src/f; echo 2 >../files-alpha/g; mkfifo go"]);
+    let w = machine.at("work").display().to_string();
+    machine.write("ns", &format!("bind -a /n/alpha/fs/files {w}/other\nbind {w}/src /n/own\n"));
+    machine.write("same", &format!("# the same\n\nbind -a '/n/alpha/fs/files' {w}/other\nbind {w}/src /n/own\n"));
+    let run = |ns: &str, script: &str| machine.slashn(&["run", "--ns", ns, "sh", "-c", script]);
+    let look = "stat -c %d /n other; readlink /proc/self/ns/mnt; cat other/g /n/own/f";
+    let mut first = run("ns", &format!("{look}; read line; cat other/g; ls /n"));
+    let mut first = first.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(first.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let one: Vec<String> = lines.by_ref().take(5).collect();
+    let other = run("same", &format!("{look}; slashn ns $$ | tail -n 1; pwd")).succeeds().text();
+    let other: Vec<&str> = other.lines().collect();
+    // One mount, and two namespaces.
+    assert_eq!((&other[..2], &other[3..5]), (&[&*one[0], &*one[1]][..], &["2", "1"][..]));
+    assert_ne!(other[2], one[2]);
+    assert_eq!(&other[5..], [&*format!("bind {w}/src /n/own"), &*w]);
+    // Another text, another view of the machine, and whoever wants that has another.
+    for different in ["--ns other.ns", "--alone --ns ns"] {
+        machine.write("other.ns", &format!("bind -a /n/alpha/fs/files {w}/other\nbind {w}/src /n/x\n"));
+        let device = machine.command("sh").args(["-c", &format!("slashn run {different} stat -c %d /n")]).succeeds();
+        assert_ne!(device.text().trim(), one[0], "{different}");
+    }
+    // What a name leads to now is what is bound.
+    machine.run("sh", &["-c", "mv src old; mkdir src; echo new >src/f"]);
+    assert_eq!(run("ns", "cat /n/own/f").succeeds().text(), "new\n");
+    machine.run("sh", &["-c", "mv src new; mv old src"]);
+    // Nobody's changes are another's.
+    assert_eq!(run("ns", "stat -c %d /n").succeeds().text().trim(), one[0]);
+    let refused = run("ns", "exec slashn bind /etc /n/etc").exits(1);
+    refused.complains(&["other commands that were to have the same namespace have this one", "slashn run --alone"]);
+    let alone =
+        machine.slashn(&["run", "--alone", "--ns", "ns", "sh", "-c", "slashn bind /etc /n/etc; ls /n"]).succeeds();
+    assert_eq!(alone.text(), "alpha\netc\nown\n");
+    // The one who was there first goes, and the mount stays for who comes; and it goes on without what was kept.
+    machine.slashn(&["agent", "--stop"]).succeeds();
+    first.stdin.take().unwrap().write_all(b"\n").unwrap();
+    assert_eq!(lines.collect::<Vec<_>>(), ["2", "alpha", "own"]);
+    first.wait().unwrap();
+    settles(&machine);
+}
+
+/// Who comes second finds what the first has learned.
+#[test]
+fn a_command_that_has_the_same_namespace_as_another_starts_warm() {
+    let mut machine = Machine::root();
+    let address = machine.node("alpha");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let proxy = runtime.block_on(Proxy::start(address.parse().unwrap(), Duration::ZERO)).unwrap();
+    let known = fs::read_to_string(machine.at("me/known_nodes")).unwrap();
+    fs::write(machine.at("me/known_nodes"), known.replace(&address, &proxy.address.to_string())).unwrap();
+    machine.run("sh", &["-c", "head -c 100000 /dev/urandom >../files-alpha/f"]);
+    let read = |more: &[&str]| {
+        let before = proxy.carried();
+        let args = [&["run"], more, &["cksum", "/n/alpha/fs/files/f"]].concat();
+        let said = machine.slashn(&args).succeeds().text();
+        (said, proxy.carried() - before)
+    };
+    let (said, cold) = read(&[]);
+    assert!(cold > 100_000);
+    let (again, warm) = read(&[]);
+    assert_eq!(again, said);
+    assert!(warm < 1000, "{warm} bytes");
+    let (again, alone) = read(&["--alone"]);
+    assert!(again == said && alone > 100_000, "{alone} bytes");
     settles(&machine);
 }
 

@@ -6,8 +6,9 @@
 //!                  as long as somebody is in that namespace
 //! ```
 //!
-//! So the command has the pid, the terminal, the parent and the signals that `slashn run` had. Called by `main` of
-//! `slashn run` ([`Server::start`], [`enter`], [`Entered::assemble`]) and by that of its server ([`Client::accept`]).
+//! So the command has the pid, the terminal, the parent and the signals that `slashn run` had. One that is to have the
+//! same namespace as another enters that one's ([`door`]). Called by `main` of `slashn run` ([`door::enter`],
+//! [`Server::start`], [`enter`], [`Entered::assemble`]) and by that of its server ([`Client::accept`]).
 //! Invariant: the server holds no namespace of the command's, so that the kernel ends the mount with its last process.
 
 use std::ffi::OsString;
@@ -25,6 +26,12 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{getgid, getuid};
 use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
+
+pub mod door;
+
+pub use door::Door;
+
+use door::Inside;
 
 use super::root::{clone_tree, failed, mounted};
 use super::sys::{self, Side};
@@ -67,12 +74,28 @@ pub struct Client {
 
 impl Client {
     /// Waits for the descriptor on standard input; none if whoever was to send it is gone. It blocks.
-    pub fn accept() -> io::Result<Option<(u64, OwnedFd)>> {
-        let Some((client, fds)) = message::receive::<Self>(io::stdin())? else { return Ok(None) };
-        Ok(fds.into_iter().next().map(|fuse| (client.namespace, fuse)))
+    pub fn accept() -> io::Result<Option<OwnedFd>> {
+        let Some((_, fds)) = message::receive::<Self>(io::stdin())? else { return Ok(None) };
+        Ok(fds.into_iter().next())
     }
 
-    /// Tells the plan, or why there is none, on standard output, and no more.
+    /// Waits until it has its namespace: the number of that, as /proc/PID/ns/mnt has it, and what others may be handed;
+    /// none if it is gone. It blocks.
+    pub fn settled() -> io::Result<Option<(u64, Option<Inside>)>> {
+        let Some((client, fds)) = message::receive::<Self>(io::stdin())? else { return Ok(None) };
+        let mut fds = fds.into_iter();
+        let inside = fds.next().map(|mounts| Inside { mounts, user: fds.next() });
+        Ok(Some((client.namespace, inside)))
+    }
+
+    /// Tells one that has settled that it may begin.
+    pub fn begin() -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        out.write_all(b"\n")?;
+        out.flush()
+    }
+
+    /// Tells the plan, or why there is none, on standard output.
     pub fn tell(said: &Said) -> io::Result<()> {
         let text = serde_json::to_vec(said)?;
         let mut out = io::stdout().lock();
@@ -119,6 +142,13 @@ impl Server {
         let silent = |_| "the server of the namespace ended without a word".to_string();
         serde_json::from_slice::<Said>(&text).map_err(silent)?
     }
+
+    /// Tells it what this process is in now, and waits until it knows.
+    fn settle(&mut self, client: &Client, inside: Option<&Inside>) -> Result<(), Error> {
+        let fds = inside.map(Inside::fds).unwrap_or_default();
+        let told = message::send(&self.socket, client, &fds);
+        told.and_then(|()| self.said.read_exact(&mut [0])).map_err(Error::setup("the server of the namespace"))
+    }
 }
 
 /// Why a command did not get its namespace.
@@ -136,6 +166,9 @@ pub enum Refused {
 pub struct Entered {
     root: OwnedFd,
     server: Server,
+    client: Client,
+    /// In a user namespace of its own, too.
+    user_ns: bool,
 }
 
 /// Enters a mount namespace of its own, and unless this is root a user namespace, and has `server` serve what is to be
@@ -146,21 +179,39 @@ pub fn enter(server: Server) -> Result<Entered, Refused> {
     let spec = JobSpec { inner_uid, inner_gid, user_ns, ..JobSpec::default() };
     mounter::namespaces(&spec, UnshareFlags::NEWNS)?;
     let (fuse, root) = mounter::fuse_root(&spec)?;
-    let namespace = fs::metadata("/proc/self/ns/mnt").map_err(Error::setup("namespace"))?.ino();
-    let client = Client { namespace };
+    let client = Client { namespace: own_number()? };
     let sent = message::send(&server.socket, &client, &[fuse.as_fd()]);
     sent.map_err(Error::setup("the server of the namespace"))?;
-    Ok(Entered { root, server })
+    Ok(Entered { root, server, client, user_ns })
+}
+
+/// The number of this process's mount namespace.
+fn own_number() -> Result<u64, Error> {
+    Ok(fs::metadata("/proc/self/ns/mnt").map_err(Error::setup("namespace"))?.ino())
+}
+
+/// Goes to the directory of the same name as the one in which this process was.
+fn stay(here: &Path) -> Result<(), Error> {
+    let cwd = |errno| Error::Cwd { path: here.display().to_string(), reason: super::Os::from(errno) };
+    rustix::process::chdir(here).map_err(cwd)
 }
 
 impl Entered {
-    /// Makes the root what the server says, and stays in the directory of the same name.
-    pub fn assemble(mut self) -> Result<(), Refused> {
+    /// Makes the root what the server says, and stays in the directory of the same name. If `shared`, others may have
+    /// the same.
+    pub fn assemble(mut self, shared: bool) -> Result<(), Refused> {
         let here = std::env::current_dir().map_err(Error::setup("working directory"))?;
         let plan = self.server.plan().map_err(Refused::Namespace)?;
         self.put(&plan)?;
-        let cwd = |errno| Error::Cwd { path: here.display().to_string(), reason: errno };
-        rustix::process::chdir(&here).map_err(|errno| cwd(super::Os::from(errno)))?;
+        // What is handed out is what was made, and this process goes on in a copy. Where a root has no /proc there is
+        // none.
+        let inside = if shared { Inside::here(self.user_ns).ok() } else { None };
+        if inside.is_some() {
+            sys::unshare(UnshareFlags::NEWNS).map_err(Error::setup("unshare"))?;
+            self.client.namespace = own_number()?;
+        }
+        self.server.settle(&self.client, inside.as_ref())?;
+        stay(&here)?;
         Ok(())
     }
 

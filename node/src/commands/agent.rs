@@ -46,6 +46,12 @@ pub fn run(context: &Context, typed: &cli::Agent) -> Result<ExitCode> {
             for socket in sockets(&run, SOCKET)? {
                 stop(&socket).await?;
             }
+            // Nor is a namespace kept in which no command is.
+            for socket in sockets(&run, super::run::SOCKET)? {
+                if let Some(root) = control::connect(&socket).await? {
+                    let _ = control::write(&root, "ctl", "close").await;
+                }
+            }
             Ok::<_, Error>(())
         })?;
         return Ok(ExitCode::SUCCESS);

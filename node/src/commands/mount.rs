@@ -90,7 +90,14 @@ async fn serve(
     let mounted = mounted.await.at("mount", at.display())?.at("mount", at.display())?;
     let stop = Arc::new(Notify::new());
     let mounted = Arc::new(mounted);
-    let live = Live { namespace, servers, context: context.clone(), mount: mounted.clone(), shows: Shows::Grid };
+    let live = Live {
+        namespace,
+        servers,
+        context: context.clone(),
+        mount: mounted.clone(),
+        shows: Shows::Grid,
+        door: Arc::default(),
+    };
     let control = Control::serve(&socket(home, at)?, control(at, live, &stop))?;
     output::line(format_args!("ready {}", at.display()))?;
     tokio::select! {

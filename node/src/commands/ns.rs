@@ -83,7 +83,7 @@ pub(super) async fn run_root(home: &Home, pid: u32) -> Result<Option<(PathBuf, N
     use std::os::unix::fs::MetadataExt;
     // Of another user's process that cannot be told, and it is in none of mine.
     let Ok(namespace) = std::fs::metadata(format!("/proc/{pid}/ns/mnt")) else { return Ok(None) };
-    let socket = super::run::socket(home, namespace.ino())?;
+    let socket = home.run()?.join(super::run::link(namespace.ino()));
     Ok(control::connect(&socket).await?.map(|root| (socket, root)))
 }
 

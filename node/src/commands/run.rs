@@ -9,13 +9,15 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use cpuserver::launch::private::{self, Client, Plan, Refused, Server};
+use cpuserver::launch::private::{self, Client, Door, Plan, Refused, Server};
 use fileserver::DiskOptions;
 use ns::text::{Line, OWN_LINES};
 use ns::{Build, Namespace};
-use p9::{Tree, TreeRef, Who, synth};
+use p9::{Errno, Reply, Tree, TreeRef, Who, synth};
+use parking_lot::Mutex;
 
 use crate::cli::Run;
 use crate::commands::runtime;
@@ -26,7 +28,7 @@ use crate::grid::Nodes;
 use crate::home::Home;
 use crate::live::{Live, Shows};
 use crate::servers::Servers;
-use crate::{Context, namespace, plan};
+use crate::{Context, alike, namespace, plan};
 
 const STEP: &str = "run";
 
@@ -34,7 +36,7 @@ const STEP: &str = "run";
 pub fn run(context: &Context, typed: &Run) -> Result<ExitCode> {
     let home = context.open_home()?;
     // What is wrong with it is told before anything is made.
-    namespace::lines(context, typed.ns.as_deref()).map_err(|err| err.status(255))?;
+    let written = namespace::lines(context, typed.ns.as_deref()).map_err(|err| err.status(255))?;
     std::env::current_dir()
         .map_err(|err| Error::new(STEP, "the working directory", err).remedy("cd; slashn run ...").status(255))?;
     let shell = || context.environment.var("SHELL").map_or_else(|| "/bin/sh".into(), OsString::from);
@@ -46,9 +48,16 @@ pub fn run(context: &Context, typed: &Run) -> Result<ExitCode> {
     if let Some(file) = &typed.ns {
         args.extend(["--ns".into(), std::path::absolute(file).at(STEP, file.display())?.into()]);
     }
-    let server = Server::start(&args, log_file).at(STEP, "the server of the namespace")?;
     let named = program.to_string_lossy().into_owned();
-    let entered = private::enter(server).and_then(private::Entered::assemble);
+    let door = if typed.alone { None } else { alike::door(context, &home, &written) };
+    args.extend(door.iter().flat_map(|door| ["--door".into(), door.clone().into()]));
+    let entered = match door.as_deref().map_or(Ok(false), private::door::enter) {
+        Ok(false) => {
+            let server = Server::start(&args, log_file).at(STEP, "the server of the namespace")?;
+            private::enter(server).and_then(|entered| entered.assemble(door.is_some()))
+        }
+        entered => entered.map(drop),
+    };
     entered.map_err(|err| {
         let error = match err {
             Refused::Launch(err) => {
@@ -84,7 +93,7 @@ async fn serve_one(context: &Context, home: &Home, typed: &Run) -> Result<()> {
         Err(err) => (None, Err(err.to_string())),
     };
     let accepted = tokio::task::spawn_blocking(Client::accept).await.at(STEP, "the command")?;
-    let Some((id, fuse)) = accepted.at(STEP, "the command")? else { return Ok(()) };
+    let Some(fuse) = accepted.at(STEP, "the command")? else { return Ok(()) };
     let Some((namespace, servers)) = namespace else {
         return Client::tell(&plan).at(STEP, "the command");
     };
@@ -93,12 +102,57 @@ async fn serve_one(context: &Context, home: &Home, typed: &Run) -> Result<()> {
     let mounted = mount::serve(root, fuse, options, tokio::runtime::Handle::current()).at(STEP, "the namespace")?;
     let mounted = Arc::new(mounted);
     let shows = plan.as_ref().map_or_else(|_| Shows::of(&Plan::default()), Shows::of);
-    let live = Live { namespace, servers, context: context.clone(), mount: mounted.clone(), shows };
-    let control = Control::serve(&socket(home, id)?, control(live))?;
     Client::tell(&plan).at(STEP, "the command")?;
+    let settled = tokio::task::spawn_blocking(Client::settled).await.at(STEP, "the command")?;
+    let Some((id, inside)) = settled.at(STEP, "the command")? else { return Ok(()) };
+    let door = Arc::new(OnceLock::new());
+    let mount = mounted.clone();
+    let live = Live { namespace, servers, context: context.clone(), mount, shows, door: door.clone() };
+    let run = home.run()?;
+    let answers = run.join(format!("{SOCKET}{}", std::process::id()));
+    let control = Control::serve(&answers, control(live))?;
+    let comers = Arc::new(Comers { run, answers, all: Mutex::default() });
+    comers.settle(id).at(STEP, "the command")?;
+    if let Some((path, inside)) = typed.door.as_deref().zip(inside) {
+        let comers = comers.clone();
+        let opened = Door::open(path, inside, IDLE, move |id| comers.settle(id)).at(STEP, path.display())?;
+        let _ = door.set(opened);
+    }
+    Client::begin().at(STEP, "the command")?;
     mounted.ended().await;
+    comers.clear();
     drop(control);
     Ok(())
+}
+
+/// How long a namespace in which nobody is any more is there for the next who is to have the same.
+const IDLE: Duration = Duration::from_secs(120);
+
+/// Where in `run/` such servers answer, each with its number after that.
+pub(super) const SOCKET: &str = "private-";
+
+/// Those who are in the namespace: for each there is a link to where the server answers.
+struct Comers {
+    run: PathBuf,
+    answers: PathBuf,
+    all: Mutex<Vec<PathBuf>>,
+}
+
+impl Comers {
+    fn settle(&self, id: u64) -> std::io::Result<()> {
+        let link = self.run.join(link(id));
+        // Of a namespace that has ended the number is used again.
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(&self.answers, &link)?;
+        self.all.lock().push(link);
+        Ok(())
+    }
+
+    /// Removes the links; those of numbers that are another's by now stay.
+    fn clear(&self) {
+        let is_mine = |link: &&PathBuf| std::fs::read_link(link).is_ok_and(|to| to == self.answers);
+        self.all.lock().iter().filter(is_mine).for_each(|link| drop(std::fs::remove_file(link)));
+    }
 }
 
 async fn made(context: &Context, home: &Home, typed: &Run) -> Result<(Namespace, Servers, Plan)> {
@@ -122,17 +176,28 @@ async fn made(context: &Context, home: &Home, typed: &Run) -> Result<(Namespace,
     Ok((namespace, servers, plan))
 }
 
-/// Where the namespace that /proc/PID/ns/mnt numbers so is told.
-pub(super) fn socket(home: &Home, id: u64) -> Result<PathBuf> {
-    Ok(home.run()?.join(format!("run-{id}")))
+/// The name in `run/` by which one reaches what serves the namespace that /proc/PID/ns/mnt numbers so.
+pub(super) fn link(id: u64) -> String {
+    format!("run-{id}")
 }
 
-/// The files by which the server is asked and told: `ns`, `change`.
+/// The files by which the server is asked and told: `ns`, `change`, and `ctl` (which knows `close`: nobody comes in any
+/// more).
 fn control(live: Live) -> TreeRef {
     let live = Arc::new(live);
     let told = live.clone();
     synth::tree(synth::dir([
         ("ns", synth::file(move || Ok(told.servers.text(&told.namespace).into()))),
-        ("change", live.file()),
+        ("change", live.clone().file()),
+        (
+            "ctl",
+            synth::ctl(move |command| match &command[..] {
+                b"close" => {
+                    live.door.get().iter().for_each(|door| door.close());
+                    Reply::ok(())
+                }
+                _ => Errno::EINVAL.into(),
+            }),
+        ),
     ]))
 }
