@@ -105,14 +105,14 @@ impl Teller {
         self.late.tell(&self.kernel, move |kernel| tell_names(kernel, id, &names));
     }
 
-    /// The attributes of `dirs` and what `names` stand for in directories are old. Returns when the kernel knows it,
+    /// The attributes of `dirs`, what they hold, and what `names` stand for in directories are old. Returns when the kernel knows it,
     /// which may take until nobody has those directories locked.
     pub(crate) fn exchanged<'a>(&self, dirs: &[u64], names: impl Iterator<Item = (u64, Name<'a>)>) {
         let Some(kernel) = self.kernel.get() else { return };
         for (dir, name) in names {
             tell_names(kernel, dir, &[name.into()]);
         }
-        dirs.iter().for_each(|dir| tell(kernel, INodeNo(*dir), -1));
+        dirs.iter().for_each(|dir| tell(kernel, INodeNo(*dir), 0));
     }
 
     /// The kernel's attributes and pages of `inode` are old. Waits until it has dropped them, which it does when the
@@ -216,6 +216,10 @@ impl Thread {
         let pages: Vec<_> = pages.collect();
         if !pages.is_empty() {
             self.late.pages_changed(&self.kernel, pages);
+        }
+        if let Some(dir) = old.dir.filter(|_| keep < LeaseKind::Read) {
+            // What the kernel has listed of it.
+            self.late.tell(&self.kernel, move |kernel| tell(kernel, INodeNo(dir), 0));
         }
         self.old_names(old);
     }

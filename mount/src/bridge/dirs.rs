@@ -13,10 +13,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use fuser::{FileHandle, FileType, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
+use fuser::{FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 use futures_util::future::join_all;
 use p9::tree::LeaseKind;
-use p9::{Attr, Dir, Entry, Errno, FileKind, Handle, How, NameBuf, NodeRef, Opened, Qid, Walk, Want};
+use p9::{Attr, Dir, Entry, Errno, FileKind, Handle, How, NameBuf, NodeRef, Opened, Qid, Time, Walk, Want};
 use parking_lot::Mutex;
 
 use super::names::attr_of;
@@ -26,7 +26,7 @@ use crate::foresight::{Ahead, NAMES};
 use crate::leash::Leash;
 use crate::listing::{Gathered, Seen};
 use crate::open::Open;
-use crate::table::Inode;
+use crate::table::{Inode, Version};
 
 /// After `.`, and after `..`. The kernel takes offsets as signed; ext4 uses the largest one for the end.
 const AFTER_DOT: u64 = i64::MAX as u64 - 2;
@@ -104,7 +104,7 @@ impl Bridge {
         ask!(self, &inode, |node| node.sync().await)
     }
 
-    pub(super) async fn open_dir(&self, id: INodeNo, caller: u32) -> Result<u64, Errno> {
+    pub(super) async fn open_dir(&self, id: INodeNo, caller: u32) -> Result<(u64, FopenFlags), Errno> {
         let inode = self.inode(id)?;
         let opener = self.opener(caller, &inode);
         let how = How { directory: true, ..How::READ };
@@ -114,10 +114,11 @@ impl Bridge {
             && self.is_led_to(&inode).await
         {
             let (lease, asked) = (remembered.listed().lease().cloned(), remembered.listed().asked());
+            let flags = self.keeps_listing(&inode, remembered.listed().own());
             let handle = Handle::Dir(Arc::new(remembered));
             let mut open = Open::new(inode, None, handle, how, &Attr::default(), None, None).0;
             (open.leash, open.asked) = (lease, asked);
-            return Ok(self.opens.add(open));
+            return Ok((self.opens.add(open), flags));
         }
         let want = Want { attr: true, data: FIRST_ENTRIES, lease: LeaseKind::Read };
         let mut gathered = Gathered::new(&self.changes);
@@ -141,8 +142,22 @@ impl Bridge {
             lease.is_of(id.0);
         }
         open.asked = gathered.asked;
+        let flags = self.keeps_listing(&open.inode, gathered.own);
         *open.listed.lock() = Some(gathered);
-        Ok(self.opens.add(open))
+        Ok((self.opens.add(open), flags))
+    }
+
+    /// Whether the kernel may keep what it lists of the directory `inode`, whose attributes under a lease are `own`, and
+    /// list it from that which it has: as long as it has not changed, and the kernel still knows the names, which it
+    /// would else look up one by one.
+    fn keeps_listing(&self, inode: &Inode, own: Option<Attr>) -> FopenFlags {
+        let Some(own) = own.filter(|_| !self.options.all_users && self.table.len() <= KNOWN) else {
+            return FopenFlags::empty();
+        };
+        match inode.keeps_listing(Version::of(&own, Time::now()), self.options.ttl / 2) {
+            true => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+            false => FopenFlags::FOPEN_CACHE_DIR,
+        }
     }
 
     /// Whether the name of the directory `inode` is known to lead to it, or does so now.

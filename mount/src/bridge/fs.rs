@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, IoctlFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, INodeNo, InitFlags, IoctlFlags,
     KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate,
     ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
     ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
@@ -299,8 +299,8 @@ impl Filesystem for Fs {
 
     fn opendir(&self, r: &Request, id: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let caller = r.pid();
-        answer!(self, r, Bounded, reply, |b| b.open_dir(id, caller), |reply, number| {
-            reply.opened(FileHandle(number), FopenFlags::empty());
+        answer!(self, r, Bounded, reply, |b| b.open_dir(id, caller), |reply, (number, flags)| {
+            reply.opened(FileHandle(number), flags);
         });
     }
 

@@ -43,7 +43,7 @@ struct State {
     others: Option<Box<Vec<Place>>>,
     pinned: Option<NodeRef>,
     pins: usize,
-    filled: Option<Box<Version>>,
+    filled: Option<Box<Filled>>,
     /// When the attributes last changed, as the kernel was told.
     told: Time,
     /// What is held back of what was written to it.
@@ -76,6 +76,18 @@ pub(crate) struct Version {
     size: u64,
     mtime: Time,
     ctime: Time,
+}
+
+/// What the pages are of that the kernel has.
+struct Filled {
+    version: Version,
+    since: Instant,
+}
+
+impl Filled {
+    fn now(version: Version) -> Box<Self> {
+        Box::new(Self { version, since: Instant::now() })
+    }
 }
 
 impl Version {
@@ -306,9 +318,21 @@ impl Inode {
     /// The file is opened with its contents at `version`: whether the pages that the kernel has are those.
     pub(crate) fn keeps_pages(&self, version: Option<Version>) -> bool {
         let mut state = self.state.lock();
-        let same = version.is_some() && state.filled.as_deref() == version.as_ref();
-        state.filled = version.map(Box::new);
+        let same = version.is_some() && state.filled.as_ref().map(|filled| filled.version) == version;
+        state.filled = version.map(Filled::now);
         same
+    }
+
+    /// The directory is opened with its contents at `version`: whether the listing that the kernel has is of those, and
+    /// not older than `age`.
+    pub(crate) fn keeps_listing(&self, version: Option<Version>, age: Duration) -> bool {
+        let filled = &mut self.state.lock().filled;
+        let keeps =
+            filled.as_ref().is_some_and(|filled| Some(filled.version) == version && filled.since.elapsed() < age);
+        if !keeps {
+            *filled = version.map(Filled::now);
+        }
+        keeps
     }
 }
 

@@ -103,3 +103,30 @@ fn a_directory_in_it_is_told_as_it_is() {
     fs::set_permissions(other.path("dir/within"), fs::Permissions::from_mode(0o700)).unwrap();
     until("its mode is seen", || listed(&shown.path("dir"))["within"].0 & 0o777 == 0o700);
 }
+
+/// Waits until `dir` was left alone for so long that what the kernel has listed of it is kept, and has it listed twice.
+fn keep_in_kernel(client: &Client, dir: &Path) {
+    until("it was left alone for a while", || {
+        let meta = fs::metadata(dir).unwrap();
+        let changed = meta.ctime().max(meta.mtime());
+        std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() > changed.unsigned_abs() + 2
+    });
+    remember(client, dir);
+    remember(client, dir);
+}
+
+#[test]
+fn what_the_kernel_has_listed_is_old_once_anybody_changes_it_whatever_its_times_say() {
+    let (folder, client, shown, other) = two();
+    let (ours, theirs, local) = (shown.path("dir"), other.path("dir"), folder.path().join("dir"));
+    for (dir, name) in [(&ours, "ours"), (&theirs, "theirs")] {
+        keep_in_kernel(&client, &ours);
+        let mtime = fs::metadata(dir).unwrap().modified().unwrap();
+        fs::write(dir.join(name), name).unwrap();
+        // As tar(1) does once it has made all that is in it.
+        fs::File::open(dir).unwrap().set_times(fs::FileTimes::new().set_modified(mtime)).unwrap();
+        assert_eq!(fs::metadata(&local).unwrap().modified().unwrap(), mtime);
+                assert!(listed(&ours).contains_key(name), "{name}");
+        assert_eq!(listed(&ours), listed(&local));
+    }
+}
