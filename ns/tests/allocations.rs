@@ -1,4 +1,5 @@
-//! What resolving a path costs the allocator, counted: no more in a namespace of a thousand entries than in one of one.
+//! What resolving a path and listing a union cost the allocator, counted: the one no more in a namespace of a thousand
+//! entries than in one of one, the other no more than one directory of as many names.
 //!
 //! A test binary of its own, because the allocator is.
 
@@ -6,10 +7,11 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 use ns::{Flags, Namespace};
-use p9::{Name, NodeRef, Tree, Want, Who, synth};
+use p9::{Entry, Handle, How, Name, NameBuf, NodeRef, Tree, Want, Who, synth};
 
 thread_local! {
     static COUNT: Cell<u64> = const { Cell::new(0) };
@@ -84,4 +86,53 @@ async fn a_path_costs_no_more_among_a_thousand_entries() {
     let (alone, beside) = (walked(&alone, "/a/b/c/f").await, walked(&beside, "/a/b/c/f").await);
     println!("/a/b/c/f: {} ns in a namespace of 1, {} ns in one of 1001", alone.1, beside.1);
     assert_eq!(alone.0, beside.0);
+}
+
+/// A directory of the names from `first` on, `count` of them.
+struct Numbered(u64, u64);
+
+impl synth::Listing for Numbered {
+    fn lookup<'a>(&'a self, _name: Name<'a>) -> p9::Reply<'a, Option<NodeRef>> {
+        p9::Reply::ok(None)
+    }
+
+    fn list(&self) -> p9::Reply<'_, Vec<(NameBuf, NodeRef)>> {
+        let file = synth::file(|| Ok("f".into()));
+        let named = |i: u64| (NameBuf::new(format!("{i:06}")).unwrap(), file.clone());
+        p9::Reply::ok((self.0..self.0 + self.1).map(named).collect())
+    }
+}
+
+fn numbered(first: u64, count: u64) -> NodeRef {
+    synth::directory(std::sync::Arc::new(Numbered(first, count)))
+}
+
+/// Lists `/u`. Gives how many names there are, how often that allocates, and the microseconds of it.
+async fn listed(ns: &Namespace) -> (u64, u64, u64) {
+    let root = ns.attach(&Who::owner(), b"").await.unwrap();
+    let at = root.walk(&[Name::new(b"u").unwrap()], Want::default()).await.unwrap().reached().unwrap().node;
+    let Handle::Dir(dir) = at.open(How::READ).await.unwrap() else { panic!("no directory") };
+    let (before, began) = (COUNT.get(), Instant::now());
+    let mut names = 0;
+    let mut each = |_: Entry<'_>| {
+        names += 1;
+        ControlFlow::Continue(())
+    };
+    dir.list(0, &mut each).await.unwrap();
+    (names, COUNT.get() - before, began.elapsed().as_micros() as u64)
+}
+
+#[tokio::test]
+async fn a_union_of_ten_directories_is_listed_as_one_of_as_many_names() {
+    const EACH: u64 = 10_000;
+    let (one, ten) = (Namespace::new(), Namespace::new());
+    one.mount("t", "", numbered(0, 10 * EACH), "/u", Flags::default()).await.unwrap();
+    for i in 0..10 {
+        let flags = Flags { after: i > 0, ..Flags::default() };
+        ten.mount(&format!("t{i}"), "", numbered(i * EACH, EACH), "/u", flags).await.unwrap();
+    }
+    let (one, ten) = (listed(&one).await, listed(&ten).await);
+    println!("{} names: {} us in one directory, {} us in a union of ten", one.0, one.2, ten.2);
+    assert_eq!((one.0, ten.0), (10 * EACH, 10 * EACH));
+    assert!(ten.1 <= one.1 + 1000, "{} and {} allocations", one.1, ten.1);
 }

@@ -60,6 +60,14 @@ fn what_is_bound_is_seen_at_once_and_what_is_open_stays(mut machine: Machine) {
     let said = String::from_utf8(shell.wait_with_output().unwrap().stdout).unwrap();
     assert_eq!(said, "a/both\nboth\ny\nb/y\n", "what is open stays, and who is there sees what is there now");
     bind(&b, &n.join("new/deep"));
+    // A directory that is seen at two places is two to the kernel, or one would go where the other is; a file is one.
+    let numbers = |name: &str| {
+        let at = [b.join(name), n.join("new/deep").join(name)];
+        let text = machine.run("stat", &[&[PathBuf::from("-c"), "%i".into()], &at[..]].concat()).text();
+        text.lines().map(str::to_string).collect::<Vec<_>>()
+    };
+    let (dirs, files) = (numbers("."), numbers("y"));
+    assert!(dirs[0] != dirs[1] && files[0] == files[1], "{dirs:?} {files:?}");
     assert_eq!((names(&machine, &n), names(&machine, &n.join("new/deep"))), ("alpha new ".into(), "both y ".into()));
     for i in 0..20 {
         let (from, file) = if i % 2 == 0 { (&b, "b/both") } else { (&n.join("alpha/fs/files"), "") };
