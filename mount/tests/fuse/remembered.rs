@@ -126,7 +126,7 @@ fn what_the_kernel_has_listed_is_old_once_anybody_changes_it_whatever_its_times_
         // As tar(1) does once it has made all that is in it.
         fs::File::open(dir).unwrap().set_times(fs::FileTimes::new().set_modified(mtime)).unwrap();
         assert_eq!(fs::metadata(&local).unwrap().modified().unwrap(), mtime);
-                assert!(listed(&ours).contains_key(name), "{name}");
+        assert!(listed(&ours).contains_key(name), "{name}");
         assert_eq!(listed(&ours), listed(&local));
     }
 }

@@ -46,11 +46,16 @@ pub fn run(context: &Context, typed: &cli::Agent) -> Result<ExitCode> {
             for socket in sockets(&run, SOCKET)? {
                 stop(&socket).await?;
             }
-            // Nor is a namespace kept in which no command is.
+            // Nor is a namespace kept in which no command is, nor what a killed server has left.
             for socket in sockets(&run, super::run::SOCKET)? {
-                if let Some(root) = control::connect(&socket).await? {
-                    let _ = control::write(&root, "ctl", "close").await;
+                match control::connect(&socket).await? {
+                    Some(root) => drop(control::write(&root, "ctl", "close").await),
+                    // It was killed.
+                    None => drop(std::fs::remove_file(&socket)),
                 }
+            }
+            for link in sockets(&run, super::run::LINK)?.into_iter().filter(|link| !link.exists()) {
+                let _ = std::fs::remove_file(link);
             }
             Ok::<_, Error>(())
         })?;

@@ -115,8 +115,11 @@ async fn serve_one(context: &Context, home: &Home, typed: &Run) -> Result<()> {
     comers.settle(id).at(STEP, "the command")?;
     if let Some((path, inside)) = typed.door.as_deref().zip(inside) {
         let comers = comers.clone();
-        let opened = Door::open(path, inside, IDLE, move |id| comers.settle(id)).at(STEP, path.display())?;
-        let _ = door.set(opened);
+        match Door::open(path, inside, IDLE, move |id| comers.settle(id)) {
+            Ok(opened) => drop(door.set(opened)),
+            Err(err) if err.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(err) => tracing::warn!("the next command has a mount of its own: {}: {err}", path.display()),
+        }
     }
     Client::begin().at(STEP, "the command")?;
     mounted.ended().await;
@@ -176,9 +179,12 @@ async fn made(context: &Context, home: &Home, typed: &Run) -> Result<(Namespace,
     Ok((namespace, servers, plan))
 }
 
+/// What such names begin with.
+pub(super) const LINK: &str = "run-";
+
 /// The name in `run/` by which one reaches what serves the namespace that /proc/PID/ns/mnt numbers so.
 pub(super) fn link(id: u64) -> String {
-    format!("run-{id}")
+    format!("{LINK}{id}")
 }
 
 /// The files by which the server is asked and told: `ns`, `change`, and `ctl` (which knows `close`: nobody comes in any

@@ -62,12 +62,15 @@ struct Welcome;
 struct Settled;
 
 impl Door {
-    /// Opens the door to `inside` at `path`, instead of what is there, until nobody has come for `idle_time`. `settle`
-    /// is told of each that comes, by the number of its mount namespace, before that begins.
+    /// Opens the door to `inside` at `path` until nobody has come for `idle_time`. `settle` is told of each that comes,
+    /// by the number of its mount namespace, before that begins. Errors: `AlreadyExists` where another is open.
     pub fn open(
         path: &Path, inside: Inside, idle_time: Duration,
         settle: impl Fn(u64) -> io::Result<()> + Send + Sync + 'static,
     ) -> io::Result<Self> {
+        if is_open(path) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
         let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let fresh = path.with_extension(std::process::id().to_string());
         bind(&listener, &SocketAddrUnix::new(&fresh)?)?;
@@ -161,11 +164,24 @@ fn welcome(state: &Mutex<State>, comer: &OwnedFd, settle: &dyn Fn(u64) -> io::Re
         *came += 1;
         message::send(comer, &Welcome, &inside.fds())?;
     }
-    if let Some((client, _)) = message::receive::<Client>(comer)? {
-        settle(client.namespace)?;
-        message::send(comer, &Settled, &[])?;
+    match message::receive::<Client>(comer)? {
+        Some((client, _)) => {
+            settle(client.namespace)?;
+            message::send(comer, &Settled, &[])
+        }
+        // It only looked whether the door is open.
+        None => {
+            state.lock().came -= 1;
+            Ok(())
+        }
     }
-    Ok(())
+}
+
+/// Whether somebody is at the door at `path`.
+fn is_open(path: &Path) -> bool {
+    let Ok(address) = SocketAddrUnix::new(path) else { return false };
+    let comer = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+    comer.is_ok_and(|comer| connect(&comer, &address).is_ok())
 }
 
 /// Goes through the door at `path`, if one is open there, and stays in the directory of the same name. This process has
@@ -251,8 +267,17 @@ mod tests {
         let (first, path, mut held) = door(dir.path(), Duration::from_secs(600));
         assert!(first.close_if_unused() && !path.exists());
         assert_eq!(held.read(&mut [0]).unwrap(), 0);
-        let (_second, path, _held) = door(dir.path(), Duration::from_secs(600));
+        let (second, path, _held) = door(dir.path(), Duration::from_secs(600));
         drop(first);
         assert!(knock(&path).is_some());
+        // One at a time, and who only looks has not come.
+        let (_, holds) = io::pipe().unwrap();
+        let third = Inside { mounts: holds.into(), user: None };
+        let third = Door::open(&path, third, Duration::from_secs(600), |_| Ok(()));
+        assert_eq!(third.err().map(|err| err.kind()), Some(io::ErrorKind::AlreadyExists));
+        while second.state.lock().came > 0 {
+            std::thread::yield_now();
+        }
+        assert!(second.close_if_unused());
     }
 }
