@@ -38,6 +38,9 @@ pub struct CpuOptions {
     pub tmp: PathBuf,
     /// The environment of a command that was given none, `NAME=VALUE` each; by default a `PATH`.
     pub env: Vec<Vec<u8>>,
+    /// Libraries of this node that are tied to its drivers, besides those that are known: paths, with `*` in the last part.
+    /// Commands whose root is their caller's have them of the node.
+    pub drivers: Vec<PathBuf>,
     /// Keys the qids of the node's own files in a job.
     pub qid_key: [u8; 32],
     /// Where jobs keep what they read of their callers' files, for the next one of the same caller.
@@ -85,6 +88,7 @@ pub struct Cpu {
     faces: DashMap<Owner, NodeRef>,
     root: OnceLock<TreeRef>,
     hierarchies: OnceLock<job::Hierarchies>,
+    drivers: OnceLock<job::Drivers>,
 }
 
 impl Cpu {
@@ -97,9 +101,10 @@ impl Cpu {
             faces: DashMap::new(),
             root: OnceLock::new(),
             hierarchies: OnceLock::new(),
+            drivers: OnceLock::new(),
         });
         let new = cpu.clone();
-        cpu.runtime().spawn_blocking(move || _ = new.hierarchies());
+        cpu.runtime().spawn_blocking(move || _ = (new.hierarchies(), new.drivers()));
         cpu
     }
 
@@ -209,6 +214,11 @@ impl Cpu {
     /// Where jobs' control groups can be made: looked for once. It does blocking I/O.
     pub(crate) fn hierarchies(&self) -> &job::Hierarchies {
         self.hierarchies.get_or_init(job::Hierarchies::of_this_process)
+    }
+
+    /// What is tied to this node's drivers: looked for once. It does blocking I/O.
+    pub(crate) fn drivers(&self) -> &job::Drivers {
+        self.drivers.get_or_init(|| job::Drivers::of_this_machine(&self.options.drivers))
     }
 
     /// This node's own root, as a tree: opened once.

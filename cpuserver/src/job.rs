@@ -3,6 +3,7 @@
 //! [`run`] is the task of one job, spawned by `exec` on the node's runtime. It holds everything that the job needs (the
 //! FUSE session, the private /tmp, the flows' ends) and lets go of it in order when the job is over, however it ends.
 
+mod drivers;
 mod group;
 mod namespace;
 mod terminal;
@@ -26,6 +27,7 @@ use crate::session::{Ended, Failure, Limits, Listening, Phase, Session, Spec};
 
 use group::Group;
 
+pub(crate) use drivers::Drivers;
 pub(crate) use group::Hierarchies;
 pub(crate) use namespace::text;
 pub(crate) use terminal::Terminal;
@@ -97,6 +99,7 @@ async fn start(cpu: &Arc<Cpu>, session: &Arc<Session>) -> Result<Running, Failur
         // How a program there knows where it is, and what it sees.
         job_spec.files.push((run.at().join("slashn/ns"), text(session).into_bytes()));
     }
+    cpu.drivers().lend(&mut job_spec, root.is_callers);
     job_spec.rlimits.extend(&group.of_each);
     job_spec.processors = group.processors;
     let mut job =

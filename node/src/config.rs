@@ -6,6 +6,7 @@
 //! ```toml
 //! name = "alpha"
 //! identity = "agent"        # or a path; without it, id_ed25519 in the home
+//! drivers = ["/opt/card/lib/libcard*.so*"]   # commands have these of this machine
 //!
 //! [exports]
 //! docs = "/srv/docs:ro"
@@ -33,6 +34,10 @@ pub struct Config {
     pub identity: Option<String>,
     /// Which key of the agent, as `SHA256:...`; without it, the first that can be used.
     pub agent_key: Option<String>,
+    /// Libraries that are tied to this machine's drivers, besides those that are known: absolute paths, with `*` in the last
+    /// part.
+    #[serde(default)]
+    pub drivers: Vec<std::path::PathBuf>,
     /// What is exported, in the order of the names.
     #[serde(default, deserialize_with = "exports")]
     pub exports: Vec<Export>,

@@ -99,6 +99,10 @@ fn a_program_that_cannot_be_run_is_named(mut machine: Machine) {
     bytes[at + 1..at + 4].copy_from_slice(b"nil");
     program(&machine, "loaded", &bytes);
     runs("./loaded", 126, &["its interpreter /nil", "is missing"]);
+    let much = ["A", "B", "C"].map(|name| format!("{name}={}", "x".repeat(100_000)));
+    let large = ["--limit", "stack=1048576", "-e", &much[0], "-e", &much[1], "-e", &much[2], "beta", "true"];
+    let too_much = ["true: cannot be executed: Argument list too long", "one string has 128 KiB"];
+    machine.rcpu(&large).exits(126).complains(&[&["rcpu: run: beta: "], &too_much[..]].concat());
     // One that nobody has an emulator for.
     bytes[18..20].copy_from_slice(&[50, 0]);
     program(&machine, "foreign", &bytes);

@@ -31,6 +31,8 @@ pub(crate) struct Root {
     pub(crate) node: NodeRef,
     /// What is mounted over it inside the job, in this order.
     pub(crate) mounts: Vec<JobMount>,
+    /// Whether what is at `/` is the caller's.
+    pub(crate) is_callers: bool,
     /// The private /tmp, if the namespace has one: it goes when the job is over.
     pub(crate) tmp: Option<Tmp>,
 }
@@ -95,7 +97,8 @@ pub(crate) async fn root(cpu: &Cpu, session: &Session, spec: &Spec, owners: Owne
         mounts.extend(local(&namespace, &lines, &*abroad).await);
     }
     let node = namespace.attach(&Who::owner(), b"/").await.map_err(|errno| fail("namespace: /", &errno))?;
-    Ok(Root { node, mounts, tmp })
+    let is_callers = |line: &Line| matches!(line, Line::Mount { server, old, .. } if server == "caller" && old == "/");
+    Ok(Root { node, mounts, is_callers: lines.iter().any(is_callers), tmp })
 }
 
 /// What of `namespace` the kernel binds: directories of this machine, which then are as fast as any.

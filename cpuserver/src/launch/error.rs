@@ -150,6 +150,9 @@ impl Error {
             Self::NotExecutable { program, reason } if reason.contains("no execute bit") => {
                 Some(format!("chmod +x {program}"))
             }
+            Self::NotExecutable { reason, .. } if reason.contains("Argument list too long") => {
+                Some("fewer arguments (xargs), a smaller environment; one string has 128 KiB at most".into())
+            }
             Self::NotExecutable { program, .. } => Some(format!("file {program}")),
             Self::Foreign { architecture, .. } => Some(format!(
                 "rcpu --root node, for a program that the node has, too; rcpu -a 'runs={architecture}'; or install \

@@ -53,6 +53,7 @@ fn cpu() -> Arc<Cpu> {
         travel: None,
         tmp: std::env::temp_dir(),
         env: Vec::new(),
+        drivers: Vec::new(),
         qid_key: [7; 32],
         disk: None,
         limits: CpuLimits::default(),

@@ -48,6 +48,7 @@ impl Node {
             travel: None,
             tmp: tmp.path().into(),
             env: Vec::new(),
+            drivers: Vec::new(),
             qid_key: [7; 32],
             disk: None,
             limits: CpuLimits::default(),

@@ -89,6 +89,7 @@ async fn serve(context: &Context, home: &Home, typed: &Up, launcher: Launcher) -
         travel: Some(Arc::new(Abroad::new(home.node_key()?.identity(), exports.clone()))),
         tmp: tmp.clone(),
         env: Vec::new(),
+        drivers: config.drivers.clone(),
         qid_key: key,
         disk: cache::open(home, typed.disk_cache),
         limits: CpuLimits::default(),
