@@ -135,6 +135,11 @@ pub enum Command {
     ///
     /// My commands that run, on all nodes that I know: what each is called, its state, for how long, the command.
     Ps(Ps),
+    /// How busy my nodes are, and what of mine runs there, until `q`
+    ///
+    /// How busy my nodes are (load of 1, 5 and 15 minutes, cores, memory) and what of mine runs there, drawn anew every two
+    /// seconds until `q` or ^C. Where the output is no terminal, once.
+    Top(Top),
     /// Send a signal to commands of mine
     ///
     /// Send a signal to commands of mine: TERM, or another by its name or number (`-KILL`, `-9`, `-s HUP`).
@@ -372,6 +377,23 @@ pub struct Ps {
     /// Only on these nodes
     #[arg(value_name = "NODE")]
     pub nodes: Vec<String>,
+}
+
+/// `slashn top`
+#[derive(Args, Debug)]
+pub struct Top {
+    /// Seconds until it is drawn anew
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 2.0, value_parser = seconds)]
+    pub delay: f64,
+    /// Only these nodes
+    #[arg(value_name = "NODE")]
+    pub nodes: Vec<String>,
+}
+
+/// A time that a person can watch.
+fn seconds(text: &str) -> std::result::Result<f64, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.1..=3600.0).contains(seconds));
+    seconds.ok_or_else(|| "it is a number of seconds, from 0.1 to 3600".into())
 }
 
 /// `slashn kill`

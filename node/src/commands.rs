@@ -19,6 +19,7 @@ pub mod sessions;
 pub mod shell;
 pub mod status;
 pub mod stdio;
+pub mod top;
 pub mod unmount;
 pub mod up;
 
@@ -76,6 +77,7 @@ pub fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Kill(typed) => sessions::kill(context, &typed),
         Command::Wait(typed) => sessions::wait(context, &typed),
         Command::Attach(typed) => sessions::attach(context, &typed),
+        Command::Top(typed) => top::run(context, &typed),
         Command::Launcher => launcher::run(),
         Command::Stdio => stdio::run(context),
         Command::Agent(typed) => agent::run(context, &typed),

@@ -17,6 +17,7 @@ as_both! {
     an_agent_that_is_stopped_says_what_ends
     what_bounds_a_command_is_kept_and_told
     a_node_that_is_down_hides_no_other
+    my_nodes_and_commands_are_watched_until_a_key_ends_it
 }
 
 /// Starts `script` on alpha; gives what it is called.
@@ -144,4 +145,29 @@ fn a_node_that_is_down_hides_no_other(machine: Machine) {
     assert!(listed.text().starts_with(&session) && listed.errors().contains("beta"), "{}", listed.errors());
     machine.slashn(&["kill", "-9", &session]).succeeds();
     machine.slashn(&["wait", &session]).exits(128 + 9);
+}
+
+fn my_nodes_and_commands_are_watched_until_a_key_ends_it(machine: Machine) {
+    let machine = machine.with_two_nodes();
+    let session = detached(&machine, "exec sleep 1000");
+    machine.slashn(&["--home", &machine.at("beta").display().to_string(), "down"]).succeeds();
+    let once = machine.slashn(&["top"]).succeeds().text();
+    let lines: Vec<&str> = once.lines().collect();
+    assert!(lines[0].starts_with("node ") && lines[0].ends_with(" used  commands"), "{once}");
+    assert!(lines[1].starts_with("alpha ") && lines[1].trim_end().ends_with(" 1"), "{once}");
+    assert!(lines[2].starts_with("beta ") && lines[2].contains("nothing listens there"), "{once}");
+    assert!(lines[4].starts_with(&session) && lines[4].contains("sleep 1000"), "{once}");
+    assert_eq!(machine.slashn(&["top", "alpha"]).succeeds().text().lines().count(), 4);
+    assert!(machine.slashn(&["top", "-d", "0"]).exits(2).errors().contains("number of seconds"));
+    // On a terminal it goes on until `q`, or ^C, and gives the screen back.
+    for key in ["q", "\\003"] {
+        let typed = format!(
+            "(until grep -q 'sleep 1000' drawn; do :; done; printf '{key}') | script -qfec 'slashn top -d 0.2' drawn"
+        );
+        machine.command("sh").args(["-c", &format!("rm -f drawn; {typed} >/dev/null")]).succeeds();
+        let drawn = std::fs::read_to_string(machine.at("work/drawn")).unwrap();
+        assert!(drawn.contains("\x1b[?1049h") && drawn.contains("\x1b[?1049l"), "{drawn:?}");
+        assert!(drawn.contains("alpha ") && drawn.contains(&session), "{drawn:?}");
+    }
+    machine.slashn(&["kill", "-KILL", &session]).succeeds();
 }

@@ -44,6 +44,7 @@ pub use lend::Lend;
 pub use places::Where;
 pub use requirements::Requirements;
 pub(super) use signals::forward_but_hangup;
+pub(super) use terminal::{Raw, size};
 
 /// Runs the command; what fails before it started is status 255.
 pub fn run(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
@@ -117,7 +118,7 @@ impl Caller<'_> {
         let terminal = terminal::Terminal::wanted(self.typed);
         let request = self.request(&node, &self.argv, terminal)?;
         self.tell_rules(&node, &request.0);
-        let raw = terminal.then(terminal::Raw::enter).transpose().at("use the terminal", "stdin")?;
+        let raw = terminal.then(Raw::enter).transpose().at("use the terminal", "stdin")?;
         let ended = runtime.block_on(async {
             let (agent, place) = tokio::join!(self.agent_for(&request.0.node), target.connect(&self.dialer));
             let (agent, place) = (agent?, place?);
@@ -300,7 +301,7 @@ fn command(context: &Context, typed: &Rcpu, argv: &[OsString], terminal: bool) -
         .user(uid, gid)
         .nice(rustix::process::getpriority_process(None).unwrap_or_default().max(0))
         .limits(limits(typed));
-    let (rows, columns) = terminal::size().unwrap_or((24, 80));
+    let (rows, columns) = size().unwrap_or((24, 80));
     Ok(if terminal { command.terminal(rows, columns) } else { command })
 }
 

@@ -46,13 +46,26 @@ impl fmt::Display for SessionName {
 
 /// What is told of a session.
 #[derive(Serialize)]
-struct Row {
+pub(super) struct Row {
     session: String,
     /// As the session's file `status` has it.
     status: String,
     /// As `stats` has it: for how long it has been there, or what it used.
     used: String,
     command: Vec<String>,
+}
+
+impl Row {
+    /// Whether it has not ended.
+    pub(super) fn runs(&self) -> bool {
+        self.status.starts_with("running") || self.status == "starting"
+    }
+
+    /// What is printed of it.
+    pub(super) fn line(&self) -> String {
+        let command: Vec<_> = self.command.iter().map(|word| shown(word)).collect();
+        format!("{:16}  {:14}  {:14}  {}", self.session, self.status, self.used, command.join(" "))
+    }
 }
 
 /// Lists my commands.
@@ -76,7 +89,7 @@ pub fn ps(context: &Context, typed: &Ps) -> Result<ExitCode> {
         }
     }
     if !typed.all {
-        rows.retain(|row| row.status.starts_with("running") || row.status == "starting");
+        rows.retain(Row::runs);
     }
     let width = rows.iter().map(|row| row.session.len()).max().unwrap_or_default();
     output::list(context.json, &rows, |row| {
@@ -88,6 +101,11 @@ pub fn ps(context: &Context, typed: &Ps) -> Result<ExitCode> {
 
 async fn sessions_on(dialer: &Dialer, node: &Node) -> Result<Vec<Row>> {
     let (_client, root) = dialer.attach(node, LINGER).await?;
+    rows_of(&root, node).await
+}
+
+/// My commands on `node`, whose root is `root`.
+pub(super) async fn rows_of(root: &NodeRef, node: &Node) -> Result<Vec<Row>> {
     let cpu = match root.open_at(&[name(b"cpu")?], How { directory: true, ..How::READ }, Want::default()).await {
         Ok(opened) => opened.handle,
         // This key may not run commands there.
@@ -102,7 +120,7 @@ async fn sessions_on(dialer: &Dialer, node: &Node) -> Result<Vec<Row>> {
     };
     dir.list(0, each).await.at("list the commands", &node.name)?;
     ids.sort_unstable();
-    let rows = join_all(ids.into_iter().map(|id| row(&root, node, id))).await;
+    let rows = join_all(ids.into_iter().map(|id| row(root, node, id))).await;
     // One may have ended meanwhile.
     Ok(rows.into_iter().flatten().collect())
 }

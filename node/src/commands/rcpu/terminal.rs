@@ -17,7 +17,7 @@ impl Terminal {
 }
 
 /// The terminal's rows and columns, if stdin is one.
-pub(super) fn size() -> Option<(u16, u16)> {
+pub(in crate::commands) fn size() -> Option<(u16, u16)> {
     let size = tcgetwinsize(stdin()).ok()?;
     Some((size.ws_row, size.ws_col))
 }
@@ -28,11 +28,11 @@ pub(super) fn width() -> Option<u16> {
 }
 
 /// Raw mode, until it is dropped: every key is the command's.
-pub(super) struct Raw(Option<Termios>);
+pub(in crate::commands) struct Raw(Option<Termios>);
 
 impl Raw {
     /// Enters it, if stdin is a terminal.
-    pub(super) fn enter() -> io::Result<Self> {
+    pub(in crate::commands) fn enter() -> io::Result<Self> {
         if !stdin().is_terminal() {
             return Ok(Self(None));
         }
