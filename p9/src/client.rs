@@ -8,6 +8,7 @@
 //! server's word. Every wait is bounded by the server's liveness: it may take for ever to answer a read, but a server
 //! from which nothing at all comes is asked for a sign of life, and given up without one.
 
+use std::any::Any;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use crate::server::{self, Limits};
 use crate::wire::{self, Dialect, NO_FID, NO_TAG, NO_UID, R, Str, T};
-use crate::{Errno, NodeRef, Reply, Tree, Who};
+use crate::{Errno, Handle, How, Name, NodeRef, Qid, Reply, Tree, Want, Who};
 
 mod bulk;
 mod call;
@@ -121,6 +122,22 @@ impl Client {
         Self::begin(io, options, Some(resume)).await
     }
 
+    /// The same for a server that is known to speak our dialect, and takes frames as large as `options` offers: nothing is
+    /// waited for, and what is asked goes out together with the question for a version. A server that answers that in
+    /// another way has broken the protocol: what was asked meets `EHOSTUNREACH`.
+    pub fn assuming<S>(io: S, options: Options, resume: Resume) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (traffic, msize) = (Arc::new(Traffic::default()), options.msize);
+        let (mut frames, writer) = resume::open(io, &traffic, msize, options.liveness);
+        frames.agree(msize);
+        let session = Session::new(resume, msize);
+        let first = [link::one_way(&T::Version { msize, version: Str(wire::VERSION_SLASHN) })];
+        let pen = Pen::new(Box::new(writer), first.into_iter().chain(session.as_ref().map(Session::begins)));
+        Self(Link::start(frames, pen, traffic, (msize, Dialect::Slashn, true), options, session))
+    }
+
     async fn begin<S>(io: S, options: Options, resume: Option<Resume>) -> Result<Self, Error>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -151,7 +168,7 @@ impl Client {
                     let session = resume.filter(|_| agreed == Dialect::Slashn);
                     let session = session.and_then(|resume| Session::new(resume, msize));
                     let pen = Pen::new(Box::new(writer), session.as_ref().map(Session::begins));
-                    let link = Link::start(frames, pen, traffic, (msize, agreed), options, session);
+                    let link = Link::start(frames, pen, traffic, (msize, agreed, false), options, session);
                     return Ok(Self(link));
                 }
                 None if version.0 == wire::VERSION_UNKNOWN => {}
@@ -200,6 +217,32 @@ impl Client {
     /// The agreed frame size in bytes.
     pub fn msize(&self) -> u32 {
         self.0.msize
+    }
+}
+
+impl Client {
+    /// Attaches as [`Tree::attach`] does, without waiting for the answer, to what is known to have this `qid`: what goes
+    /// wrong is told by what is asked first. A server that does not speak our dialect is waited for.
+    pub async fn attach_to(&self, who: &Who, aname: &[u8], qid: Qid) -> Result<NodeRef, Errno> {
+        if !self.0.ordered {
+            return self.attach(who, aname).await;
+        }
+        let fid = self.0.fid()?;
+        let (uname, n_uname) = (Str(who.user.as_bytes()), Some(who.uid.unwrap_or(NO_UID)));
+        let attach = T::Attach { fid: fid.number(), afid: NO_FID, uname, aname: Str(aname), n_uname };
+        self.0.wire.say(&[(attach, Bytes::new())]).await?;
+        Ok(Remote::node(fid, qid))
+    }
+}
+
+/// Opens the stream at `names` below `root`: a file whose contents are made as they are read or written. If `root` is of a
+/// server that speaks our dialect, its answer is not waited for, and what goes wrong is told by what is asked of the
+/// stream first.
+pub async fn stream_at(root: &NodeRef, names: &[Name<'_>], how: How) -> Result<Handle, Errno> {
+    let node: &dyn Any = &**root;
+    match node.downcast_ref::<Remote>() {
+        Some(remote) if remote.fid.link.ordered => remote.walk_to_stream(names, how).await,
+        _ => Ok(root.open_at(names, how, Want::default()).await?.handle),
     }
 }
 

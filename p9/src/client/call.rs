@@ -82,6 +82,12 @@ impl Wire {
         Ok(Calls { wire: self.clone(), pending, at: 0 })
     }
 
+    /// Sends several messages together whose answers nobody wants: what goes wrong is met by what follows them.
+    pub(super) async fn say(self: &Arc<Self>, messages: &[(T<'_>, Bytes)]) -> Result<(), Errno> {
+        let permit = self.calls.clone().acquire_many_owned(messages.len() as u32).await;
+        self.send(messages, permit.map_err(|_| self.verdict())?, None).map(drop)
+    }
+
     /// Waits for a reply; a caller that is asked to end calls `stop` and waits a while longer. Errors: `EINTR` if there
     /// will be none; `EHOSTUNREACH` if the link ended before, `ECONNRESET` if a session did.
     async fn reply(&self, receiver: &mut oneshot::Receiver<Frame>, stop: impl FnOnce()) -> Result<Answer, Errno> {

@@ -75,6 +75,8 @@ pub(super) struct Wire {
     pub(super) untold: Notify,
     ended: Notify,
     closed: AtomicBool,
+    /// The answer to the question for a version is still to come: all else went out before.
+    pub(super) assumed: AtomicBool,
     /// The connection is to be given up for another.
     pub(super) redial: Notify,
     /// The server has been away for longer than who asks now is to wait.
@@ -116,13 +118,15 @@ impl Pen {
 }
 
 impl Link {
-    /// A link over the connection of `frames` and `pen`; in a session, if it has one.
+    /// A link over the connection of `frames` and `pen`; in a session, if it has one. The version that it goes by is only
+    /// `assumed`, if the answer to the question for it is still to come.
     pub(super) fn start(
-        frames: Reader, pen: Pen, traffic: Arc<Traffic>, (msize, dialect): (u32, Dialect), options: Options,
-        session: Option<Session>,
+        frames: Reader, pen: Pen, traffic: Arc<Traffic>, (msize, dialect, assumed): (u32, Dialect, bool),
+        options: Options, session: Option<Session>,
     ) -> Arc<Self> {
         let session = session.map(Arc::new);
         let wire = Wire::new(0, pen, traffic, session.as_deref(), options.clock.clone());
+        wire.assumed.store(assumed, Ordering::Relaxed);
         let mut tasks = JoinSet::new();
         tasks.spawn(wire.clone().run(frames, options.liveness, session.clone()));
         let bulk = session.filter(|session| session.resume.bulk.is_some()).map(|session| {
@@ -208,6 +212,7 @@ impl Wire {
             untold: Notify::new(),
             ended: Notify::new(),
             closed: AtomicBool::new(false),
+            assumed: AtomicBool::new(false),
             redial: Notify::new(),
             away: AtomicBool::new(false),
             lost: Mutex::default(),

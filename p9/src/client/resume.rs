@@ -181,6 +181,14 @@ impl Wire {
                 }
                 Err(err) => return Lost::Protocol(err.to_string()),
             };
+            if self.assumed.swap(false, Ordering::Relaxed) {
+                match frame.reply() {
+                    Some(R::Version { msize, version: Str(VERSION_SLASHN) })
+                        if session.is_none_or(|session| session.msize == msize) => {}
+                    other => return Lost::Protocol(format!("it answered Tversion with {other:?}")),
+                }
+                continue;
+            }
             let taken = match session {
                 Some(session) if is_own(&frame) => self.take_own(&frame, session),
                 _ => self.take(frame).map_err(|tag| format!("it answered tag {tag}, which is not in use")),

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use super::call::Calls;
 use super::fid::Fid;
-use super::node::{Message, Remote, plain, take_attr};
+use super::node::{Message, Remote, handle, plain, take_attr};
 use crate::wire::{R, STATS_ALL, Step, Steps, T};
-use crate::{Errno, FileKind, Name, Qid, Reached, Walk, Want};
+use crate::{Errno, FileKind, Handle, How, Name, Qid, Reached, Walk, Want};
 
 /// The steps of a walk, encoded in as many pieces as the protocol wants; one empty piece for a clone.
 struct Pieces(Vec<(Vec<u8>, u16)>);
@@ -61,6 +61,19 @@ impl Remote {
             false => self.walk_plain(&pieces, to, more).await?,
         };
         if walked.qids.len() > names.len() { Err(Errno::EPROTO) } else { Ok(walked) }
+    }
+
+    /// Sends the walk of `names`, which are no more than go into one message, to a new fid, and then the opening of what
+    /// is there; the answers are not waited for.
+    pub(super) async fn walk_to_stream(&self, names: &[Name<'_>], how: How) -> Result<Handle, Errno> {
+        if names.len() > Steps::MAX.into() {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        let (pieces, to) = (Pieces::of(names)?, self.fid.link.fid()?);
+        let mut all = pieces.walks(&[self.fid.number(), to.number()]);
+        all.push(plain(T::Lopen { fid: to.number(), flags: how.to_wire(false) }));
+        self.fid.link.wire.say(&all).await?;
+        Ok(handle(to, Qid { kind: FileKind::File, version: 0, path: 0 }, how))
     }
 
     async fn walk_ordered(&self, pieces: &Pieces, to: &Arc<Fid>, more: &[Message<'_>]) -> Result<Walked, Errno> {

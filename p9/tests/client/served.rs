@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use p9::client::{Client, Counts, Options};
-use p9::server::{self, Limits};
-use p9::wire::{NO_TAG, Str, T, VERSION_L};
+use p9::client::{Client, Counts, Dial, Options, Resume, stream_at};
+use p9::server::{self, Limits, SessionLimits, Sessions};
+use p9::wire::{NO_TAG, R, Str, T, VERSION_L};
 use p9::{
     Attr, Errno, FileKind, Handle, How, Name, New, Node, NodeRef, Qid, Reply, SetAttr, Stream, Tree, TreeRef, Walk,
     Want, What, Who,
@@ -67,6 +67,50 @@ async fn opening_and_reading_a_file_is_one_round_trip() {
         }
         assert_eq!(opened.handle.read(3, 100).await.unwrap(), "tents");
     }
+}
+
+/// How to get back to nothing.
+fn lost() -> Resume {
+    let dial: Dial = Arc::new(|| Box::pin(async { Err(std::io::ErrorKind::NotFound.into()) }));
+    let linger = std::time::Duration::from_secs(1);
+    Resume { dial, linger, patience: linger, bulk: None }
+}
+
+#[tokio::test]
+async fn what_is_asked_of_a_server_that_is_known_waits_for_nothing_before_it() {
+    let ram = Ram::root();
+    ram.dir("d").file("f", "contents");
+    let (near, far) = tokio::io::duplex(1 << 20);
+    let sessions = Sessions::new(SessionLimits::default());
+    tokio::spawn(async move { sessions.serve(far, Arc::new(ram), Arc::new(Who::owner()), Limits::default()).await });
+    let client = Client::assuming(near, Options::default(), lost());
+    let qid = Qid { kind: FileKind::Dir, version: 0, path: 0 };
+    let root = client.attach_to(&Who::owner(), b"", qid).await.unwrap();
+    let file = stream_at(&root, &[name("d"), name("f")], How::READ).await.unwrap();
+    let none = stream_at(&root, &[name("d"), name("none")], How::READ).await.unwrap();
+    assert_eq!(client.counts().round_trips, 0);
+    assert_eq!(file.read(0, 100).await.unwrap(), "contents");
+    assert_eq!(client.counts().round_trips, 1);
+    assert_eq!(none.read(0, 100).await.err(), Some(Errno::ENOENT));
+    none.close().await.unwrap();
+    assert_eq!(root.walk(&[name("d")], Want::default()).await.unwrap().qids.len(), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_was_taken_for_another_is_given_up() {
+    let (near, mut far) = tokio::io::duplex(1 << 20);
+    let mut answer = Vec::new();
+    R::Version { msize: 8192, version: Str(VERSION_L) }.encode(NO_TAG, &mut answer);
+    far.write_all(&answer).await.unwrap();
+    let client = Client::assuming(near, Options::default(), lost());
+    let qid = Qid { kind: FileKind::Dir, version: 0, path: 0 };
+    let failed = match client.attach_to(&Who::owner(), b"", qid).await {
+        Ok(root) => root.attr().await.err(),
+        Err(errno) => Some(errno),
+    };
+    // It may have been sent by then.
+    assert!(matches!(failed, Some(Errno::EHOSTUNREACH | Errno::ECONNRESET)), "{failed:?}");
+    assert!(client.is_closed());
 }
 
 #[tokio::test]
