@@ -41,7 +41,7 @@ type Served = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
 #[derive(Clone)]
 pub struct Host {
     root: NodeRef,
-    serve: Option<Arc<dyn Fn(u64, String) -> Served + Send + Sync>>,
+    serve: Option<Arc<dyn Fn(String, String) -> Served + Send + Sync>>,
 }
 
 impl Host {
@@ -50,11 +50,11 @@ impl Host {
         Self { root, serve: None }
     }
 
-    /// With somebody who serves the caller's files: `serve` gets a session's number and nonce, and sees to it that a
+    /// With somebody who serves the caller's files: `serve` gets a session's name and nonce, and sees to it that a
     /// connection which begins with [`crate::serve_back::line`] brings them. Needed by commands whose namespace has
     /// something of the caller's ([`Command::namespace`]).
     #[must_use]
-    pub fn serving<F>(self, serve: impl Fn(u64, String) -> F + Send + Sync + 'static) -> Self
+    pub fn serving<F>(self, serve: impl Fn(String, String) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = Result<(), String>> + Send + 'static,
     {
@@ -62,7 +62,7 @@ impl Host {
         Self { serve: Some(serve), ..self }
     }
 
-    fn serve(&self) -> impl FnOnce(u64, String) -> Served + Send + use<> {
+    fn serve(&self) -> impl FnOnce(String, String) -> Served + Send + use<> {
         let serve = self.serve.clone();
         move |session, nonce| match serve {
             Some(serve) => serve(session, nonce),
@@ -217,14 +217,17 @@ impl Command {
         self
     }
 
-    /// With a guess at what it is about to walk ([`hints`](crate::client::hints)), so that it does not wait for each
-    /// name: for a namespace whose root is the caller's, once program, environment and directory are said. It looks at
-    /// this machine's files.
-    #[must_use]
-    pub fn hinted(mut self) -> Self {
-        let Request { argv, env, cwd, .. } = &self.request;
-        self.request.hints = argv.first().map(|name| client::hints(name, env, cwd)).unwrap_or_default();
-        self
+    /// A guess at the paths that it is about to walk ([`hints`](crate::client::hints)), its mount points among them, so
+    /// that whoever serves the caller's files may tell of them ([`gather`](crate::gather)): for a namespace whose root is
+    /// the caller's, once program, environment and directory are said. It looks at this machine's files.
+    pub fn hints(&self) -> Vec<Vec<u8>> {
+        let Request { argv, env, cwd, ns, .. } = &self.request;
+        let lines = ns::text::parse(ns, ns::text::PEER_LINES, &|_| Some("/".into())).unwrap_or_default();
+        let points = lines.into_iter().filter_map(|line| match line {
+            ns::text::Line::Mount { old, .. } | ns::text::Line::Bind { old, .. } => Some(old.into_bytes()),
+            _ => None,
+        });
+        argv.first().map(|name| client::hints(name, env, cwd)).into_iter().flatten().chain(points).collect()
     }
 
     /// A terminal of so many rows and columns instead of pipes: what it writes to standard error comes with its output.

@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
 use fileserver::{Disk, DiskOptions};
 use p9::{Errno, NodeRef, TreeRef, Who};
 use serde::{Deserialize, Serialize};
@@ -84,6 +85,8 @@ pub struct Running {
 pub struct Cpu {
     pub(crate) options: CpuOptions,
     sessions: DashMap<u64, (Arc<Session>, NodeRef)>,
+    /// The numbers of those whose names their callers chose.
+    chosen: DashMap<String, u64>,
     last: AtomicU64,
     faces: DashMap<Owner, NodeRef>,
     root: OnceLock<TreeRef>,
@@ -97,6 +100,7 @@ impl Cpu {
         let cpu = Arc::new(Self {
             options,
             sessions: DashMap::new(),
+            chosen: DashMap::new(),
             last: AtomicU64::new(0),
             faces: DashMap::new(),
             root: OnceLock::new(),
@@ -153,26 +157,58 @@ impl Cpu {
         &self.options.runtime
     }
 
-    /// Makes a session for `owner`. Errors: `EMFILE` when it has as many as it may.
+    /// Makes a session for `owner`, and holds it. Errors: `EMFILE` when it has as many as it may.
     pub(crate) fn open_clone(self: &Arc<Self>, owner: &Owner) -> Result<CloneFile, Errno> {
+        let (session, _) = self.make(owner, random_hex()?)?;
+        Ok(CloneFile::new(self, &session))
+    }
+
+    fn make(self: &Arc<Self>, owner: &Owner, nonce: String) -> Result<(Arc<Session>, NodeRef), Errno> {
         let theirs = self.sessions.iter().filter(|entry| entry.0.owner == *owner).count();
         if theirs >= self.options.limits.sessions {
             return Err(Errno::EMFILE);
         }
         let id = self.last.fetch_add(1, Ordering::SeqCst) + 1;
-        let session = Session::new(id, owner.clone(), random_hex()?, self.options.limits.buffer);
+        let session = Session::new(id, owner.clone(), nonce, self.options.limits.buffer);
         let node = session::directory(self, &session);
-        self.sessions.insert(id, (session.clone(), node));
-        Ok(CloneFile { cpu: self.clone(), session })
+        self.sessions.insert(id, (session.clone(), node.clone()));
+        Ok((session, node))
     }
 
-    /// The session numbered `id`, if it is `owner`'s.
-    pub(crate) fn session(&self, id: u64, owner: &Owner) -> Option<Arc<Session>> {
-        self.sessions.get(&id).map(|entry| entry.0.clone()).filter(|session| session.owner == *owner)
+    /// `owner`'s session called `name`, and its directory: by its number; or by a name that its caller chose, which
+    /// nobody else can guess, and by which it is made when it is first asked for. One of these that nobody holds in
+    /// time is no more. Errors: `ENOENT`; `EMFILE` when there are as many as may be.
+    pub(crate) fn session(self: &Arc<Self>, name: &str, owner: &Owner) -> Result<(Arc<Session>, NodeRef), Errno> {
+        let id = match chosen(name) {
+            None => number(name).ok_or(Errno::ENOENT)?,
+            Some(secret) => {
+                // Locked until it is made, so that it is made once.
+                let slot = self.chosen.entry(name.to_owned());
+                if let Entry::Occupied(known) = slot {
+                    *known.get()
+                } else {
+                    let (session, node) = self.make(owner, secret.to_owned())?;
+                    slot.insert(session.id);
+                    self.drop_unless_held(&session);
+                    return Ok((session, node));
+                }
+            }
+        };
+        let session = self.sessions.get(&id).filter(|entry| entry.0.owner == *owner);
+        session.map(|entry| entry.value().clone()).ok_or(Errno::ENOENT)
     }
 
-    pub(crate) fn session_node(&self, id: u64, owner: &Owner) -> Option<NodeRef> {
-        self.sessions.get(&id).filter(|entry| entry.0.owner == *owner).map(|entry| entry.1.clone())
+    fn drop_unless_held(self: &Arc<Self>, session: &Arc<Session>) {
+        let (cpu, session) = (Arc::downgrade(self), Arc::downgrade(session));
+        let patience = self.options.limits.caller;
+        self.runtime().spawn(async move {
+            tokio::time::sleep(patience).await;
+            if let (Some(cpu), Some(session)) = (cpu.upgrade(), session.upgrade())
+                && !session.was_held()
+            {
+                cpu.remove(&session);
+            }
+        });
     }
 
     pub(crate) fn sessions_of(&self, owner: &Owner) -> Vec<(u64, NodeRef)> {
@@ -208,6 +244,7 @@ impl Cpu {
 
     fn remove(&self, session: &Arc<Session>) {
         self.sessions.remove(&session.id);
+        self.chosen.retain(|_, id| *id != session.id);
         session.end();
     }
 
@@ -234,6 +271,18 @@ impl Cpu {
     pub(crate) fn disk(&self, path: &std::path::Path) -> Result<TreeRef, fileserver::Error> {
         Ok(Disk::open(path, DiskOptions::new(self.options.qid_key))?)
     }
+}
+
+/// The session that `name` numbers, if it is written the one way that a number is.
+fn number(name: &str) -> Option<u64> {
+    let id: u64 = name.parse().ok()?;
+    (id.to_string() == name).then_some(id)
+}
+
+/// The secret in a name that a caller chose: `+` and what [`random_hex`] makes.
+fn chosen(name: &str) -> Option<&str> {
+    let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    name.strip_prefix('+').filter(|secret| secret.len() == 32 && secret.bytes().all(is_hex))
 }
 
 /// 128 random bits, in hexadecimal.

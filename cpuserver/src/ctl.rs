@@ -47,8 +47,6 @@ pub(crate) enum Ctl {
     Listen(Vec<Vec<u8>>),
     /// `give PATH TEXT`: a small file that the command finds.
     Give(Vec<u8>, Vec<u8>),
-    /// `hints PATH...`: what the command is about to walk.
-    Hints(Vec<Vec<u8>>),
 }
 
 impl Ctl {
@@ -78,7 +76,6 @@ impl Ctl {
             (b"nodes", [text]) => Ok(Self::Nodes(text.to_vec())),
             (b"args", [_, ..]) => Ok(Self::Args(rest)),
             (b"env", _) => Ok(Self::Env(rest)),
-            (b"hints", _) => Ok(Self::Hints(rest)),
             (b"listen", _) => Ok(Self::Listen(rest)),
             (b"give", [path, text]) => Ok(Self::Give(path.to_vec(), text.to_vec())),
             (
@@ -124,7 +121,6 @@ mod tests {
             ("ns 'mount caller /\nbind /a /b'", Ctl::Ns(b"mount caller /\nbind /a /b".to_vec())),
             ("nodes 'a h:1 home K'", Ctl::Nodes(b"a h:1 home K".to_vec())),
             ("args sh -c 'exit 7'", Ctl::Args(vec![b"sh".to_vec(), b"-c".to_vec(), b"exit 7".to_vec()])),
-            ("hints /a '/b c'", Ctl::Hints(vec![b"/a".to_vec(), b"/b c".to_vec()])),
             ("env A=1", Ctl::Env(vec![b"A=1".to_vec()])),
             ("listen unix!/run/s", Ctl::Listen(vec![b"unix!/run/s".to_vec()])),
             ("give /run/f 'a b'", Ctl::Give(b"/run/f".to_vec(), b"a b".to_vec())),

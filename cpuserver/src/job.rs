@@ -9,13 +9,11 @@ mod namespace;
 mod terminal;
 mod tmp;
 
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use p9::Errno;
 use p9::dial::Address;
-use p9::{Errno, NameBuf};
 use rustix::process::{getegid, geteuid};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -92,7 +90,7 @@ async fn start(cpu: &Arc<Cpu>, session: &Arc<Session>) -> Result<Running, Failur
     let listening = listening.map_err(|reason| failure(255, Errno::EIO, &reason))?;
     let listening = Some((listening, spec.listen.clone()));
     let (near, far) = terminal::streams(spec.pty).map_err(|err| failed("streams", err))?;
-    let (limits, foretold) = (spec.limits.clone(), foretold(&spec, &root.mounts));
+    let limits = spec.limits.clone();
     let group = group(cpu, session, &limits).await;
     let mut job_spec = job_spec(cpu, spec, own, user, root.mounts);
     if let Some(run) = job_spec.mounts.iter().find(|mount| matches!(mount, launch::JobMount::Tmpfs { .. })) {
@@ -109,19 +107,12 @@ async fn start(cpu: &Arc<Cpu>, session: &Arc<Session>) -> Result<Running, Failur
     let disk = cpu.options.disk.as_ref().map(|disk| disk.apart(session.owner.name().as_bytes()));
     // The caller's files are mostly those of a system that this machine has, too.
     let (fs_name, twins) = (format!("slashn-job-{}", session.id), Some(mount::TwinOptions::new("/".into())));
-    let options = mount::Options { fs_name, disk, twins, foretold, ..mount::Options::default() };
+    let options = mount::Options { fs_name, disk, twins, ..mount::Options::default() };
     let fuse = job.take_fuse().ok_or_else(|| failure(255, Errno::EIO, "the launcher sent no root"))?;
     let mount = mount::serve(root.node, fuse, options, cpu.runtime().clone())
         .map_err(|err| failure(255, Errno::EIO, &format!("root: {err}")))?;
     let flows = pump(session, near)?;
     Ok(Running { job, mount, flows, tmp: root.tmp, group, limits, listening })
-}
-
-/// What is about to be walked: by the command, and by whoever makes its root.
-fn foretold(spec: &Spec, mounts: &[launch::JobMount]) -> Vec<Vec<NameBuf>> {
-    let names = |at: &Path| at.iter().skip(1).map(|name| NameBuf::new(name.as_bytes()).ok()).collect();
-    let own = mounts.iter().filter_map(|mount| names(mount.at()));
-    if spec.hints.is_empty() { Vec::new() } else { spec.hints.iter().cloned().chain(own).collect() }
 }
 
 /// What keeps `limits`.

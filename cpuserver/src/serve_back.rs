@@ -7,6 +7,8 @@
 //! more beside it, with `bulk` after these words: that carries the session's lane for bulk, so that what is small never
 //! waits.
 
+use std::fmt::Display;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,11 +16,17 @@ use p9::client::{self, Client, Dial, Resume};
 use p9::transport::Io;
 use p9::{Errno, Tree, Who};
 use parking_lot::Mutex;
+use tokio::io::AsyncReadExt;
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use crate::Cpu;
 use crate::owner::Owner;
 use crate::session::{Brought, Session};
+use crate::told::{Facts, MOST};
+
+/// How long what a caller tells may take to come.
+const TELLING: Duration = Duration::from_secs(30);
 
 /// The most that the first line may have, its newline included, in bytes.
 pub const LINE_MAX: usize = 256;
@@ -31,13 +39,16 @@ pub enum ServeBackError {
     Line,
     /// There is no such session of this peer, it has a tree, or the nonce is wrong: which, is not told.
     #[error("session {0}: not yours to serve, or not with this nonce")]
-    Refused(u64),
+    Refused(String),
+    /// What it was to tell did not come.
+    #[error("session {0}: what the caller tells: {1}")]
+    Told(String, std::io::Error),
     /// The 9P handshake failed.
     #[error("session {0}: the caller's tree: {1}")]
-    Protocol(u64, client::Error),
+    Protocol(String, client::Error),
     /// The tree could not be attached to.
     #[error("session {0}: the caller's tree: {1}")]
-    Attach(u64, Errno),
+    Attach(String, Errno),
 }
 
 impl Cpu {
@@ -49,23 +60,45 @@ impl Cpu {
     /// Takes the tree that the peer `who` serves on `io`, which began with `line`, for the session that the line names.
     /// Returns when the connection or the session ends; dropping the future closes the connection.
     pub async fn serve_back(self: &Arc<Self>, line: &str, io: Io, who: &Who) -> Result<(), ServeBackError> {
-        let Line { id, nonce, bulk } = Line::parse(line).ok_or(ServeBackError::Line)?;
-        let session = self.session(id, &Owner::from(who)).filter(|_| who.rights.may_run());
-        let session = session.ok_or(ServeBackError::Refused(id))?;
-        let io = session.wire.count(io);
+        let Line { name, nonce, kind } = Line::parse(line).ok_or(ServeBackError::Line)?;
+        let refused = || ServeBackError::Refused(name.to_owned());
+        let session = if who.rights.may_run() { self.session(name, &Owner::from(who)) } else { Err(Errno::ENOENT) };
+        let (session, _) = session.map_err(|_| refused())?;
+        let mut io = session.wire.count(io);
         if let Some(again) = session.again(nonce) {
             // It is used by the task of the first.
-            let brought = if bulk { Brought::Bulk(io) } else { Brought::First(io) };
-            return again.try_send(brought).map_err(|_| ServeBackError::Refused(id));
+            let brought = if kind == Kind::Bulk { Brought::Bulk(io) } else { Brought::First(io) };
+            return again.try_send(brought).map_err(|_| refused());
         }
-        let coming = if bulk { None } else { session.redeem(nonce) };
-        let mut coming = coming.ok_or(ServeBackError::Refused(id))?;
+        let coming = if kind == Kind::Bulk { None } else { session.redeem(nonce) };
+        let mut coming = coming.ok_or_else(refused)?;
         let (another, for_bulk) = (Arc::new(Another::default()), Arc::new(Another::default()));
         let (dial, bulk) = (another.dial(), Some(for_bulk.dial()));
         let resume = Resume { dial, linger: LINGER, patience: LINGER, bulk };
-        let protocol = |err| ServeBackError::Protocol(id, err);
-        let client = Client::resuming(io, client::Options::default(), resume).await.map_err(protocol)?;
-        let root = client.attach(&Who::owner(), b"/").await.map_err(|errno| ServeBackError::Attach(id, errno))?;
+        let attach = |errno| ServeBackError::Attach(name.to_owned(), errno);
+        let (client, root) = match kind {
+            // One that tells of its files is one of ours.
+            Kind::Told(count) => {
+                let mut told = vec![0; count];
+                let read = timeout(TELLING, io.read_exact(&mut told)).await.unwrap_or(Err(ErrorKind::TimedOut.into()));
+                read.map_err(|err| ServeBackError::Told(name.to_owned(), err))?;
+                let client = Client::assuming(io, client::Options::default(), resume);
+                let root = match Facts::read(&told) {
+                    Some(facts) => {
+                        let root = client.attach_to(&Who::owner(), b"/", facts.root()).await;
+                        root.map(|root| facts.over(root)).map_err(attach)?
+                    }
+                    None => client.attach(&Who::owner(), b"/").await.map_err(attach)?,
+                };
+                (client, root)
+            }
+            _ => {
+                let client = Client::resuming(io, client::Options::default(), resume).await;
+                let client = client.map_err(|err| ServeBackError::Protocol(name.to_owned(), err))?;
+                let root = client.attach(&Who::owner(), b"/").await.map_err(attach)?;
+                (client, root)
+            }
+        };
         session.set_caller(client.clone(), root);
         let lasts = Lasts(session.clone());
         loop {
@@ -90,8 +123,9 @@ impl Cpu {
     }
 }
 
-/// How long a caller that was lost may take to come back. What the command asks of its files waits meanwhile.
-const LINGER: Duration = Duration::from_secs(10);
+/// How long a caller that was lost may take to come back. What the command asks of its files waits meanwhile; the command
+/// ends with its session, which may be over before.
+const LINGER: Duration = Duration::from_secs(600);
 
 /// The connection that comes next. The caller dials every one: to get back to it is to wait for it.
 #[derive(Default)]
@@ -136,34 +170,53 @@ impl Drop for Lasts {
 /// The first line of a connection.
 #[derive(Debug, Eq, PartialEq)]
 struct Line<'a> {
-    /// The session's number.
-    id: u64,
+    /// The session's number, or the name that its caller chose.
+    name: &'a str,
     nonce: &'a str,
-    /// Whether it is for bulk, beside the one that brought the tree.
-    bulk: bool,
+    kind: Kind,
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Kind {
+    /// It brings the tree.
+    First,
+    /// The same, after so many bytes of what [`crate::gather`] found.
+    Told(usize),
+    /// It is for bulk, beside the one that brought the tree.
+    Bulk,
 }
 
 impl<'a> Line<'a> {
     fn parse(line: &'a str) -> Option<Self> {
         let rest = line.trim_end_matches('\n').strip_prefix("serve ")?;
-        let (id, words) = rest.split_once(' ')?;
-        let (nonce, bulk) = match words.strip_suffix(" bulk") {
-            Some(nonce) => (nonce, true),
-            None => (words, false),
+        let (name, words) = rest.split_once(' ')?;
+        let (nonce, kind) = match words.split_once(' ') {
+            None => (words, Kind::First),
+            Some((nonce, "bulk")) => (nonce, Kind::Bulk),
+            Some((nonce, told)) => {
+                let count = told.strip_prefix("told ")?.parse().ok()?;
+                (nonce, Kind::Told(Some(count).filter(|count| *count <= MOST)?))
+            }
         };
-        let is_one = line.len() <= LINE_MAX && !nonce.is_empty() && !nonce.contains(' ');
-        is_one.then_some(Self { id: id.parse().ok()?, nonce, bulk })
+        let is_one = line.len() <= LINE_MAX && !nonce.is_empty() && !name.is_empty();
+        is_one.then_some(Self { name, nonce, kind })
     }
 }
 
-/// The line that a connection begins with to bring the tree of session `id`.
-pub fn line(id: u64, nonce: &str) -> String {
-    format!("serve {id} {nonce}\n")
+/// The line that a connection begins with to bring the tree of the session called `name`.
+pub fn line(name: impl Display, nonce: &str) -> String {
+    format!("serve {name} {nonce}\n")
+}
+
+/// The same for one that is followed by `count` bytes of what [`crate::gather`] found.
+pub fn told_line(name: impl Display, nonce: &str, count: usize) -> String {
+    format!("serve {name} {nonce} told {count}\n")
 }
 
 /// The line that one more connection begins with, for the bulk of that tree: taken once the tree was brought.
-pub fn bulk_line(id: u64, nonce: &str) -> String {
-    format!("serve {id} {nonce} bulk\n")
+pub fn bulk_line(name: impl Display, nonce: &str) -> String {
+    format!("serve {name} {nonce} bulk\n")
 }
 
 #[cfg(test)]

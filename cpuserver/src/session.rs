@@ -10,7 +10,7 @@ mod listening;
 mod spec;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use p9::client::Client;
@@ -51,8 +51,9 @@ pub(crate) struct Session {
     /// Set once: everything of this session ends.
     over: watch::Sender<bool>,
     detached: AtomicBool,
-    /// Whether the clone file is still open.
-    held: AtomicBool,
+    /// How often the clone file is open, and whether it ever was.
+    held: AtomicUsize,
+    was_held: AtomicBool,
     began: Instant,
     /// What came and went on the connections that bring the caller's tree.
     pub(crate) wire: Arc<Wire>,
@@ -135,7 +136,8 @@ impl Session {
             signalled: Mutex::new(Some(signalled)),
             over: watch::Sender::new(false),
             detached: AtomicBool::new(false),
-            held: AtomicBool::new(true),
+            held: AtomicUsize::new(0),
+            was_held: AtomicBool::new(false),
             began: Instant::now(),
             wire: Arc::default(),
             kept_by: Mutex::default(),
@@ -353,15 +355,27 @@ impl Session {
         equal(nonce.as_bytes(), said.as_bytes()).then(|| again.clone())
     }
 
-    /// The clone file was closed; says whether the session lives on because a detached command runs in it, or did.
+    /// The clone file was opened.
+    fn hold(&self) {
+        self.was_held.store(true, Ordering::SeqCst);
+        self.held.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The clone file was closed; says whether the session lives on: it is open elsewhere, or a detached command runs in
+    /// it, or did.
     pub(crate) fn release(&self) -> bool {
-        self.held.store(false, Ordering::SeqCst);
-        self.detached.load(Ordering::SeqCst) && !matches!(self.phase(), Phase::New)
+        let others = self.held.fetch_sub(1, Ordering::SeqCst) > 1;
+        others || self.detached.load(Ordering::SeqCst) && !matches!(self.phase(), Phase::New)
     }
 
     /// Whether nobody holds the clone file any more.
     pub(crate) fn is_released(&self) -> bool {
-        !self.held.load(Ordering::SeqCst)
+        self.held.load(Ordering::SeqCst) == 0
+    }
+
+    /// Whether anybody ever held the clone file.
+    pub(crate) fn was_held(&self) -> bool {
+        self.was_held.load(Ordering::SeqCst)
     }
 
     /// Ends everything of this session. The job's task kills what runs.

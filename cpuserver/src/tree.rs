@@ -37,8 +37,11 @@ impl Listing for Sessions {
         if name.as_bytes() == b"connect" {
             return Reply::ok(Some(self.connect.clone()));
         }
-        let session = || self.cpu.upgrade()?.session_node(number(name)?, &self.owner);
-        Reply::ok(session())
+        let Ok(name) = std::str::from_utf8(name.as_bytes()) else { return Reply::ok(None) };
+        match self.cpu.upgrade().ok_or(Errno::ESTALE).and_then(|cpu| cpu.session(name, &self.owner)) {
+            Err(Errno::ENOENT) => Reply::ok(None),
+            found => found.map(|(_, node)| Some(node)).into(),
+        }
     }
 
     fn list(&self) -> Reply<'_, Vec<(NameBuf, NodeRef)>> {
@@ -48,11 +51,4 @@ impl Listing for Sessions {
         let files = [file("clone", &self.clone), file("connect", &self.connect)];
         files.into_iter().chain(sessions.into_iter().map(named)).collect::<Result<_, _>>().into()
     }
-}
-
-/// The session that `name` numbers, if it is written the one way that a number is.
-fn number(name: Name<'_>) -> Option<u64> {
-    let text = std::str::from_utf8(name.as_bytes()).ok()?;
-    let id: u64 = text.parse().ok()?;
-    (id.to_string() == text).then_some(id)
 }

@@ -116,7 +116,7 @@ async fn a_session_lives_while_its_clone_file_is_open() {
     assert_eq!(names(&node, "cpu").await, ["clone", "connect"]);
     let (n, clone) = session(&node).await;
     assert_eq!(names(&node, "cpu").await, [n.as_str(), "clone", "connect"]);
-    let files = "accept args ctl cwd env limits listen nodes nonce ns pid stats status stderr stdin stdout wait";
+    let files = "accept args clone ctl cwd env limits listen nodes nonce ns pid stats status stderr stdin stdout wait";
     assert_eq!(names(&node, &format!("cpu/{n}")).await.join(" "), files);
     let waiting = open(&node, &format!("cpu/{n}/wait"), How::READ).await.unwrap();
     let waited = waiting.read(0, 100);
@@ -135,6 +135,27 @@ async fn a_session_goes_with_the_connection_that_holds_it() {
     assert_eq!(cpu.counts(), (1, 0));
     drop((held, node, client));
     until("the session is gone", async || cpu.counts() == (0, 0)).await;
+}
+
+#[tokio::test]
+async fn a_session_may_have_a_name_that_its_caller_chose_and_then_nobody_waits_for_its_number() {
+    let cpu = cpu();
+    let (_alice, alice) = node(&cpu, who("SHA256:alice")).await;
+    let (_bob, bob) = node(&cpu, who("SHA256:bob")).await;
+    let name = format!("cpu/+{}", "0a".repeat(16));
+    let clone = open(&alice, &format!("{name}/clone"), How::RDWR).await.unwrap();
+    let number = String::from_utf8(clone.read(0, 64).await.unwrap().to_vec()).unwrap();
+    assert_eq!(names(&alice, "cpu").await, [number.trim_end(), "clone", "connect"]);
+    assert_eq!(text(&alice, &format!("{name}/nonce")).await.unwrap().trim_end(), "0a".repeat(16));
+    assert_eq!(text(&bob, &format!("{name}/status")).await, Err(Errno::ENOENT));
+    for wrong in ["+", "+0a", &format!("+{}", "0A".repeat(16)), &format!("+{}", "0g".repeat(16))] {
+        assert_eq!(text(&alice, &format!("cpu/{wrong}/status")).await, Err(Errno::ENOENT), "{wrong}");
+    }
+    drop(clone);
+    until("the session is gone", async || cpu.counts() == (0, 0)).await;
+    // One that nobody holds lasts no longer than whoever means it takes.
+    assert_eq!(text(&alice, &format!("{name}/status")).await.unwrap(), "new\n");
+    until("the session is gone again", async || cpu.counts() == (0, 0)).await;
 }
 
 #[tokio::test]

@@ -7,36 +7,38 @@
 //! that node, and what the command's namespace names ([`crate::lent`]). What it serves is what it sees, so there is one
 //! for each mount namespace from which commands are run. It ends by itself after a while without work.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use cpuserver::serve_back;
+use dashmap::DashMap;
 use fileserver::caller::{self, Caller, Expose, Trust};
 use fileserver::{Disk, DiskOptions, Ruled, Rules};
+use futures_util::future::{BoxFuture, join_all};
 use p9::server::{Limits, Sessions};
 use p9::transport::Io;
 use p9::who::Only;
 use p9::{Errno, Reply, TreeRef, Who, synth};
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
-use tokio::task::JoinHandle;
 
 use crate::Context;
 use crate::config::NodeName;
-use crate::dial::{Dialer, MOUNT_TIMEOUT};
+use crate::control::Other;
+use crate::dial::{Dialer, LINGER, MOUNT_TIMEOUT};
 use crate::error::{At, Result};
 use crate::grid::Nodes;
 use crate::known::Node;
 use crate::lent::Lent;
+use crate::pipe;
+use crate::pool::Pool;
 use crate::servers::Servers;
 use crate::within;
 
@@ -51,8 +53,8 @@ pub fn mount_namespace() -> String {
 pub struct Serve {
     /// The node that runs the command: a known name or an address.
     pub node: String,
-    /// The session there.
-    pub session: u64,
+    /// What the session there is called.
+    pub session: String,
     /// What proves that this connection is meant for it.
     pub nonce: String,
     /// The caller's home and working directory.
@@ -61,6 +63,9 @@ pub struct Serve {
     pub cwd: PathBytes,
     /// Paths to show although the trust would hide them; true for those that may only be read.
     pub expose: Vec<(PathBytes, bool)>,
+    /// Paths that the command is about to walk: the node is told of them together with the command.
+    #[serde(default)]
+    pub hints: Vec<PathBytes>,
     /// The servers that the command's namespace names, each with what is attached to there.
     #[serde(default)]
     pub servers: Vec<(String, String)>,
@@ -120,28 +125,16 @@ pub struct Agent {
     context: Context,
     disk: Arc<Disk>,
     servers: Servers,
-    /// Connections that are on their way, by the node.
-    soon: Mutex<HashMap<String, Dialled>>,
+    /// What nodes were told of files.
+    told: cpuserver::Memory,
+    /// Connections that stand ready.
+    pool: Pool,
     serving: AtomicUsize,
+    /// The sessions that it serves, and where they are.
+    sessions: DashMap<String, Node>,
     changed: Notify,
     stop: Notify,
 }
-
-/// A connection that was dialled before it was known what for, and when.
-struct Dialled {
-    begun: Instant,
-    io: JoinHandle<Option<Io>>,
-}
-
-impl Drop for Dialled {
-    fn drop(&mut self) {
-        self.io.abort();
-    }
-}
-
-/// How many connections are dialled ahead, and how long one is of use: a node waits a little longer for its first words.
-const SOON: usize = 16;
-const SOON_TIME: Duration = Duration::from_secs(5);
 
 impl Agent {
     /// An agent that dials with `dialer` and hides the homes of `context`; `key` keys the qids of the caller's files.
@@ -151,12 +144,14 @@ impl Agent {
         let who = Who { user: context.user().into(), ..Who::owner() };
         let servers = Servers::new(Nodes::new(dialer.clone(), MOUNT_TIMEOUT), who, options);
         Ok(Arc::new(Self {
+            pool: Pool::new(dialer.clone()),
             dialer,
             context,
             disk,
             servers,
-            soon: Mutex::default(),
+            told: cpuserver::Memory::default(),
             serving: AtomicUsize::new(0),
+            sessions: DashMap::new(),
             changed: Notify::new(),
             stop: Notify::new(),
         }))
@@ -197,33 +192,36 @@ impl Agent {
         }
     }
 
+    /// Ends the commands that it serves, as far as their nodes answer in time: without their files they are nothing.
+    pub async fn end_commands(&self) {
+        let sessions: Vec<_> = self.sessions.iter().map(|entry| (entry.key().clone(), entry.value().clone())).collect();
+        let ends = sessions.into_iter().map(async |(session, node)| {
+            let (_client, root) = self.dialer.attach_at_once(&node, LINGER).await.ok()?;
+            cpuserver::client::kill(root, session, libc::SIGKILL).await.ok()
+        });
+        _ = tokio::time::timeout(ENDING, join_all(ends)).await;
+    }
+
+    /// What is to be done with connections to its socket that are to be ones to nodes: see [`pipe`].
+    pub fn pipes(self: &Arc<Self>) -> Other {
+        let agent = self.clone();
+        let serve = move |stream| {
+            let agent = agent.clone();
+            Box::pin(async move { pipe::serve(stream, &agent.dialer, &agent.pool).await }) as BoxFuture<'static, _>
+        };
+        Other { begin: *b"dial", serve: Arc::new(serve) }
+    }
+
     /// Dials the node that `line` names, which is about to be served.
     fn dial(self: &Arc<Self>, line: Bytes) -> Reply<'static, ()> {
         let Ok(name) = String::from_utf8(line.to_vec()) else { return Errno::EINVAL.into() };
         let Ok(node) = self.dialer.find(&name) else { return Errno::ENOENT.into() };
-        let mut soon = self.soon.lock();
-        if soon.len() < SOON {
-            let dialer = self.dialer.clone();
-            let io = tokio::spawn(async move { dialer.connect(&node).await.ok() });
-            soon.insert(name, Dialled { begun: Instant::now(), io });
-            let agent = self.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep(SOON_TIME).await;
-                agent.soon.lock().retain(|_, dialled| dialled.begun.elapsed() < SOON_TIME);
-            });
-        }
+        self.pool.prepare(&node);
         Reply::ok(())
     }
 
-    /// A connection to `node`, which the caller calls `name`.
-    async fn connect(&self, name: &str, node: &Node) -> std::result::Result<Io, Errno> {
-        let dialled = self.soon.lock().remove(name).filter(|dialled| dialled.begun.elapsed() < SOON_TIME);
-        if let Some(mut dialled) = dialled
-            && let Ok(Some(io)) = (&mut dialled.io).await
-        {
-            return Ok(io);
-        }
-        self.dialer.connect(node).await.map_err(|err| {
+    async fn connect(&self, node: &Node) -> std::result::Result<Io, Errno> {
+        self.pool.take(node).await.map_err(|err| {
             tracing::warn!("{err}");
             Errno::EHOSTUNREACH
         })
@@ -233,16 +231,17 @@ impl Agent {
         let Ok(request) = serde_json::from_slice::<Serve>(&line) else { return Errno::EINVAL.into() };
         Reply::later(async move {
             let node = self.dialer.find(&request.node).map_err(|_| Errno::ENOENT)?;
-            let mut io = self.connect(&request.node, &node).await?;
-            let words = serve_back::line(request.session, &request.nonce);
-            let bulk_words = serve_back::bulk_line(request.session, &request.nonce);
-            say(&mut io, &words).await?;
+            let words = serve_back::line(&request.session, &request.nonce);
+            let bulk_words = serve_back::bulk_line(&request.session, &request.nonce);
             let (agent, trust, name) = (self.clone(), node.trust, node.name.clone());
             let (named, session) = (request.servers.clone(), format!("{name}/{}", request.session));
             let exposed = request.exports.iter().map(|(node, export, read_only)| {
                 (node.clone(), Only { export: export.as_str().into(), read_only: *read_only })
             });
             let exposed = exposed.collect();
+            let hints: Vec<_> = request.hints.iter().map(|path| path.to_path().into_os_string().into_vec()).collect();
+            let (session_name, nonce) = (request.session.clone(), request.nonce.clone());
+            let request_session = session_name.clone();
             let rules = p9::cancel::blocking(move || Ok(request.rules(trust, agent.context.homes()))).await?;
             let (who, dialer) = (self.dialer.who(&node), self.dialer.clone());
             let tree: TreeRef = Arc::new(Lent {
@@ -256,8 +255,21 @@ impl Agent {
                 dialer: dialer.clone(),
                 grants: tokio::sync::Mutex::default(),
             });
+            let telling = async {
+                if hints.is_empty() {
+                    return Ok(None);
+                }
+                let told =
+                    cpuserver::gather(&tree.attach(&who, b"/").await?, &hints, node.name.as_str(), &self.told).await;
+                Ok::<_, Errno>(Some(
+                    [serve_back::told_line(session_name, &nonce, told.len()).into_bytes(), told.into()].concat(),
+                ))
+            };
+            let (io, told) = tokio::join!(self.connect(&node), telling);
+            let (mut io, told) = (io?, told?);
+            say(&mut io, told.as_deref().unwrap_or(words.as_bytes())).await?;
             let serving = Serving { tree, who, dialer, name, words, bulk_words };
-            let busy = Busy::new(self);
+            let busy = Busy::new(self, request_session, node);
             tokio::spawn(async move {
                 Box::pin(serving.run(io)).await;
                 drop(busy);
@@ -267,6 +279,8 @@ impl Agent {
     }
 }
 
+/// How long ending the commands may take that it serves.
+const ENDING: Duration = Duration::from_secs(2);
 /// How long to wait, at first and at most, before a node is dialled again that was lost.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Connections in a row that lead to nothing, after which the node has no use for them.
@@ -356,29 +370,31 @@ impl Serving {
     /// One more connection to the node, which begins with `words`.
     async fn again(&self, words: &str) -> io::Result<Io> {
         let mut io = self.dialer.connect_again(self.name.as_str()).await?;
-        say(&mut io, words).await?;
+        say(&mut io, words.as_bytes()).await?;
         Ok(io)
     }
 }
 
-async fn say(io: &mut (impl AsyncWrite + Unpin), words: &str) -> io::Result<()> {
-    io.write_all(words.as_bytes()).await?;
+async fn say(io: &mut (impl AsyncWrite + Unpin), words: &[u8]) -> io::Result<()> {
+    io.write_all(words).await?;
     io.flush().await
 }
 
-/// Counts one connection that is being served.
-struct Busy(Arc<Agent>);
+/// Counts one session that is being served.
+struct Busy(Arc<Agent>, String);
 
 impl Busy {
-    fn new(agent: Arc<Agent>) -> Self {
+    fn new(agent: Arc<Agent>, session: String, node: Node) -> Self {
         agent.serving.fetch_add(1, Ordering::SeqCst);
+        agent.sessions.insert(session.clone(), node);
         agent.changed.notify_one();
-        Self(agent)
+        Self(agent, session)
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
+        self.0.sessions.remove(&self.1);
         if self.0.serving.fetch_sub(1, Ordering::SeqCst) == 1 {
             // What is kept for speed would keep the user's file systems busy.
             self.0.disk.let_go();

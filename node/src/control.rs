@@ -12,9 +12,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use p9::client::{self, Client};
 use p9::server::{self, Limits};
 use p9::{Errno, How, Name, NodeRef, Tree, TreeRef, Want, Who};
+use rustix::net::RecvFlags;
+use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
@@ -29,6 +32,11 @@ pub struct Control {
 impl Control {
     /// Serves `tree` at `path`. Errors: another process answers there, or the socket cannot be made.
     pub fn serve(path: &Path, tree: TreeRef) -> Result<Self> {
+        Self::serve_and(path, tree, None)
+    }
+
+    /// The same; a connection that begins with what no frame does, the word that `other` has, goes there.
+    pub fn serve_and(path: &Path, tree: TreeRef, other: Option<Other>) -> Result<Self> {
         // Bound under another name first, so that whoever finds the socket can connect to it.
         let fresh = path.with_extension(format!("{}", std::process::id()));
         let _ = fs::remove_file(&fresh);
@@ -36,7 +44,7 @@ impl Control {
             .and_then(|listener| fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600)).map(|()| listener))
             .and_then(|listener| fs::rename(&fresh, path).map(|()| listener));
         let listener = bound.at("make the control socket", path.display())?;
-        let accepting = tokio::spawn(accept(listener, tree));
+        let accepting = tokio::spawn(accept(listener, tree, other));
         Ok(Self { path: path.to_path_buf(), accepting })
     }
 }
@@ -48,7 +56,26 @@ impl Drop for Control {
     }
 }
 
-async fn accept(listener: UnixListener, tree: TreeRef) {
+/// The first bytes of connections that are not 9P, and what becomes of these.
+#[derive(Clone)]
+pub struct Other {
+    /// What they begin with: four bytes.
+    pub begin: [u8; 4],
+    /// Has them to their end.
+    pub serve: Arc<dyn Fn(UnixStream) -> BoxFuture<'static, io::Result<()>> + Send + Sync>,
+}
+
+/// What `stream` begins with, which stays to be read.
+async fn first_bytes(stream: &UnixStream) -> io::Result<[u8; 4]> {
+    let mut first = [0; 4];
+    let peek = || {
+        let (_, got) = rustix::net::recv(stream, &mut first, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+        if got == first.len() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    };
+    stream.async_io(Interest::READABLE, peek).await.map(|()| first)
+}
+
+async fn accept(listener: UnixListener, tree: TreeRef, other: Option<Other>) {
     let mut connections = JoinSet::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
@@ -65,8 +92,16 @@ async fn accept(listener: UnixListener, tree: TreeRef) {
                 continue;
             }
         }
-        let tree = tree.clone();
+        let (tree, other) = (tree.clone(), other.clone());
         connections.spawn(async move {
+            if let Some(other) = other
+                && first_bytes(&stream).await.is_ok_and(|first| first == other.begin)
+            {
+                if let Err(err) = (other.serve)(stream).await {
+                    tracing::debug!("a connection to a node ended: {err}");
+                }
+                return;
+            }
             if let Err(err) = server::serve(stream, tree, Arc::new(Who::owner()), Limits::default()).await {
                 tracing::debug!("a control connection ended: {err}");
             }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use p9::client::{self, Client, Dial, Resume};
 use p9::transport::{self, Io, tls};
-use p9::{NodeRef, Tree, Who};
+use p9::{FileKind, NodeRef, Qid, Tree, Who};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
@@ -20,7 +20,7 @@ use crate::error::{At, Error, Result};
 use crate::home::Home;
 use crate::keys::{Key, SecretKey};
 use crate::known::{self, Known, Node};
-use crate::within;
+use crate::{pipe, within};
 
 /// How long a node is asked to keep what a command has there whose connection was lost. What a command that was killed
 /// had ends so much later; a node that has not noticed the loss keeps it anyway.
@@ -32,7 +32,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What it takes to reach the nodes that I know.
 #[derive(Clone)]
-pub struct Dialer(Way);
+pub struct Dialer(Way, Option<ByAgent>);
+
+/// The agent by whose connections nodes are reached, and how long one that was lost may be away.
+#[derive(Clone)]
+struct ByAgent {
+    socket: PathBuf,
+    away: Duration,
+}
 
 #[derive(Clone)]
 enum Way {
@@ -53,12 +60,23 @@ impl Dialer {
     /// With the user's key of `home`; `agent` is the socket of the ssh-agent, if there is one.
     pub fn open(home: &Home, agent: Option<&Path>) -> Result<Self> {
         if home.is_lent() {
-            return Ok(Self(Way::Lent(Arc::new(home.known()?))));
+            return Ok(Self(Way::Lent(Arc::new(home.known()?)), None));
         }
         let secret = home.user_key(agent)?;
         home.known()?;
         let (known_nodes, me) = (home.known_nodes(), secret.identity());
-        Ok(Self(Way::Own(Arc::new(Own { known_nodes, me, key: secret.key }))))
+        Ok(Self(Way::Own(Arc::new(Own { known_nodes, me, key: secret.key })), None))
+    }
+
+    /// The same by the connections that the agent has which answers at `socket`. What a command has at a node that is lost
+    /// is kept for as long as `away`: if the command is killed, the agent says so.
+    pub fn by_agent(&self, socket: &Path, away: Duration) -> Self {
+        Self(self.0.clone(), Some(ByAgent { socket: socket.into(), away }))
+    }
+
+    /// How long a node is asked to keep what a command has there, and how long what is asked meanwhile waits.
+    fn patience(&self, linger: Duration) -> (Duration, Duration) {
+        self.1.as_ref().map_or((linger, PATIENCE), |agent| (agent.away, agent.away))
     }
 
     /// The names of the nodes that I know now; none while the file cannot be read, which is logged.
@@ -131,6 +149,18 @@ impl Dialer {
         }
     }
 
+    /// A connection to `node`, by the agent where there is one that can.
+    async fn reach(&self, node: &Node) -> Result<Io> {
+        if let Some(ByAgent { socket, .. }) = &self.1 {
+            match pipe::dial(socket, node.name.as_str()).await {
+                Ok(io) => return Ok(Box::new(io)),
+                Err(err) if err.kind() == io::ErrorKind::NotConnected => return Err(Error::told(&err.to_string())),
+                Err(err) => tracing::debug!("the agent is not reached: {err}"),
+            }
+        }
+        self.connect(node).await
+    }
+
     /// One more connection to the node called `name`, as it is known then. Errors: those of the stream; `NotFound` for
     /// one that is not known any more, `PermissionDenied` for one that has another key.
     pub async fn connect_again(&self, name: &str) -> io::Result<Io> {
@@ -146,19 +176,41 @@ impl Dialer {
         }
     }
 
+    /// The same, by the agent where there is one that can.
+    async fn reach_again(&self, name: &str) -> io::Result<Io> {
+        if let Some(ByAgent { socket, .. }) = &self.1
+            && let Ok(io) = pipe::dial(socket, name).await
+        {
+            return Ok(Box::new(io));
+        }
+        self.connect_again(name).await
+    }
+
     /// How to get back to a session at `node`; what is asked when that has been away for `patience` is refused at once.
     fn resume(&self, node: &Node, linger: Duration, patience: Duration) -> Resume {
         let (dialer, name) = (self.clone(), node.name.to_string());
         let dial: Dial = Arc::new(move || {
             let (dialer, name) = (dialer.clone(), name.clone());
-            Box::pin(async move { dialer.connect_again(&name).await })
+            Box::pin(async move { dialer.reach_again(&name).await })
         });
         Resume { bulk: Some(dial.clone()), dial, linger, patience }
     }
 
     /// A client of `node`, and its root. A session that the node keeps for `linger` when the connection is lost.
     pub async fn attach(&self, node: &Node, linger: Duration) -> Result<(Client, NodeRef)> {
-        self.attach_for(node, linger, PATIENCE).await
+        let (linger, patience) = self.patience(linger);
+        self.attach_for(node, linger, patience).await
+    }
+
+    /// The same, once the node has proven its key: what it says then is not waited for, and whether it lets me in is told
+    /// by what is asked of it first.
+    pub async fn attach_at_once(&self, node: &Node, linger: Duration) -> Result<(Client, NodeRef)> {
+        let stream = self.reach(node).await?;
+        let (linger, patience) = self.patience(linger);
+        let client = Client::assuming(stream, client::Options::default(), self.resume(node, linger, patience));
+        let top = Qid { kind: FileKind::Dir, version: 0, path: 0 };
+        let root = client.attach_to(&Who::owner(), b"", top).await.at("attach", &node.name)?;
+        Ok((client, root))
     }
 
     /// The same for a mount, whose users wait for the node as long as that keeps the session.
@@ -167,7 +219,7 @@ impl Dialer {
     }
 
     async fn attach_for(&self, node: &Node, linger: Duration, patience: Duration) -> Result<(Client, NodeRef)> {
-        let stream = self.connect(node).await?;
+        let stream = self.reach(node).await?;
         let connected = Client::resuming(stream, client::Options::default(), self.resume(node, linger, patience));
         let client = connected.await.map_err(|err| {
             let io = match &err {

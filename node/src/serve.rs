@@ -30,6 +30,7 @@ use crate::authorized::{Authorized, Granted};
 use crate::error::{At, Result};
 use crate::grant;
 use crate::keys::Key;
+use crate::pool;
 use crate::watch::Watch;
 
 /// Handshakes under way at once. One more ends the oldest: whoever means it is done within a few round trips, whoever
@@ -39,6 +40,8 @@ const HANDSHAKES: usize = 256;
 const CONNECTIONS: usize = 4096;
 /// How long a connection may take to say what it is.
 const FIRST_BYTES: Duration = Duration::from_secs(10);
+/// The same of one that is to stand ready.
+const STANDS_READY: Duration = Duration::from_secs(900);
 
 /// What sessions may cost, and how long leases of the disk trees of this process last in them.
 pub(crate) fn session_limits() -> SessionLimits {
@@ -197,8 +200,14 @@ impl Node {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let mut first = [0; 4];
-        timeout(FIRST_BYTES, io.read_exact(&mut first)).await??;
+        let (mut first, mut patience) = ([0; 4], FIRST_BYTES);
+        loop {
+            timeout(patience, io.read_exact(&mut first)).await??;
+            if &first != pool::WAIT {
+                break;
+            }
+            patience = STANDS_READY;
+        }
         // As the size of a 9P frame this would be 1.9 GB.
         if &first != b"serv" || who.grant.is_some() {
             let io = Replayed { first, given: 0, io };

@@ -124,7 +124,8 @@ impl Client {
 
     /// The same for a server that is known to speak our dialect, and takes frames as large as `options` offers: nothing is
     /// waited for, and what is asked goes out together with the question for a version. A server that answers that in
-    /// another way has broken the protocol: what was asked meets `EHOSTUNREACH`.
+    /// another way has broken the protocol: what was asked meets `EHOSTUNREACH`. If the connection turns out to be dead
+    /// before anything was heard on it, another is made, for as long as `resume` has patience.
     pub fn assuming<S>(io: S, options: Options, resume: Resume) -> Self
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -233,6 +234,14 @@ impl Client {
         self.0.wire.say(&[(attach, Bytes::new())]).await?;
         Ok(Remote::node(fid, qid))
     }
+}
+
+/// What ends the session of whoever said what came before on a connection, in its place: for who passes on the bytes of
+/// one who was killed.
+pub fn farewell() -> Vec<u8> {
+    let mut message = Vec::new();
+    T::Ack { received: crate::session::FAREWELL }.encode(NO_TAG, &mut message);
+    message
 }
 
 /// Opens the stream at `names` below `root`: a file whose contents are made as they are read or written. If `root` is of a

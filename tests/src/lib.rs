@@ -19,3 +19,4 @@ pub mod programs;
 pub mod rough;
 pub mod said;
 pub mod session;
+pub mod steps;

@@ -111,7 +111,7 @@ fn an_agent_that_is_stopped_says_what_ends(machine: Machine) {
     let session = detached(&machine, "sleep 1000");
     let stopped = machine.slashn(&["agent", "--stop"]).succeeds();
     assert_eq!(stopped.errors(), "slashn: commands that it serves, which end now: 1\n");
-    machine.slashn(&["kill", "-9", &session]).succeeds();
+    machine.slashn(&["wait", &session]).exits(128 + 9);
     assert_eq!(machine.slashn(&["agent", "--stop"]).succeeds().errors(), "");
 }
 

@@ -112,6 +112,13 @@ fn the_commands_processes_end_when_the_caller_is_killed() {
     let mut machine = Machine::root();
     machine.node("beta");
     machine.write("long.sh", "echo started\nsleep 987654321 & exec sleep 987654321\n");
+    // The second goes by a connection of the agent's, which could be made again for minutes.
+    for _ in 0..2 {
+        a_caller_is_killed(&machine);
+    }
+}
+
+fn a_caller_is_killed(machine: &Machine) {
     let mut caller = machine.rcpu(&["beta", "sh", "long.sh"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut started = [0; 8];
     caller.stdout.as_mut().unwrap().read_exact(&mut started).unwrap();

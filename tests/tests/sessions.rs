@@ -72,6 +72,34 @@ fn a_command_goes_on_when_its_connections_are_cut() {
 }
 
 #[test]
+#[ignore = "it waits for longer than a command used to be kept; ./check --full runs it"]
+fn a_command_goes_on_after_its_link_was_away_for_a_while() {
+    let (machine, proxy, _runtime) = behind_a_link();
+    // Those that the agent has connections for.
+    machine.rcpu(&["beta", "true"]).succeeds();
+    let script = "echo ready; while read -r line; do echo \"$line\" >>log; echo \"$line\"; done; exit 7";
+    let mut child = machine.rcpu(&["beta", "sh", "-c", script]);
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut hears = |expected: &str| {
+        let mut heard = vec![0; expected.len()];
+        stdout.read_exact(&mut heard).unwrap();
+        assert_eq!(String::from_utf8(heard).unwrap(), expected);
+    };
+    hears("ready\n");
+    proxy.shut();
+    writeln!(stdin, "said meanwhile").unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(25));
+    writeln!(stdin, "and later").unwrap();
+    proxy.open();
+    hears("said meanwhile\nand later\n");
+    drop(stdin);
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!((ended.status.code(), &ended.stderr[..]), (Some(7), &b""[..]));
+    assert_eq!(fs::read_to_string(machine.at("work/log")).unwrap(), "said meanwhile\nand later\n");
+}
+
+#[test]
 fn a_command_copies_much_through_connections_that_are_cut() {
     let (machine, proxy, _runtime) = behind_a_link();
     let bytes: Vec<u8> = (0..32_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();

@@ -135,8 +135,8 @@ fn an_interrupt_ends_all_and_a_second_one_for_good(machine: Machine) {
     let ended = child.wait_with_output().unwrap();
     assert_eq!(ended.status.code(), Some(128 + 9), "{}", ended.errors());
     assert!(ended.errors().contains("rcpu: alpha: signal 9\nrcpu: beta: signal 9\n"), "{}", ended.errors());
-    // And what is to come does not begin.
-    let mut each = machine.rcpu(&["-A", "-j1", "--each", "sh", "-c", "echo {}; sleep 1000"]);
+    // And what is to come does not begin. A dash that is just starting a program hears of no interrupt.
+    let mut each = machine.rcpu(&["-A", "-j1", "--each", "sh", "-c", "echo {}; exec sleep 1000"]);
     let mut each = each.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdin = each.stdin.take().unwrap();
     stdin.write_all(b"one\ntwo\nthree\n").unwrap();
@@ -179,10 +179,12 @@ fn each_line_is_a_job_and_jobs_are_spread(machine: Machine) {
     assert_eq!(kept.status.code(), Some(2));
     assert_eq!(fs::read_to_string(machine.at("work/jobs/2/stdout")).unwrap(), "y\n");
     assert_eq!(fed(&mut machine.rcpu(&["-A", "--each", "false"]), "").status.code(), Some(0));
-    // A line that is longer than an argument may be ends it, after those before.
-    let long = each(&[], "echo $1", &format!("first\n{}\nnever\n", "x".repeat(200_000)));
-    assert_eq!((long.text().as_str(), long.status.code()), ("first\n", Some(255)));
-    assert!(long.errors().contains("rcpu: read: standard input: a line has more than 128 KiB"), "{}", long.errors());
+    // A line that can be no argument fails alone.
+    let long = each(&["-k"], "echo $1", &format!("first\n{}\nn\0l\nlast\n", "x".repeat(200_000)));
+    assert_eq!((long.text().as_str(), long.status.code()), ("first\nlast\n", Some(255)));
+    for error in ["rcpu: line 2 (xxx", "it has more than 128 KiB", "rcpu: line 3 (n\\0l): read: it: it has a NUL"] {
+        assert!(long.errors().contains(error), "{}", long.errors());
+    }
 }
 
 fn a_job_that_never_started_is_tried_elsewhere_and_no_other(machine: Machine) {

@@ -11,7 +11,9 @@ use p9::Errno;
 use crate::launch::Exit;
 
 /// The step before which a node knows nothing of a command.
-pub(super) const CLONE: &str = "cpu/clone";
+pub(super) const CLONE: &str = "cpu";
+/// The step by which it runs.
+pub(super) const EXEC: &str = "exec";
 
 /// How a command ended.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -98,6 +100,11 @@ impl Error {
         }
     }
 
+    /// Whether the node was lost, or never reached, before it said that the command runs.
+    pub fn was_lost_before(&self) -> bool {
+        matches!(self, Self::Lost { step: CLONE | EXEC, .. })
+    }
+
     /// What the program is for, if it could not be run because the node is of another architecture: the words of
     /// [`crate::launch::Error::Foreign`], which an older node says in the same way.
     pub fn is_for(&self) -> Option<&str> {
@@ -106,6 +113,7 @@ impl Error {
         rest.split_once(", and this node is ").map(|(architecture, _)| architecture)
     }
 
+    /// What `errno` of `step` means for a command that `runs`, or does not yet.
     pub(super) fn of(step: &'static str, errno: Errno, runs: bool) -> Self {
         if runs || super::is_loss(errno) { Self::Lost { step, errno } } else { Self::Refused { step, errno } }
     }

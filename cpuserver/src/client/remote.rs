@@ -1,15 +1,22 @@
 //! A session on another node, seen from here: its files, opened as they are needed.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use bytes::Bytes;
+use p9::client::stream_at;
 use p9::{Errno, Handle, How, Name, NodeRef, Want};
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 
 use super::streams::write_all;
 use super::{Error, Event, Request, outcome};
+use crate::cpu::random_hex;
 use crate::session::list_text;
 use crate::signals;
+
+/// How long a node may take to hear of a signal.
+const HEARD: Duration = Duration::from_secs(5);
 
 /// The most that is read of a file that is one short text.
 const TEXT: u32 = 64 << 10;
@@ -17,65 +24,58 @@ const TEXT: u32 = 64 << 10;
 /// A session of ours; one that was made by this lives while this does.
 pub(super) struct Remote {
     node: NodeRef,
-    id: u64,
-    /// The clone file, of which reading gave the number, or `ctl`: writing is the same.
+    /// What it is called: the name that was chosen for it, or its number.
+    name: String,
+    /// Its clone file, or `ctl`: writing is the same.
     ctl: Handle,
 }
 
 impl Remote {
-    /// Makes a session on the node whose root is `node`.
+    /// Makes a session on the node whose root is `node`, whose answer may still be to come.
     pub(super) async fn open(node: NodeRef) -> Result<Self, Error> {
-        let refused = |errno| Error::of(outcome::CLONE, errno, false);
-        let names = [name("cpu")?, name("clone")?];
-        let want = Want { data: 64, ..Want::default() };
-        let opened = node.open_at(&names, How::RDWR, want).await.map_err(refused)?;
-        let first = match opened.first {
-            Some(first) => first,
-            None => opened.handle.read(0, 64).await.map_err(refused)?,
-        };
-        let id = std::str::from_utf8(&first).ok().and_then(|text| text.lines().next()?.parse().ok());
-        let id = id.ok_or(Error::Garbled(outcome::CLONE))?;
-        Ok(Self { node, id, ctl: opened.handle })
+        let secret = random_hex().map_err(|errno| Error::of(outcome::CLONE, errno, false))?;
+        let name = format!("+{secret}");
+        let ctl = stream(&node, &name, "clone", How::RDWR).await;
+        Ok(Self { ctl: ctl.map_err(|errno| Error::of(outcome::CLONE, errno, false))?, node, name })
     }
 
-    /// The session numbered `id`, which somebody made. Errors: `ENOENT` for none of mine.
-    pub(super) async fn of(node: NodeRef, id: u64) -> Result<Self, Error> {
-        let number = id.to_string();
-        let names = [name("cpu")?, name(&number)?, name("ctl")?];
+    /// The session called `session`, which somebody made. Errors: `ENOENT` for none of mine.
+    pub(super) async fn of(node: NodeRef, session: impl Display) -> Result<Self, Error> {
+        let session = session.to_string();
+        let names = [name("cpu")?, name(&session)?, name("ctl")?];
         let opened = node.open_at(&names, How::WRITE, Want::default()).await;
         let ctl = opened.map_err(|errno| Error::of("the session", errno, false))?.handle;
-        Ok(Self { node, id, ctl })
+        Ok(Self { node, name: session, ctl })
     }
 
-    pub(super) fn id(&self) -> u64 {
-        self.id
+    /// What the session is called.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
-    /// The session's file `file`, opened. Errors carry `file` as the step.
+    /// What the connection that brings our tree must say: of a session that was made by this.
+    pub(super) fn nonce(&self) -> &str {
+        self.name.trim_start_matches('+')
+    }
+
+    /// The session's number, which its clone file tells.
+    pub(super) async fn number(&self) -> Result<u64, Error> {
+        let said = self.ctl.read(0, TEXT).await.map_err(|errno| Error::of(outcome::CLONE, errno, true))?;
+        let number = std::str::from_utf8(&said).ok().and_then(|text| text.trim_end().parse().ok());
+        number.ok_or(Error::Garbled(outcome::CLONE))
+    }
+
+    /// The session's file `file`, opened: what goes wrong with that may be told by its first use. Errors carry `file` as
+    /// the step.
     pub(super) async fn file(&self, file: &'static str, how: How) -> Result<Handle, Error> {
-        self.open_file(file, how, 0).await.map(|opened| opened.handle)
-    }
-
-    async fn open_file(&self, file: &'static str, how: How, data: u32) -> Result<p9::Opened, Error> {
-        let id = self.id.to_string();
-        let names = [name("cpu")?, name(&id)?, name(file)?];
-        let opened = self.node.open_at(&names, how, Want { data, ..Want::default() }).await;
-        opened.map_err(|errno| Error::of(file, errno, false))
+        stream(&self.node, &self.name, file, how).await.map_err(|errno| Error::of(file, errno, false))
     }
 
     /// What the short file `file` says.
     async fn text(&self, file: &'static str) -> Result<String, Error> {
-        let opened = self.open_file(file, How::READ, TEXT).await?;
-        let text = match opened.first {
-            Some(first) => first,
-            None => opened.handle.read(0, TEXT).await.map_err(|errno| Error::of(file, errno, false))?,
-        };
+        let text = self.file(file, How::READ).await?.read(0, TEXT).await;
+        let text = text.map_err(|errno| Error::of(file, errno, false))?;
         String::from_utf8(text.to_vec()).map_err(|_| Error::Garbled(file))
-    }
-
-    /// What the connection that brings our tree must say.
-    pub(super) async fn nonce(&self) -> Result<String, Error> {
-        self.text("nonce").await.map(|text| text.trim_end().to_owned())
     }
 
     /// Says what to run, and returns once it runs.
@@ -86,10 +86,12 @@ impl Remote {
         }
         match self.say(command.to_ctl(&["exec"])).await {
             Ok(()) => Ok(()),
+            // It was never sent.
+            Err(errno @ Errno::EHOSTUNREACH) => Err(Error::Lost { step: outcome::CLONE, errno }),
             // The errno says that it failed, the status why.
             Err(errno) => {
                 let status = self.text("status").await.unwrap_or_default();
-                Err(outcome::failure(&status).unwrap_or_else(|| Error::of("exec", errno, false)))
+                Err(outcome::failure(&status).unwrap_or_else(|| Error::of(outcome::EXEC, errno, false)))
             }
         }
     }
@@ -129,9 +131,15 @@ impl Remote {
                 }
                 Event::Signal(signal) => format!("kill {}\n", signals::name(signal)),
             };
-            // A command that has just ended cannot be signalled; a node that is lost is noticed by whoever waits.
-            if let Err(errno) = self.say(text).await {
-                tracing::debug!(?event, %errno, "not forwarded");
+            match timeout(HEARD, self.say(text)).await {
+                Ok(Ok(())) => {}
+                // A command that has just ended cannot be signalled; a node that is lost is noticed by whoever waits.
+                Ok(Err(errno)) => tracing::debug!(?event, %errno, "not forwarded"),
+                // Whoever waits for a node that is away is to be able to leave.
+                Err(_) if matches!(event, Event::Signal(signal) if ends_a_program(signal)) => {
+                    return Error::Lost { step: "kill", errno: Errno::ETIMEDOUT };
+                }
+                Err(_) => tracing::debug!(?event, "not forwarded in time"),
             }
         }
         std::future::pending().await
@@ -142,13 +150,12 @@ impl Remote {
         let said = self.say(format!("kill {}\n", signals::name(signal))).await;
         said.map_err(|errno| Error::of("kill", errno, false))
     }
+}
 
-    /// Ends the session, unless it was detached.
-    pub(super) async fn close(&self) {
-        const PATIENCE: Duration = Duration::from_secs(1);
-        // A node that does not answer ends it when the connection goes.
-        let _ = tokio::time::timeout(PATIENCE, self.ctl.close()).await;
-    }
+/// The file `file` of the session called `session`.
+async fn stream(node: &NodeRef, session: &str, file: &str, how: How) -> Result<Handle, Errno> {
+    let names = [Name::new(b"cpu")?, Name::new(session.as_bytes())?, Name::new(file.as_bytes())?];
+    stream_at(node, &names, how).await
 }
 
 fn ends_a_program(signal: i32) -> bool {

@@ -38,8 +38,6 @@ pub struct Request {
     pub listen: Vec<String>,
     /// Small files that it finds, at paths in its own /run, and what is in each.
     pub files: Vec<(String, Vec<u8>)>,
-    /// Paths of its namespace that it is about to walk: see [`super::hints`].
-    pub hints: Vec<Vec<u8>>,
 }
 
 impl Request {
@@ -53,7 +51,7 @@ impl Request {
     /// Whether the arguments and the environment are too much for one message: they are then said to their own files.
     pub(super) fn is_large(&self) -> bool {
         let bytes = |list: &[Vec<u8>]| list.iter().map(|item| item.len() + 1).sum::<usize>();
-        bytes(&self.argv) + bytes(&self.env) + bytes(&self.hints) > CTL_MAX
+        bytes(&self.argv) + bytes(&self.env) > CTL_MAX
     }
 
     /// The ctl commands that say all this, but for what [`Request::is_large`], and after that `verbs`.
@@ -94,9 +92,6 @@ impl Request {
         if !self.is_large() {
             say("env", &self.env.iter().map(Vec::as_slice).collect::<Vec<_>>());
             say("args", &self.argv.iter().map(Vec::as_slice).collect::<Vec<_>>());
-            if !self.hints.is_empty() {
-                say("hints", &self.hints.iter().map(Vec::as_slice).collect::<Vec<_>>());
-            }
         }
         verbs.iter().for_each(|verb| say(verb, &[]));
         text
@@ -184,7 +179,6 @@ mod tests {
             limits: "time 5\n".into(),
             listen: vec!["unix!/run/slashn/a b".into()],
             files: vec![("/run/slashn/f".into(), b"\x01\x00'".to_vec())],
-            hints: vec![b"/usr/bin/a b".to_vec()],
         };
         let said = Ctl::parse(&command.to_ctl(&["exec"])).unwrap();
         let expected = [
@@ -201,7 +195,6 @@ mod tests {
             Ctl::Nodes(command.nodes.clone().into_bytes()),
             Ctl::Env(command.env.clone()),
             Ctl::Args(command.argv.clone()),
-            Ctl::Hints(command.hints.clone()),
             Ctl::Exec,
         ];
         assert_eq!(said, expected);

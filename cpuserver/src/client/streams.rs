@@ -25,7 +25,12 @@ const DEPTH: usize = 8;
 pub(super) async fn pump(remote: &Remote, stdio: Stdio, running: &watch::Sender<bool>) -> Result<Ended, Error> {
     let Stdio { stdin, stdout, stderr } = stdio;
     let output = async |name, sink| copy_out(name, &remote.file(name, How::READ).await?, sink, running).await;
-    let ended = ended(remote, || *running.borrow());
+    let ended = async {
+        match ended(remote, || true).await {
+            Err(Error::Lost { .. }) if !*running.borrow() => std::future::pending().await,
+            ended => ended,
+        }
+    };
     let all_out = async { tokio::try_join!(output("stdout", stdout), output("stderr", stderr), ended) };
     let all_in = async {
         // What is to be read is left alone until somebody reads it: one that never starts takes nothing.
@@ -64,7 +69,14 @@ async fn copy_out(
             next += u64::from(CHUNK);
         }
         let Some((offset, count, answer)) = reads.next().await else { return Ok(()) };
-        let bytes = answer.map_err(|errno| Error::of(name, errno, *running.borrow()))?;
+        let bytes = match answer {
+            Ok(bytes) => bytes,
+            Err(errno) => {
+                // Why a command does not start, is for the answer to `exec` to say.
+                let _ = running.subscribe().wait_for(|runs| *runs).await;
+                return Err(Error::of(name, errno, true));
+            }
+        };
         let length = bytes.len() as u32;
         if length == 0 {
             return sink.flush().await.map_err(broken);

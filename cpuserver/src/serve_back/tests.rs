@@ -24,11 +24,13 @@ const PIECES: usize = 12;
 
 #[test]
 fn the_first_line_names_a_session_and_its_nonce() {
-    let said = |bulk| Some(Line { id: 17, nonce: "ab", bulk });
-    assert_eq!(Line::parse(&line(17, "ab")), said(false));
-    assert_eq!(Line::parse(&bulk_line(17, "ab")), said(true));
+    let said = |kind| Some(Line { name: "17", nonce: "ab", kind });
+    assert_eq!(Line::parse(&line(17, "ab")), said(Kind::First));
+    assert_eq!(Line::parse(&bulk_line(17, "ab")), said(Kind::Bulk));
+    assert_eq!(Line::parse(&told_line(17, "ab", 300)), said(Kind::Told(300)));
+    assert_eq!(Line::parse(&told_line(17, "ab", MOST + 1)), None);
     assert!(Cpu::is_serve_back(line(17, "ab").as_bytes()));
-    let wrong = ["serve 17\n", "serve x ab\n", "serve 1 a b\n", "serve 1 a bulk bulk\n", "serve 1  bulk\n"];
+    let wrong = ["serve 17\n", "serve 1 a b\n", "serve 1 a bulk bulk\n", "serve 1  bulk\n"];
     for wrong in wrong.into_iter().chain(["serve 1 \n", "served 1 a\n", ""]) {
         assert_eq!(Line::parse(wrong), None, "{wrong}");
     }

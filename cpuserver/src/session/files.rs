@@ -40,6 +40,7 @@ pub(crate) fn directory(cpu: &Arc<Cpu>, session: &Arc<Session>) -> NodeRef {
         synth::stream(0o444, move |_| Reply::ok(OutputFile::open(&flow)))
     };
     synth::dir([
+        ("clone", clone(cpu, session)),
         ("ctl", ctl(cpu, session)),
         ("args", value(|spec| spec::list_text(&spec.args), spec::Spec::set_args)),
         ("env", value(|spec| spec::list_text(&spec.env), spec::Spec::set_env)),
@@ -102,6 +103,15 @@ fn accept(session: &Arc<Session>) -> NodeRef {
                 _ = session.ended() => Err(Errno::ESTALE),
             }
         })
+    })
+}
+
+/// What holds the session while it is open.
+fn clone(cpu: &Arc<Cpu>, session: &Arc<Session>) -> NodeRef {
+    let (cpu, session) = (Arc::downgrade(cpu), Arc::downgrade(session));
+    synth::stream(0o666, move |_| match (cpu.upgrade(), session.upgrade()) {
+        (Some(cpu), Some(session)) => Reply::ok(Arc::new(CloneFile::new(&cpu, &session)) as Arc<dyn Stream>),
+        _ => Errno::ESTALE.into(),
     })
 }
 
@@ -220,6 +230,14 @@ impl Stream for WaitFile {
 pub(crate) struct CloneFile {
     pub(crate) cpu: Arc<Cpu>,
     pub(crate) session: Arc<Session>,
+}
+
+impl CloneFile {
+    /// One more that is open.
+    pub(crate) fn new(cpu: &Arc<Cpu>, session: &Arc<Session>) -> Self {
+        session.hold();
+        Self { cpu: cpu.clone(), session: session.clone() }
+    }
 }
 
 impl Stream for CloneFile {

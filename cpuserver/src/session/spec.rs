@@ -8,15 +8,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use p9::Errno;
 use p9::dial::Address;
-use p9::{Errno, NameBuf};
 
 use super::Limits;
 use crate::ctl::Ctl;
 use crate::words;
-
-/// The most paths that a command may be about to walk.
-const HINTS: usize = 1024;
 
 /// The most places where connections are taken, and files that the command finds; and the bytes of all those.
 const FOUND: usize = 64;
@@ -29,8 +26,6 @@ pub(crate) struct Spec {
     pub(crate) args: Vec<Vec<u8>>,
     /// `NAME=VALUE` each.
     pub(crate) env: Vec<Vec<u8>>,
-    /// Paths that it is about to walk.
-    pub(crate) hints: Vec<Vec<NameBuf>>,
     /// Where connections are taken for the caller.
     pub(crate) listen: Vec<Address>,
     /// Small files that it finds, and what is in each.
@@ -57,7 +52,6 @@ impl Default for Spec {
         Self {
             args: Vec::new(),
             env: Vec::new(),
-            hints: Vec::new(),
             listen: Vec::new(),
             files: Vec::new(),
             cwd: Vec::new(),
@@ -84,7 +78,6 @@ impl Spec {
             Ctl::Nodes(text) => self.set_nodes(&text)?,
             Ctl::User(uid, gid) => self.user = Some((uid, gid)),
             Ctl::Limits(text) => self.set_limits(&text)?,
-            Ctl::Hints(paths) => self.set_hints(&paths)?,
             Ctl::Listen(addresses) => self.set_listen(&addresses)?,
             Ctl::Give(path, text) => self.give(&path, text)?,
             Ctl::Umask(umask) => self.umask = umask,
@@ -119,20 +112,6 @@ impl Spec {
     /// Sets the nodes that the caller knows. Errors: `EINVAL` for no text.
     pub(crate) fn set_nodes(&mut self, text: &[u8]) -> Result<(), Errno> {
         self.nodes = std::str::from_utf8(text).map_err(|_| Errno::EINVAL)?.to_owned();
-        Ok(())
-    }
-
-    /// Sets the paths that the command is about to walk. Errors: `EINVAL` for one that is not absolute, or that goes up;
-    /// `E2BIG` for more than there may be.
-    fn set_hints(&mut self, paths: &[Vec<u8>]) -> Result<(), Errno> {
-        if paths.len() > HINTS {
-            return Err(Errno::E2BIG);
-        }
-        let names = |path: &Vec<u8>| {
-            let names = path.strip_prefix(b"/").ok_or(Errno::EINVAL)?.split(|byte| *byte == b'/');
-            names.filter(|name| !name.is_empty()).map(NameBuf::new).collect()
-        };
-        self.hints = paths.iter().map(names).collect::<Result<_, _>>()?;
         Ok(())
     }
 
@@ -243,18 +222,6 @@ mod tests {
         spec.set_cwd(b"/home/u\n").unwrap();
         assert_eq!(spec.cwd, b"/home/u");
         assert_eq!(spec.set_cwd(b"home"), Err(Errno::EINVAL));
-    }
-
-    #[test]
-    fn hints_are_absolute_and_never_go_up() {
-        let mut spec = Spec::default();
-        let name = |text: &str| NameBuf::new(text).unwrap();
-        spec.set_hints(&[b"/".to_vec(), b"/usr//bin/env/".to_vec()]).unwrap();
-        assert_eq!(spec.hints, [vec![], vec![name("usr"), name("bin"), name("env")]]);
-        for bad in [&b"usr"[..], b"/usr/../etc", b"/a\0b"] {
-            assert_eq!(spec.set_hints(&[bad.to_vec()]), Err(Errno::EINVAL), "{}", bad.escape_ascii());
-        }
-        assert_eq!(spec.set_hints(&vec![b"/a".to_vec(); HINTS + 1]), Err(Errno::E2BIG));
     }
 
     #[test]

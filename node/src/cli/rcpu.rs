@@ -19,8 +19,8 @@ use crate::error::{Error, Result};
 /// before it, how each ended is said at the end, and the exit status is the worst. ^C goes to all; a second ^C kills
 /// them. They read nothing, unless --copy-stdin has all of them read all of standard input.
 ///
-/// --each runs the command once for each line of standard input, which replaces each {} in it or is its last argument,
-/// on whichever of the nodes has most room. What certainly never started is tried on another node.
+/// --each runs the command once for each line of standard input that is not empty, which replaces each {} in it or is
+/// its last argument, on whichever of the nodes has most room. What certainly never started is tried on another node.
 #[derive(Debug, Parser)]
 #[command(
     name = "rcpu",
@@ -109,6 +109,9 @@ pub struct Rcpu {
     /// Set a variable of its environment, or send one that is not sent by itself
     #[arg(short = 'e', value_name = "VAR[=VALUE]")]
     pub env: Vec<OsString>,
+    /// How long the link to its node may be cut until it is given up; meanwhile all that it does there waits
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub away: u64,
     /// Bound it: cpus=1.5, memory=2G, processes=100, time=60s, io=50 (100 is usual) for it and all that it starts, or
     /// what setrlimit(2) knows, in lower case, for each process (nofile=1024)
     #[arg(long, value_name = "NAME=VALUE", value_delimiter = ',')]

@@ -68,7 +68,7 @@ pub fn run(context: &Context, typed: &cli::Agent) -> Result<ExitCode> {
         let turn = home.turn(SOCKET)?;
         let (path, None) = find(&run).await? else { return output::line("ready") };
         let idle = if path.ends_with(SOCKET) { IDLE.0 } else { IDLE.1 };
-        let control = Control::serve(&path, agent.tree())?;
+        let control = Control::serve_and(&path, agent.tree(), Some(agent.pipes()))?;
         drop(turn);
         output::line("ready")?;
         let never = tokio::sync::Notify::new();
@@ -76,6 +76,7 @@ pub fn run(context: &Context, typed: &cli::Agent) -> Result<ExitCode> {
             () = agent.ended(idle) => {}
             signalled = stopped(&never) => signalled?,
         }
+        agent.end_commands().await;
         drop(control);
         Ok(())
     });

@@ -17,10 +17,12 @@ mod whose;
 mod x11;
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cpuserver::client::{self, Ended, Stdio};
 use cpuserver::{Command, Host};
@@ -30,7 +32,7 @@ use parking_lot::Mutex;
 use crate::agent::Serve;
 use crate::cli::{Rcpu, RootOf};
 use crate::commands::{agent, runtime};
-use crate::dial::Dialer;
+use crate::dial::{Dialer, LINGER};
 use crate::error::{At, Error, Result};
 use crate::home::Home;
 use crate::known::Node;
@@ -56,13 +58,19 @@ fn rcpu(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
     let home = context.home_or_lent()?;
     let dialer = Dialer::open(&home, context.agent())?;
     let written = Arc::new(namespace::lines(context, typed.ns.as_deref())?.with_included(context)?);
-    let caller = Caller { context, typed, home, dialer, argv, written, its_own: Mutex::default() };
+    let runtime = runtime()?;
+    // It has connections at hand; one that is still to be started is not waited for.
+    let (socket, agent) = match home.is_lent() {
+        true => (PathBuf::new(), None),
+        false => runtime.block_on(agent::find(&home.run()?))?,
+    };
+    let dialer = if agent.is_some() { dialer.by_agent(&socket, Duration::from_secs(typed.away)) } else { dialer };
+    let caller = Caller { context, typed, home, dialer, argv, written, its_own: Mutex::default(), agent };
     let known = match &wanted {
         Where::Named(names) => places::nodes(&caller.dialer, Some(names))?,
         Where::All => places::nodes(&caller.dialer, None)?,
         Where::Fitting(..) => Vec::new(),
     };
-    let runtime = runtime()?;
     let targets = match wanted {
         Where::Fitting(wanted, count) => {
             let fit = runtime.block_on(places::fitting(&caller.dialer, &wanted, caller.program(), count))?;
@@ -106,6 +114,8 @@ struct Caller<'a> {
     written: Arc<Written>,
     /// Nodes whose own programs are taken, since they cannot run mine.
     its_own: Mutex<BTreeSet<String>>,
+    /// The agent's files, if it ran by then.
+    agent: Option<NodeRef>,
 }
 
 impl Caller<'_> {
@@ -120,7 +130,7 @@ impl Caller<'_> {
         self.tell_rules(&node, &request.0);
         let raw = terminal.then(Raw::enter).transpose().at("use the terminal", "stdin")?;
         let ended = runtime.block_on(async {
-            let (agent, place) = tokio::join!(self.agent_for(&request.0.node), target.connect(&self.dialer));
+            let (agent, place) = tokio::join!(self.agent_for(&request.0.node), target.begin(&self.dialer));
             let (agent, place) = (agent?, place?);
             let mut made = Vec::new();
             for forward in self.typed.locals() {
@@ -141,7 +151,14 @@ impl Caller<'_> {
                 }
                 ended => ended,
             };
-            ended.map_err(|err| self.explain(&node, &self.argv, &err))
+            match ended {
+                // What it says of itself was not waited for.
+                Err(err) if err.was_lost_before() => {
+                    let why = self.dialer.attach(&node, LINGER).await.err();
+                    Err(why.unwrap_or_else(|| self.explain(&node, &self.argv, &err)))
+                }
+                ended => ended.map_err(|err| self.explain(&node, &self.argv, &err)),
+            }
         });
         drop(raw);
         ended.map(|ended| told(self.context, &node.name, ended))
@@ -217,7 +234,10 @@ impl Caller<'_> {
 
     /// The agent's files; it is started if nobody answers.
     async fn agent(&self) -> Result<NodeRef> {
-        agent_root(self.context, &self.home).await
+        match &self.agent {
+            Some(agent) => Ok(agent.clone()),
+            None => agent_root(self.context, &self.home).await,
+        }
     }
 
     /// What is to be run on `node`, and what the agent is to serve for it.
@@ -246,7 +266,9 @@ impl Caller<'_> {
         let serve = serve_request(self.context, self.typed, &self.dialer, node, &namespace)?;
         let command = command(self.context, self.typed, argv, terminal)?;
         let command = lend::lent(self, node, &mut namespace, command)?.namespace(namespace.text, namespace.nodes);
-        Ok((serve, if root == RootOf::Caller { command.hinted() } else { command }))
+        let paths = if root == RootOf::Caller { command.hints() } else { Vec::new() };
+        let hints = paths.into_iter().map(|path| Path::new(OsStr::from_bytes(&path)).into()).collect();
+        Ok((Serve { hints, ..serve }, command))
     }
 }
 
@@ -271,7 +293,7 @@ fn host(place: &places::Place, agent: &NodeRef, serve: Serve) -> Host {
 }
 
 /// Has the agent serve my files to the session `session`.
-async fn served(agent: NodeRef, serve: Serve, session: u64, nonce: String) -> Result<(), String> {
+async fn served(agent: NodeRef, serve: Serve, session: String, nonce: String) -> Result<(), String> {
     let request = Serve { session, nonce, ..serve };
     let line = serde_json::to_vec(&request).map_err(|err| err.to_string())?;
     control::write(&agent, "serve", line).await.map_err(|errno| format!("the agent could not serve it: {errno}"))
@@ -371,12 +393,13 @@ fn serve_request(context: &Context, typed: &Rcpu, dialer: &Dialer, node: &Node, 
     let home = context.user_home().ok_or_else(|| Error::new("find the home", "$HOME", "is not set"))?;
     Ok(Serve {
         node: node.name.as_str().to_string(),
-        session: 0,
+        session: String::new(),
         nonce: String::new(),
         home: home.as_path().into(),
         cwd: cwd.as_path().into(),
         expose,
         exports,
+        hints: Vec::new(),
         servers: namespace.servers.clone(),
     })
 }

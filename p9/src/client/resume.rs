@@ -35,6 +35,9 @@ pub(super) const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Dura
 /// How long a server may be refusing connections before it is taken to have ended, and its sessions with it.
 const REFUSED: Duration = Duration::from_secs(2);
 
+/// How long a server is dialled of which nothing was heard yet.
+const UNHEARD: Duration = Duration::from_secs(5);
+
 /// Makes one more connection to the same server. An error of the kind `PermissionDenied` or `NotFound` says that there
 /// will be none.
 pub type Dial = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = io::Result<Io>> + Send>> + Send + Sync>;
@@ -132,8 +135,13 @@ impl Wire {
                     break Errno::EHOSTUNREACH;
                 }
             };
-            let Some((session, linger)) = session.as_deref().and_then(|session| Some((session, session.granted()?)))
-            else {
+            // A connection that was at hand may have been dead, and then nothing of this has reached the server.
+            let unheard = self.assumed.swap(false, Ordering::Relaxed);
+            let known = session.as_deref().and_then(|session| match session.granted() {
+                None if unheard => Some((session, session.resume.patience.min(UNHEARD))),
+                granted => granted.map(|linger| (session, linger)),
+            });
+            let Some((session, linger)) = known else {
                 tracing::debug!("the connection ended: {why}");
                 break Errno::EHOSTUNREACH;
             };
@@ -144,7 +152,7 @@ impl Wire {
                 std::future::pending().await
             };
             let again = tokio::select! {
-                again = self.again(session, liveness, linger) => again,
+                again = self.again(session, liveness, linger, !unheard) => again,
                 never = impatience => never,
             };
             self.away(false);
@@ -235,13 +243,15 @@ impl Wire {
         }
     }
 
-    /// Gets back to the server. Errors: `ESTALE` if it has forgotten the session, `EHOSTUNREACH` if it was not to be
+    /// Gets back to the server, or to it at last if the session was not `begun` for certain. Errors: `ESTALE` if it has forgotten the session, `EHOSTUNREACH` if it was not to be
     /// reached for as long as it may have kept it.
-    async fn again(&self, session: &Session, liveness: Duration, linger: Duration) -> Result<Reader, Errno> {
+    async fn again(
+        &self, session: &Session, liveness: Duration, linger: Duration, begun: bool,
+    ) -> Result<Reader, Errno> {
         let (lost, mut pause) = (Instant::now(), PAUSES.0);
         let until = lost + linger;
         loop {
-            match timeout_at(until, self.attempt(&session.resume.dial, session, liveness, true)).await {
+            match timeout_at(until, self.attempt(&session.resume.dial, session, liveness, begun)).await {
                 Ok(Ok(Some(frames))) => {
                     tracing::info!("the session goes on after {:?}", lost.elapsed());
                     return Ok(frames);
@@ -298,7 +308,11 @@ impl Wire {
             _ => return Ok(None),
         }
         match next(&mut frames).await?.reply() {
-            Some(R::Session { state, received, .. }) if state == 1 || !begun => {
+            Some(R::Session { state, received, linger, lease, .. }) if state == 1 || !begun => {
+                if !begun && self.lane == 0 {
+                    session.granted.store(linger, Ordering::Relaxed);
+                    self.leases.last(Duration::from_millis(lease.into()));
+                }
                 let rest: Vec<Outgoing> = match &mut *self.ledger.lock() {
                     Some(ledger) => ledger.resumes(received).map_err(io::Error::other)?.collect(),
                     None => return Ok(None),

@@ -97,6 +97,25 @@ async fn what_is_asked_of_a_server_that_is_known_waits_for_nothing_before_it() {
 }
 
 #[tokio::test]
+async fn a_connection_that_was_dead_before_it_was_used_is_made_anew() {
+    let ram = Ram::root();
+    ram.file("f", "contents");
+    let (tree, sessions): (TreeRef, _) = (Arc::new(ram), Sessions::new(SessionLimits::default()));
+    let dial: Dial = Arc::new(move || {
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let (tree, sessions) = (tree.clone(), sessions.clone());
+        tokio::spawn(async move { sessions.serve(far, tree, Arc::new(Who::owner()), Limits::default()).await });
+        Box::pin(async move { Ok(Box::new(near) as p9::transport::Io) })
+    });
+    let (dead, _) = tokio::io::duplex(1 << 20);
+    let client = Client::assuming(dead, Options::default(), Resume { dial, patience: PATIENCE, ..lost() });
+    let qid = Qid { kind: FileKind::Dir, version: 0, path: 0 };
+    let root = client.attach_to(&Who::owner(), b"", qid).await.unwrap();
+    let file = stream_at(&root, &[name("f")], How::READ).await.unwrap();
+    assert_eq!(file.read(0, 100).await.unwrap(), "contents");
+}
+
+#[tokio::test]
 async fn a_server_that_was_taken_for_another_is_given_up() {
     let (near, mut far) = tokio::io::duplex(1 << 20);
     let mut answer = Vec::new();

@@ -1,7 +1,7 @@
 //! `rcpu --each`: one command for each line of standard input, spread over nodes.
 //!
 //! One task starts jobs where there is most room and takes in how they ended; another reads lines, no more than are
-//! needed. A job that certainly never started is tried on another node; one that may have run never is.
+//! needed. A line that can be no argument fails alone. A job that certainly never started is tried on another node; one that may have run never is.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use p9::NodeRef;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::sync::mpsc;
 
 use super::Caller;
@@ -42,6 +42,15 @@ struct Site {
     refusals: usize,
     done: usize,
     failed: usize,
+}
+
+/// What was read.
+enum Read {
+    Line(Vec<u8>),
+    /// The beginning of a line that can be no argument, and why.
+    Bad(Vec<u8>, &'static str),
+    /// Nothing more can be.
+    Failed(Error),
 }
 
 /// One line, and what has become of it.
@@ -139,14 +148,23 @@ impl<'a> Feeding<'a> {
                     waiting.extend(self.ended(line, site, ended).await);
                 }
                 line = lines.recv(), if more && running.len() < at_once => match line {
-                    Some(Ok(text)) => {
+                    Some(Read::Line(text)) => {
                         self.lines += 1;
                         waiting.push_back(Line { number: self.lines, text, tried: Vec::new() });
                     }
-                    Some(Err(err)) => (more, outcome) = (false, Err(err)),
+                    Some(Read::Bad(text, reason)) => {
+                        self.lines += 1;
+                        let line = Line { number: self.lines, text, tried: Vec::new() };
+                        self.over(&line, None, Err(Error::new("read", "it", reason).status(255))).await;
+                    }
+                    Some(Read::Failed(err)) => (more, outcome) = (false, Err(err)),
                     None => more = false,
                 },
-                () = signals.ended(), if more => more = false,
+                () = signals.ended(), if more => {
+                    more = false;
+                    let lines = self.lines;
+                    self.printer.note(format_args!("interrupted: what comes after line {lines} is not begun")).await;
+                }
                 else => break,
             }
         }
@@ -273,28 +291,49 @@ fn quoted(text: &[u8]) -> String {
     shown
 }
 
-/// Sends what is between `separator`s on standard input, empty ones left out, one by one as they are taken.
-async fn read_lines(lines: mpsc::Sender<Result<Vec<u8>>>, separator: u8) {
+/// Sends what is between `separator`s on standard input, one by one as they are taken. Empty ones are no jobs, and count
+/// for none.
+async fn read_lines(lines: mpsc::Sender<Read>, separator: u8) {
     let mut input = BufReader::new(tokio::io::stdin());
     loop {
         let mut line = Vec::new();
         let read = (&mut input).take(LINE as u64 + 1).read_until(separator, &mut line).await;
         let told = match read {
-            Err(err) => Err(Error::new("read", "standard input", err).status(255)),
+            Err(err) => Read::Failed(Error::new("read", "standard input", err).status(255)),
             Ok(0) => return,
             Ok(_) if line.len() > LINE => {
-                Err(Error::new("read", "standard input", "a line has more than 128 KiB").status(255))
+                line.truncate(QUOTED * 4);
+                skip(&mut input, separator).await;
+                Read::Bad(line, "it has more than 128 KiB, which no argument may have")
             }
             Ok(_) => {
                 line.pop_if(|byte| *byte == separator);
-                Ok(line)
+                if line.contains(&0) {
+                    Read::Bad(line, "it has a NUL, which no argument can have")
+                } else {
+                    Read::Line(line)
+                }
             }
         };
-        let over = told.is_err();
-        if told.as_ref().is_ok_and(Vec::is_empty) {
+        let over = matches!(told, Read::Failed(_));
+        if matches!(&told, Read::Line(line) if line.is_empty()) {
             continue;
         }
         if lines.send(told).await.is_err() || over {
+            return;
+        }
+    }
+}
+
+/// Reads to the end of a line, and forgets it; what fails is met by the next read.
+async fn skip(input: &mut (impl AsyncBufRead + Unpin), separator: u8) {
+    while let Ok(some @ [_, ..]) = input.fill_buf().await {
+        let (found, count) = match some.iter().position(|byte| *byte == separator) {
+            Some(at) => (true, at + 1),
+            None => (false, some.len()),
+        };
+        input.consume(count);
+        if found {
             return;
         }
     }

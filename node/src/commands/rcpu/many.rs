@@ -152,6 +152,8 @@ pub(super) fn status(ended: &Result<Exit>) -> u8 {
     match ended {
         Ok(Exit::Code(code)) => *code,
         Ok(Exit::Signal { number, .. }) => status_of_signal(*number),
+        // What fails here is no end of a command's.
+        Err(err) if err.exit_status() == 1 => 255,
         Err(err) => err.exit_status(),
     }
 }
@@ -171,6 +173,14 @@ impl Target {
         match self {
             Self::Known(node) => node,
             Self::Connected(place) => &place.node,
+        }
+    }
+
+    /// Connects, if that was not done, and waits for nothing that the node then says.
+    pub(super) async fn begin(self, dialer: &Dialer) -> Result<Place> {
+        match self {
+            Self::Known(node) => Place::begin(dialer, &node).await,
+            Self::Connected(place) => Ok(place),
         }
     }
 

@@ -39,6 +39,12 @@ impl Place {
         Ok(Self { node: node.clone(), root, _client: client })
     }
 
+    /// The same, without waiting for what the node says: whether it lets me in is told by what is asked first.
+    pub(super) async fn begin(dialer: &Dialer, node: &Node) -> Result<Self> {
+        let (client, root) = dialer.attach_at_once(node, LINGER).await?;
+        Ok(Self { node: node.clone(), root, _client: client })
+    }
+
     /// What it tells of itself.
     pub(super) async fn facts(&self) -> Result<Facts> {
         let facts = Facts::of(&self.root).await;
