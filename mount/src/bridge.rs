@@ -164,9 +164,6 @@ impl Bridge {
             disk.clone(),
         );
         let foresight = Arc::new(foresight);
-        if let Some(root) = table.root() {
-            foresight.foretell(root, &options.foretold);
-        }
         Arc::new(Self {
             table,
             opens: Opens::default(),

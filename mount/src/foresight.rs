@@ -35,13 +35,11 @@ use crate::tell::Teller;
 
 mod beside;
 mod dirs;
-mod foretold;
 mod links;
 mod order;
 mod room;
 
 pub(crate) use dirs::Ahead;
-use foretold::Foretold;
 use links::Links;
 pub(crate) use order::State;
 use room::{Room, Rooms};
@@ -82,7 +80,6 @@ pub(crate) struct Foresight {
     table: Arc<Table>,
     rooms: Rooms,
     disk: Disk,
-    foretold: Foretold,
     links: Links,
 }
 
@@ -146,8 +143,8 @@ impl Foresight {
     ) -> Self {
         let dirs = Cache::with_weighter((ENTRIES / EACH) as usize, ENTRIES, Weight);
         let (to_list, rooms) = (Cache::new(COUNTED), Rooms::new(many));
-        let (foretold, links) = (Foretold::default(), Links::default());
-        Self { dirs, to_list, changes, ttl, runtime, kept, teller, table, rooms, disk, foretold, links }
+        let links = Links::default();
+        Self { dirs, to_list, changes, ttl, runtime, kept, teller, table, rooms, disk, links }
     }
 
     /// The directory `dir`, which is `node`, was listed, whole or in part.

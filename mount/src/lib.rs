@@ -37,8 +37,6 @@ mod watch;
 
 use std::time::Duration;
 
-use p9::NameBuf;
-
 pub use allocator::tune_allocator;
 pub use disk::{DiskCache, DiskOptions, TwinOptions};
 pub use kernel::{Error, clean, is_mounted, stale, unmount};
@@ -76,9 +74,6 @@ pub struct Options {
     pub disk: Option<DiskCache>,
     /// Where this machine may have files that hold the same as those of the tree, which then need not be fetched.
     pub twins: Option<TwinOptions>,
-    /// Paths from the root that are about to be walked, name by name without links: all of them are asked about
-    /// together, and the files at their ends opened, before the first name is looked up.
-    pub foretold: Vec<Vec<NameBuf>>,
     /// How long names and attributes are waited for, before `EIO`; a tree that is away should have said so by then.
     pub timeout: Duration,
     /// What `mount` shows as the source.
@@ -98,7 +93,6 @@ impl Default for Options {
             cache: 256 << 20,
             disk: None,
             twins: None,
-            foretold: Vec::new(),
             timeout: Duration::from_secs(60),
             fs_name: "slashn".into(),
         }

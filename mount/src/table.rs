@@ -57,11 +57,6 @@ impl Table {
         Self { maps: Mutex::new(maps), held: Cache::new(held.max(16)) }
     }
 
-    /// The root's node.
-    pub(crate) fn root(&self) -> Option<NodeRef> {
-        self.get(ROOT).ok()?.pinned()
-    }
-
     /// The inode that the kernel calls `id`.
     pub(crate) fn get(&self, id: u64) -> Result<Arc<Inode>, Errno> {
         self.maps.lock().ids.get(&id).map(|known| known.inode.clone()).ok_or(Errno::ESTALE)

@@ -74,6 +74,11 @@ impl Dialer {
         Self(self.0.clone(), Some(ByAgent { socket: socket.into(), away }))
     }
 
+    /// Whether the nodes are those of a caller, which it dials.
+    pub fn is_lent(&self) -> bool {
+        matches!(self.0, Way::Lent(_))
+    }
+
     /// How long a node is asked to keep what a command has there, and how long what is asked meanwhile waits.
     fn patience(&self, linger: Duration) -> (Duration, Duration) {
         self.1.as_ref().map_or((linger, PATIENCE), |agent| (agent.away, agent.away))

@@ -93,8 +93,9 @@ impl Pool {
 
     /// Has a connection to `node` dialled, which is about to be used, if none stands ready.
     pub fn prepare(&self, node: &Node) {
+        let is_lent = self.0.dialer.is_lent();
         let is_needed = self.of(node, |spare| {
-            let is_needed = spare.ready.len() + spare.dialling == 0;
+            let is_needed = !is_lent && spare.ready.len() + spare.dialling == 0;
             spare.dialling += usize::from(is_needed);
             is_needed
         });
@@ -139,6 +140,10 @@ impl Pool {
 
     /// Dials as many as are wanted.
     fn fill(&self, node: &Node) {
+        // Each would be one of the caller's.
+        if self.0.dialer.is_lent() {
+            return;
+        }
         let missing = {
             let mut nodes = self.0.nodes.lock();
             let Some(spare) = nodes.get_mut(node.name.as_str()) else { return };

@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::process::Stdio;
 
+use tests::machine::Done;
 use tests::mounted::behind_a_link;
 
 #[test]

@@ -42,7 +42,6 @@ impl Bridge {
             inode.learn(&attr);
             return Ok((to_fuse(&attr, inode.id), self.options.ttl));
         }
-        self.foresight.recall(&dir).await;
         if let Some(place) = dir.place()
             && let Some(above) = self.table.at_hand(&place.dir)
         {

@@ -10,7 +10,6 @@ mod asleep;
 mod copies;
 mod disk;
 mod everyone;
-mod foretold;
 mod hold;
 mod kept;
 mod listings;
