@@ -22,13 +22,8 @@ pub(crate) use table::mounted;
 /// The type under which our mounts appear: what a file server recognises, so as not to serve itself.
 pub(crate) const TYPE: &str = "fuse.slashn";
 const DEVICE: &str = "/dev/fuse";
-/// What the kernel is asked for with `options`, as options of a mount: fuse(8).
-fn wanted(options: &Options) -> impl Iterator<Item = &'static str> {
-    let checks = options.all_users || options.single_writer;
-    [(options.all_users, "allow_other"), (checks, "default_permissions")]
-        .into_iter()
-        .filter_map(|(on, option)| on.then_some(option))
-}
+/// The options of a mount for every user.
+const ALL_USERS: &str = "allow_other,default_permissions";
 
 /// Why something could not be mounted or unmounted. Whoever says it says where, too.
 #[derive(Debug, thiserror::Error)]
@@ -81,9 +76,9 @@ fn mount_directly(at: &Path, rootmode: u32, options: &Options) -> Result<OwnedFd
     let device = device.map_err(|err| Error::Device(err.into()))?;
     let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
     let mut data = format!("fd={},rootmode={rootmode:o},user_id={uid},group_id={gid}", device.as_raw_fd());
-    for option in wanted(options) {
+    if options.all_users {
         data.push(',');
-        data.push_str(option);
+        data.push_str(ALL_USERS);
     }
     let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
     if options.read_only {

@@ -56,10 +56,11 @@ pub struct Options {
     /// whoever mounted decided it.
     pub all_users: bool,
     /// Whether nobody but this mount changes the tree. The kernel then opens and closes files without asking, and keeps
-    /// their locks itself, so that what it has of a file costs nothing; it checks the rights by owner, group and mode;
-    /// and what is written is the tree's when write(2) returns, where it would else be held until close(2). For trees
-    /// of plain files alone: a file that is made anew for each who opens it, or is a stream, cannot be read so. Where
-    /// somebody does change a file, that shows as late as its attributes do.
+    /// their locks itself, so that what it has of a file costs nothing. What is written is the tree's when write(2)
+    /// returns, where it would else be held until close(2), and what the tree does not allow is refused by the read or
+    /// write, not by the open. For trees of plain files alone: a file that is made anew for each who opens it, or is a
+    /// stream, cannot be read so. Where somebody does change a file, that shows as late as its attributes do, and an
+    /// append may go over what they appended.
     pub single_writer: bool,
     /// Whether every change is refused with `EROFS`.
     pub read_only: bool,

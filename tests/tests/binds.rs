@@ -10,6 +10,7 @@ use tests::machine::{Done, Machine, Text};
 
 as_both! {
     what_is_bound_is_seen_at_once_and_what_is_open_stays
+    an_open_directory_is_listed_as_it_is_after_a_bind
     a_union_is_made_and_taken_apart_while_it_is_looked_at
     the_text_of_a_mount_makes_the_same_mount
     what_cannot_be_bound_says_why_and_changes_nothing
@@ -86,6 +87,26 @@ fn what_is_bound_is_seen_at_once_and_what_is_open_stays(mut machine: Machine) {
     assert_eq!(cat(&machine, &a.join("x")), "b/y");
     machine.slashn(&["unbind", a.join("x").to_str().unwrap()]).succeeds();
     assert_eq!(cat(&machine, &a.join("x")), "a/x");
+}
+
+fn an_open_directory_is_listed_as_it_is_after_a_bind(mut machine: Machine) {
+    let (_, export) = grid(&mut machine);
+    machine.run("mkdir", &[export.join("a/sub"), export.join("b/dir")]);
+    let (a, b) = (export.join("a"), export.join("b"));
+    // Listed before, so that it is known what it holds.
+    (0..2).for_each(|_| assert_eq!(names(&machine, &a), "both sub x "));
+    let program = "import os, sys, subprocess\n\
+        a, b = sys.argv[1:]; fd = os.open(a, os.O_RDONLY)\n\
+        def told(): return sorted(os.listdir(fd)), sorted(os.listdir(a))\n\
+        print(*told())\n\
+        subprocess.run(['slashn', 'bind', b, a], check=True); print(*told())\n\
+        subprocess.run(['slashn', 'unbind', a], check=True); print(*told())";
+    let said = machine.command("/usr/bin/python3").args(["-c", program]).args([&a, &b]).succeeds().text();
+    let (before, bound) = ("['both', 'sub', 'x']", "['both', 'dir', 'y']");
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[..2], [before, bound].map(|names| format!("{names} {names}")));
+    // It may stay what it became, but is never a part of one or the other.
+    assert!([before, bound].map(|names| format!("{names} {before}")).contains(&lines[2].into()), "{said}");
 }
 
 fn a_union_is_made_and_taken_apart_while_it_is_looked_at(mut machine: Machine) {

@@ -109,14 +109,15 @@ impl Bridge {
         let opener = self.opener(caller, &inode);
         let how = How { directory: true, ..How::READ };
         // What one user may list another may not.
-        let remembered = if self.options.all_users { None } else { self.foresight.remembered(&inode) };
+        let remembered = if self.options.all_users { None } else { self.foresight.remembered(&inode, &self.table) };
         if let Some(remembered) = remembered
             && self.is_led_to(&inode).await
         {
             let (lease, asked) = (remembered.listed().lease().cloned(), remembered.listed().asked());
             let flags = self.keeps_listing(&inode, remembered.listed().own());
+            let node = remembered.node();
             let handle = Handle::Dir(Arc::new(remembered));
-            let mut open = Open::new(inode, None, handle, how, &Attr::default(), None, None).0;
+            let mut open = Open::new(inode, node, handle, how, &Attr::default(), None, None).0;
             (open.leash, open.asked) = (lease, asked);
             return Ok((self.opens.add(open), flags));
         }

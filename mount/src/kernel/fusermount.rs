@@ -50,9 +50,11 @@ fn mount_options(options: &Options) -> OsString {
     // A comma in the name would begin another option.
     let name = options.fs_name.replace('\\', "\\\\").replace(',', "\\,");
     let mut text = format!("fsname={name},subtype=slashn,nosuid,nodev");
-    for option in options.read_only.then_some("ro").into_iter().chain(super::wanted(options)) {
-        text.push(',');
-        text.push_str(option);
+    for (on, option) in [(options.read_only, "ro"), (options.all_users, super::ALL_USERS)] {
+        if on {
+            text.push(',');
+            text.push_str(option);
+        }
     }
     text.into()
 }

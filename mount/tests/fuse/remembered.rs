@@ -130,3 +130,26 @@ fn what_the_kernel_has_listed_is_old_once_anybody_changes_it_whatever_its_times_
         assert_eq!(listed(&ours), listed(&local));
     }
 }
+
+#[test]
+fn whoever_lists_an_open_directory_once_more_is_told_what_is_there_by_then() {
+    let (_folder, client, shown, other) = two();
+    let (ours, theirs) = (shown.path("dir"), other.path("dir"));
+    keep_in_kernel(&client, &ours);
+    let mut open = rustix::fs::Dir::new(fs::File::open(&ours).unwrap()).unwrap();
+    let mut names = || {
+        open.rewind();
+        let names = open.by_ref().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
+        let mut names: Vec<String> = names.filter(|name| !name.starts_with('.')).collect();
+        names.sort();
+        names
+    };
+    let there = || listed(&theirs).into_keys().collect::<Vec<_>>();
+    assert_eq!(names(), there());
+    for (n, dir) in [&ours, &theirs, &ours, &theirs].into_iter().enumerate() {
+        fs::write(dir.join(format!("new {n}")), "new").unwrap();
+        fs::remove_file(dir.join(format!("{n:0200}"))).unwrap();
+        fs::create_dir(dir.join(format!("within {n}"))).unwrap();
+        assert_eq!(names(), there(), "{n}");
+    }
+}

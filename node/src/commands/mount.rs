@@ -77,7 +77,13 @@ async fn serve(
     let variable = |name: &str| namespace::variable(context, name);
     let build = Build { dialer: &servers, variable: &variable, most: OWN_LINES };
     let built = build.build(&written.lines).await;
-    let namespace = built.map_err(|failed| written.refused("mount", &failed))?;
+    let namespace = built.map_err(|failed| {
+        let refused = written.refused("mount", &failed);
+        match tree {
+            Some(tree) => refused.remedy(format!("slashn run ls {N}/{}/fs", tree.node)),
+            None => refused,
+        }
+    })?;
     let root = namespace.root_at(N).at("mount", at.display())?;
     if let Some(tree) = tree {
         // A grid is there before its nodes are reached; one tree is what it is from the first look on.
