@@ -2,8 +2,8 @@
 //!
 //! On the agent's control socket a connection that begins with the line `dial NODE` is answered with one line, `ok` or
 //! why there is none, and is from then on one to that node: bytes go both ways as they are. When the process that asked
-//! has ended, and not just its connection, the agent says so to the node ([`p9::session`]'s farewell): what it had there
-//! ends at once, while what a lost link had waits for another.
+//! has ended, and not just its connection, the agent says so to the node, as a session's farewell (p9/DIALECT.md): what
+//! it had there ends at once, while what a lost link had waits for another.
 
 use std::io;
 use std::os::fd::OwnedFd;
