@@ -17,6 +17,9 @@ use crate::Context;
 use crate::home::Home;
 use crate::namespace::{N, Written};
 
+/// What the names of such places in `run/` begin with.
+pub const DOOR: &str = "door-";
+
 /// How far into the grid a bind may lead: NODE/fs/EXPORT.
 const DEEP: usize = 3;
 
@@ -58,7 +61,7 @@ pub fn door(context: &Context, home: &Home, written: &Written) -> Option<PathBuf
             }
         }
     }
-    Some(home.run().ok()?.join(format!("door-{}", &known.finalize().to_hex()[..16])))
+    Some(home.run().ok()?.join(format!("{DOOR}{}", &known.finalize().to_hex()[..16])))
 }
 
 /// What tells the file at `path` from every other.

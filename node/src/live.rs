@@ -6,11 +6,11 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cpuserver::launch::private::{Door, Plan, PlannedMount};
+use cpuserver::launch::private::{Plan, PlannedMount};
 use ns::text::{self, Line, OWN_LINES};
 use ns::{Build, Namespace};
 use p9::{Errno, How, Name, NodeRef, Reply, Stream, Want, Written, synth};
@@ -35,8 +35,8 @@ pub struct Live {
     pub mount: Arc<mount::Mount>,
     /// What of the namespace that shows.
     pub shows: Shows,
-    /// Where other commands come in that are to have the same, if they may.
-    pub door: Arc<OnceLock<Door>>,
+    /// Sees to it that nobody else has it from now on; says no if somebody does. It blocks a little.
+    pub to_itself: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
 /// What of a namespace is shown by FUSE, where changes are seen.
@@ -104,9 +104,11 @@ impl Live {
         if let Some(reason) = lines.iter().find_map(|line| self.shows.refuses(line)) {
             return Err(format!("{reason}; try: slashn run --ns FILE"));
         }
-        if self.door.get().is_some_and(|door| !door.close_if_unused()) {
+        let to_itself = self.to_itself.clone();
+        if !tokio::task::spawn_blocking(move || to_itself()).await.is_ok_and(|alone| alone) {
             return Err(
-                "other commands that were to have the same namespace have this one; try: slashn run --alone".into()
+                "other commands that run were to have the same namespace, and have this one; try: slashn run --alone"
+                    .into(),
             );
         }
         let build = Build { dialer: &*self.servers.eager(), variable: &variable, most: OWN_LINES };

@@ -29,16 +29,19 @@ fn at(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
+/// What is in the home's `run/` whose names begin so.
+fn names(machine: &Machine, begins: &[&str]) -> Vec<String> {
+    let run = fs::read_dir(machine.at("me/run")).unwrap().flatten();
+    let all = run.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    all.filter(|name| begins.iter().any(|begin| name.starts_with(begin))).collect()
+}
+
 /// Waits until no server of such a namespace is left, once none is kept for the next.
 fn settles(machine: &Machine) {
     machine.slashn(&["agent", "--stop"]).succeeds();
     let until = Instant::now() + PATIENCE;
-    let is_of_run = |name: &str| ["run-", "private-", "door-"].iter().any(|begin| name.starts_with(begin));
     let servers = || machine.processes().iter().filter(|line| line.contains(" private ")).count();
-    let sockets = || {
-        let run = fs::read_dir(machine.at("me/run")).unwrap().flatten();
-        run.filter(|entry| is_of_run(&entry.file_name().to_string_lossy())).count()
-    };
+    let sockets = || names(machine, &["run-", "private-", "door-"]).len();
     while servers() + sockets() > 0 {
         assert!(Instant::now() < until, "left: {:?}", machine.processes());
         std::thread::sleep(Duration::from_millis(5));
@@ -120,6 +123,24 @@ fn children_share_the_namespace_and_it_ends_with_the_last_of_them(mut machine: M
     child.stdin.take().unwrap().write_all(b"\n").unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(2));
     machine.slashn(&["ns", &std::process::id().to_string()]).exits(1);
+    // What it left is cleared by the next, if it serves, and by this.
+    let left = || names(&machine, &["run-", "private-", "door-"]);
+    let killed = left();
+    assert_eq!(killed.len(), 3);
+    let until = Instant::now() + PATIENCE;
+    let mut child = sh(&machine, "read line");
+    let mut child = child.stdin(Stdio::piped()).spawn().unwrap();
+    let is_old = |name: &String| name.starts_with("private-") && killed.contains(name);
+    while left().len() != 3 || left().iter().any(is_old) {
+        assert!(Instant::now() < until, "left: {killed:?}, {:?}", left());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    machine.kill(" private ");
+    drop(child.stdin.take());
+    child.wait().unwrap();
+    assert_eq!(left().len(), 3);
+    machine.slashn(&["agent", "--stop"]).succeeds();
+    assert_eq!(left(), Vec::<String>::new());
 }
 
 fn the_namespace_of_a_process_makes_the_same_namespace(mut machine: Machine) {
@@ -228,7 +249,7 @@ fn commands_that_have_the_same_namespace_have_one_mount_and_each_its_own_namespa
     // Nobody's changes are another's.
     assert_eq!(run("ns", "stat -c %d /n").succeeds().text().trim(), one[0]);
     let refused = run("ns", "exec slashn bind /etc /n/etc").exits(1);
-    refused.complains(&["other commands that were to have the same namespace have this one", "slashn run --alone"]);
+    refused.complains(&["other commands that run were to have the same namespace", "slashn run --alone"]);
     let alone =
         machine.slashn(&["run", "--alone", "--ns", "ns", "sh", "-c", "slashn bind /etc /n/etc; ls /n"]).succeeds();
     assert_eq!(alone.text(), "alpha\netc\nown\n");
@@ -237,6 +258,11 @@ fn commands_that_have_the_same_namespace_have_one_mount_and_each_its_own_namespa
     first.stdin.take().unwrap().write_all(b"\n").unwrap();
     assert_eq!(lines.collect::<Vec<_>>(), ["2", "alpha", "own"]);
     first.wait().unwrap();
+    // It is one's own again when the others have ended, and from then on nobody else's.
+    let device = run("ns", "stat -c %d /n").succeeds().text();
+    let bound = run("ns", "stat -c %d /n; slashn bind /etc /n/etc && slashn run --ns ns ls /n; ls /n").succeeds();
+    assert_eq!(bound.text(), device.clone() + "alpha\nown\nalpha\netc\nown\n");
+    assert_eq!(run("ns", "ls /n").succeeds().text(), "alpha\nown\n");
     settles(&machine);
 }
 

@@ -20,7 +20,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, statx};
 use rustix::mount::{MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, mount_remount, move_mount, unmount};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{getgid, getuid};
@@ -70,13 +70,16 @@ type Said = Result<Plan, String>;
 pub struct Client {
     /// Its mount namespace, as /proc/PID/ns/mnt numbers it.
     namespace: u64,
+    /// The FUSE file system, as the kernel's tables of mounts number it, of whoever had it made.
+    device: String,
 }
 
 impl Client {
-    /// Waits for the descriptor on standard input; none if whoever was to send it is gone. It blocks.
-    pub fn accept() -> io::Result<Option<OwnedFd>> {
-        let Some((_, fds)) = message::receive::<Self>(io::stdin())? else { return Ok(None) };
-        Ok(fds.into_iter().next())
+    /// Waits for the descriptor on standard input, and what [`door::inhabited`] knows the file system by; none if
+    /// whoever was to send it is gone. It blocks.
+    pub fn accept() -> io::Result<Option<(OwnedFd, String)>> {
+        let Some((client, fds)) = message::receive::<Self>(io::stdin())? else { return Ok(None) };
+        Ok(fds.into_iter().next().map(|fuse| (fuse, client.device)))
     }
 
     /// Waits until it has its namespace: the number of that, as /proc/PID/ns/mnt has it, and what others may be handed;
@@ -179,7 +182,11 @@ pub fn enter(server: Server) -> Result<Entered, Refused> {
     let spec = JobSpec { inner_uid, inner_gid, user_ns, ..JobSpec::default() };
     mounter::namespaces(&spec, UnshareFlags::NEWNS)?;
     let (fuse, root) = mounter::fuse_root(&spec)?;
-    let client = Client { namespace: own_number()? };
+    // It is not asked for this: nobody serves it yet.
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let known = statx(&root, "", flags, StatxFlags::empty()).map_err(Error::setup("the FUSE file system"))?;
+    let device = format!("{}:{}", known.stx_dev_major, known.stx_dev_minor);
+    let client = Client { namespace: own_number()?, device };
     let sent = message::send(&server.socket, &client, &[fuse.as_fd()]);
     sent.map_err(Error::setup("the server of the namespace"))?;
     Ok(Entered { root, server, client, user_ns })

@@ -48,16 +48,11 @@ pub fn run(context: &Context, typed: &cli::Agent) -> Result<ExitCode> {
             }
             // Nor is a namespace kept in which no command is, nor what a killed server has left.
             for socket in sockets(&run, super::run::SOCKET)? {
-                match control::connect(&socket).await? {
-                    Some(root) => drop(control::write(&root, "ctl", "close").await),
-                    // It was killed.
-                    None => drop(std::fs::remove_file(&socket)),
+                if let Some(root) = control::connect(&socket).await? {
+                    let _ = control::write(&root, "ctl", "close").await;
                 }
             }
-            for link in sockets(&run, super::run::LINK)?.into_iter().filter(|link| !link.exists()) {
-                let _ = std::fs::remove_file(link);
-            }
-            Ok::<_, Error>(())
+            super::run::sweep(&run).await
         })?;
         return Ok(ExitCode::SUCCESS);
     }

@@ -102,7 +102,7 @@ async fn serve(
         context: context.clone(),
         mount: mounted.clone(),
         shows: Shows::Grid,
-        door: Arc::default(),
+        to_itself: Arc::new(|| true),
     };
     let control = Control::serve(&socket(home, at)?, control(at, live, &stop))?;
     output::line(format_args!("ready {}", at.display()))?;

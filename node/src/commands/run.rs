@@ -3,11 +3,12 @@
 //! This process becomes the command, so that exit status, signals and terminal are its own; the namespace is served by
 //! another, which ends when nobody is in it any more. Before that nothing here may start a thread.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -18,9 +19,11 @@ use ns::text::{Line, OWN_LINES};
 use ns::{Build, Namespace};
 use p9::{Errno, Reply, Tree, TreeRef, Who, synth};
 use parking_lot::Mutex;
+use tokio::net::UnixStream;
 
 use crate::cli::Run;
 use crate::commands::runtime;
+use crate::commands::status::sockets;
 use crate::control::Control;
 use crate::dial::{Dialer, MOUNT_TIMEOUT};
 use crate::error::{At, Error, Result};
@@ -93,7 +96,7 @@ async fn serve_one(context: &Context, home: &Home, typed: &Run) -> Result<()> {
         Err(err) => (None, Err(err.to_string())),
     };
     let accepted = tokio::task::spawn_blocking(Client::accept).await.at(STEP, "the command")?;
-    let Some(fuse) = accepted.at(STEP, "the command")? else { return Ok(()) };
+    let Some((fuse, device)) = accepted.at(STEP, "the command")? else { return Ok(()) };
     let Some((namespace, servers)) = namespace else {
         return Client::tell(&plan).at(STEP, "the command");
     };
@@ -105,13 +108,17 @@ async fn serve_one(context: &Context, home: &Home, typed: &Run) -> Result<()> {
     Client::tell(&plan).at(STEP, "the command")?;
     let settled = tokio::task::spawn_blocking(Client::settled).await.at(STEP, "the command")?;
     let Some((id, inside)) = settled.at(STEP, "the command")? else { return Ok(()) };
-    let door = Arc::new(OnceLock::new());
-    let mount = mounted.clone();
-    let live = Live { namespace, servers, context: context.clone(), mount, shows, door: door.clone() };
+    let door = Arc::new(OnceLock::<Door>::new());
     let run = home.run()?;
     let answers = run.join(format!("{SOCKET}{}", std::process::id()));
-    let control = Control::serve(&answers, control(live))?;
-    let comers = Arc::new(Comers { run, answers, all: Mutex::default() });
+    let comers = Arc::new(Comers { run: run.clone(), answers: answers.clone(), device, all: Mutex::default() });
+    let (at_door, those) = (door.clone(), comers.clone());
+    let to_itself = Arc::new(move || {
+        let closes = |door: &Door| door.close_unless(|| those.living() > 1);
+        at_door.get().is_none_or(closes)
+    });
+    let live = Live { namespace, servers, context: context.clone(), mount: mounted.clone(), shows, to_itself };
+    let control = Control::serve(&answers, control(live, door.clone()))?;
     comers.settle(id).at(STEP, "the command")?;
     if let Some((path, inside)) = typed.door.as_deref().zip(inside) {
         let comers = comers.clone();
@@ -122,6 +129,7 @@ async fn serve_one(context: &Context, home: &Home, typed: &Run) -> Result<()> {
         }
     }
     Client::begin().at(STEP, "the command")?;
+    sweep(&run).await.unwrap_or_else(|err| tracing::warn!("{err}"));
     mounted.ended().await;
     comers.clear();
     drop(control);
@@ -131,6 +139,22 @@ async fn serve_one(context: &Context, home: &Home, typed: &Run) -> Result<()> {
 /// How long a namespace in which nobody is any more is there for the next who is to have the same.
 const IDLE: Duration = Duration::from_secs(120);
 
+/// Removes from `run` what such servers left there that were killed.
+pub(super) async fn sweep(run: &Path) -> Result<()> {
+    // What is being made listens a moment later, and has its maker's number after the dot.
+    let is_made = |socket: &Path| socket.extension().is_some_and(|pid| Path::new("/proc").join(pid).exists());
+    for socket in [sockets(run, SOCKET)?, sockets(run, alike::DOOR)?].concat() {
+        let tried = UnixStream::connect(&socket).await;
+        if tried.is_err_and(|err| err.kind() == std::io::ErrorKind::ConnectionRefused) && !is_made(&socket) {
+            let _ = std::fs::remove_file(&socket);
+        }
+    }
+    for link in sockets(run, LINK)?.into_iter().filter(|link| !link.exists()) {
+        let _ = std::fs::remove_file(link);
+    }
+    Ok(())
+}
+
 /// Where in `run/` such servers answer, each with its number after that.
 pub(super) const SOCKET: &str = "private-";
 
@@ -138,7 +162,10 @@ pub(super) const SOCKET: &str = "private-";
 struct Comers {
     run: PathBuf,
     answers: PathBuf,
-    all: Mutex<Vec<PathBuf>>,
+    /// The mount, as the kernel numbers it.
+    device: String,
+    /// The numbers of their namespaces.
+    all: Mutex<HashSet<u64>>,
 }
 
 impl Comers {
@@ -147,14 +174,20 @@ impl Comers {
         // Of a namespace that has ended the number is used again.
         let _ = std::fs::remove_file(&link);
         std::os::unix::fs::symlink(&self.answers, &link)?;
-        self.all.lock().push(link);
+        self.all.lock().insert(id);
         Ok(())
+    }
+
+    /// How many have not ended. One whose processes are all in mount namespaces that they made since has.
+    fn living(&self) -> usize {
+        private::door::inhabited(&self.all.lock(), &self.device).len()
     }
 
     /// Removes the links; those of numbers that are another's by now stay.
     fn clear(&self) {
+        let links = self.all.lock().iter().map(|id| self.run.join(link(*id))).collect::<Vec<_>>();
         let is_mine = |link: &&PathBuf| std::fs::read_link(link).is_ok_and(|to| to == self.answers);
-        self.all.lock().iter().filter(is_mine).for_each(|link| drop(std::fs::remove_file(link)));
+        links.iter().filter(is_mine).for_each(|link| drop(std::fs::remove_file(link)));
     }
 }
 
@@ -173,14 +206,14 @@ async fn made(context: &Context, home: &Home, typed: &Run) -> Result<(Namespace,
     let mut places = namespace.places();
     // The root is this machine's, unless another was put there.
     if !namespace.lines().iter().filter(|line| line.old() == "/").all(is_this) {
-        places.retain(|place| place.path != std::path::Path::new("/"));
+        places.retain(|place| place.path != Path::new("/"));
     }
     let plan = plan::plan(places, &|path| path.symlink_metadata().is_ok());
     Ok((namespace, servers, plan))
 }
 
 /// What such names begin with.
-pub(super) const LINK: &str = "run-";
+const LINK: &str = "run-";
 
 /// The name in `run/` by which one reaches what serves the namespace that /proc/PID/ns/mnt numbers so.
 pub(super) fn link(id: u64) -> String {
@@ -189,7 +222,7 @@ pub(super) fn link(id: u64) -> String {
 
 /// The files by which the server is asked and told: `ns`, `change`, and `ctl` (which knows `close`: nobody comes in any
 /// more).
-fn control(live: Live) -> TreeRef {
+fn control(live: Live, door: Arc<OnceLock<Door>>) -> TreeRef {
     let live = Arc::new(live);
     let told = live.clone();
     synth::tree(synth::dir([
@@ -199,7 +232,7 @@ fn control(live: Live) -> TreeRef {
             "ctl",
             synth::ctl(move |command| match &command[..] {
                 b"close" => {
-                    live.door.get().iter().for_each(|door| door.close());
+                    door.get().iter().for_each(|door| door.close());
                     Reply::ok(())
                 }
                 _ => Errno::EINVAL.into(),

@@ -6,6 +6,7 @@
 //! closes: from then on the namespace ends with the last command that is in a copy of it. Invariant: who is handed a
 //! namespace is a process of the same user.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -43,6 +44,8 @@ struct State {
     /// None once it is closed.
     inside: Option<Inside>,
     came: usize,
+    /// Of those, how many have not begun.
+    coming: usize,
 }
 
 /// The door. It closes when it is dropped.
@@ -77,7 +80,7 @@ impl Door {
         listen(&listener, 64)?;
         let socket = fs::symlink_metadata(&fresh)?.ino();
         fs::rename(&fresh, path)?;
-        let state = Arc::new(Mutex::new(State { inside: Some(inside), came: 0 }));
+        let state = Arc::new(Mutex::new(State { inside: Some(inside), came: 0, coming: 0 }));
         let door = Self { state: state.clone(), path: path.to_owned(), socket };
         let at_door = Self { state, path: path.to_owned(), socket };
         let settle = Arc::new(settle);
@@ -101,11 +104,12 @@ impl Door {
         Ok(door)
     }
 
-    /// Closes it for good, unless somebody has come; says whether nobody has.
-    pub fn close_if_unused(&self) -> bool {
+    /// Closes it for good, unless somebody is coming, or who has come makes `in_use` true; says whether it did.
+    pub fn close_unless(&self, in_use: impl FnOnce() -> bool) -> bool {
         let inside = {
             let mut state = self.state.lock();
-            if state.came > 0 {
+            // Whoever comes meanwhile waits for the lock.
+            if state.coming > 0 || in_use() {
                 return false;
             }
             state.inside.take()
@@ -160,21 +164,34 @@ fn welcome(state: &Mutex<State>, comer: &OwnedFd, settle: &dyn Fn(u64) -> io::Re
         if state.came == MOST {
             return Ok(());
         }
-        let State { inside: Some(inside), came } = &mut *state else { return Ok(()) };
-        *came += 1;
+        let State { inside: Some(inside), came, coming } = &mut *state else { return Ok(()) };
         message::send(comer, &Welcome, &inside.fds())?;
+        (*came, *coming) = (*came + 1, *coming + 1);
     }
-    match message::receive::<Client>(comer)? {
-        Some((client, _)) => {
-            settle(client.namespace)?;
-            message::send(comer, &Settled, &[])
-        }
+    let settled = match message::receive::<Client>(comer) {
+        Ok(Some((client, _))) => settle(client.namespace).map(|()| true),
         // It only looked whether the door is open.
-        None => {
-            state.lock().came -= 1;
-            Ok(())
-        }
+        Ok(None) => Ok(false),
+        Err(err) => Err(err),
+    };
+    {
+        let mut state = state.lock();
+        state.coming -= 1;
+        state.came -= usize::from(!matches!(settled, Ok(true)));
     }
+    if settled? { message::send(comer, &Settled, &[]) } else { Ok(()) }
+}
+
+/// Which of the mount namespaces `numbers` have processes of this user in them that see the file system `device`: a
+/// number may be another's by now.
+pub fn inhabited(numbers: &HashSet<u64>, device: &str) -> HashSet<u64> {
+    let mounted = format!(" {device} ");
+    let inside = |process: PathBuf| {
+        let number = fs::metadata(process.join("ns/mnt")).ok()?.ino();
+        let mounts = numbers.contains(&number).then(|| fs::read_to_string(process.join("mountinfo")).ok())??;
+        mounts.contains(&mounted).then_some(number)
+    };
+    fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|process| inside(process.path())).collect()
 }
 
 /// Whether somebody is at the door at `path`.
@@ -197,7 +214,7 @@ pub fn enter(path: &Path) -> Result<bool, Refused> {
     }
     into(&inside.mounts, LinkNameSpaceType::Mount)?;
     sys::unshare(UnshareFlags::NEWNS).map_err(Error::setup("unshare"))?;
-    let client = Client { namespace: own_number()? };
+    let client = Client { namespace: own_number()?, device: String::new() };
     let settled = message::send(&comer, &client, &[]).and_then(|()| message::receive::<Settled>(&comer));
     let settled = settled.and_then(|settled| settled.ok_or_else(|| io::ErrorKind::UnexpectedEof.into()));
     settled.map_err(Error::setup("the server of the namespace"))?;
@@ -250,13 +267,22 @@ mod tests {
     }
 
     #[test]
-    fn a_door_by_which_somebody_came_is_not_closed_for_those_who_want_to_be_alone() {
+    fn a_door_by_which_somebody_comes_is_not_closed_for_those_who_want_to_be_alone() {
         let dir = tempfile::tempdir().unwrap();
         let (door, path, mut held) = door(dir.path(), Duration::from_secs(600));
-        let (_comer, inside) = knock(&path).unwrap();
-        assert!(!door.close_if_unused() && path.exists());
+        let (comer, inside) = knock(&path).unwrap();
+        assert!(!door.close_unless(|| false) && path.exists());
+        let mine = own_number().unwrap();
+        message::send(&comer, &Client { namespace: mine, device: String::new() }, &[]).unwrap();
+        let (Settled, _) = message::receive(&comer).unwrap().unwrap();
+        // Now it is for the server to say.
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let device = mounts.split(' ').nth(2).unwrap();
+        let numbers = HashSet::from([mine, 1]);
+        assert_eq!(inhabited(&numbers, "0:0"), HashSet::new());
+        assert!(!door.close_unless(|| inhabited(&numbers, device) == HashSet::from([mine])) && path.exists());
         drop(inside);
-        door.close();
+        assert!(door.close_unless(|| false));
         assert_eq!(held.read(&mut [0]).unwrap(), 0);
         assert!(knock(&path).is_none());
     }
@@ -265,7 +291,7 @@ mod tests {
     fn a_door_by_which_nobody_came_is_closed_and_the_next_at_its_place_stays() {
         let dir = tempfile::tempdir().unwrap();
         let (first, path, mut held) = door(dir.path(), Duration::from_secs(600));
-        assert!(first.close_if_unused() && !path.exists());
+        assert!(first.close_unless(|| false) && !path.exists());
         assert_eq!(held.read(&mut [0]).unwrap(), 0);
         let (second, path, _held) = door(dir.path(), Duration::from_secs(600));
         drop(first);
@@ -275,9 +301,9 @@ mod tests {
         let third = Inside { mounts: holds.into(), user: None };
         let third = Door::open(&path, third, Duration::from_secs(600), |_| Ok(()));
         assert_eq!(third.err().map(|err| err.kind()), Some(io::ErrorKind::AlreadyExists));
-        while second.state.lock().came > 0 {
+        while second.state.lock().coming > 0 {
             std::thread::yield_now();
         }
-        assert!(second.close_if_unused());
+        assert!(second.close_unless(|| false));
     }
 }
