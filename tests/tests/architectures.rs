@@ -64,6 +64,12 @@ fn the_nodes_own_programs_run_in_my_directories(mut machine: Machine) {
     let here = machine.at("work");
     assert!(there.starts_with(&format!("mine\n{}\n", here.display())), "{there}");
     assert!(here.join("made").exists() && there.ends_with("/mnt/term\n"), "{there}");
+    // Without my home, where that is hidden.
+    let address = machine.node("beta");
+    machine.slashn(&["add", "beta", &address, "--trust", "cwd"]).succeeds();
+    let home = machine.at("home").display().to_string();
+    let there = machine.rcpu(&["--root", "node", "beta", "cat", "notes"]).env("HOME", &home).succeeds();
+    assert_eq!((there.text(), there.errors()), ("mine\n".into(), String::new()));
 }
 
 fn a_node_is_chosen_for_what_the_program_is_for(mut machine: Machine) {

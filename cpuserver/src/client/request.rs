@@ -143,12 +143,12 @@ pub fn default_ns(node_name: &str) -> String {
 }
 
 /// The namespace of `--root node`: the software of the node called `node_name`, and the caller's directories `mine`
-/// (its home and where it works), each at its own path.
+/// (its home and where it works), each at its own path; but for what the node may not see.
 pub fn node_root_ns(node_name: &str, mine: &[&str]) -> String {
     let mut text = String::from("mount '#root' /\n") + &of_the_node(node_name) + "mount caller /mnt/term\n";
     for path in mine {
         let (from, to) = (quoted(&format!("/mnt/term{path}")), quoted(path));
-        text += &format!("bind -c {from} {to}\n");
+        text += &format!("bind -cq {from} {to}\n");
     }
     text
 }
