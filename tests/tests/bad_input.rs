@@ -133,6 +133,10 @@ fn what_the_trust_hides_is_told_to_be_hidden(mut machine: Machine) {
     }
     machine.rcpu(&["-e", &path, "beta", "tool"]).exits(127).complains(&["rcpu: run: beta: ", &hidden, &remedy]);
     machine.rcpu(&["--expose", &format!("{}:ro", tool.display()), "beta", "./link"]).succeeds();
+    let late = machine.rcpu(&["beta", "-C", "/usr", "true"]).exits(2);
+    late.complains(&["rcpu: run: -C: options go before the node: -C ... beta", "try: rcpu -C ... beta"]);
+    machine.run("cp", &["/usr/bin/true", "./-C"]);
+    machine.rcpu(&["-e", "PATH=.", "beta", "--", "-C"]).succeeds();
     let dir = format!("working directory: {}: it is here, but hidden from beta", secret.display());
     machine.rcpu(&["-C", secret.to_str().unwrap(), "beta", "true"]).exits(255).complains(&["rcpu: run: beta: ", &dir]);
     machine.slashn(&["add", "beta", &address, "--trust", "cwd"]).succeeds();

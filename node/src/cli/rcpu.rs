@@ -183,6 +183,12 @@ impl Rcpu {
         };
         if rest.first().is_some_and(|word| word == "--") {
             rest = &rest[1..];
+        } else if let Some(option) = rest.first().filter(|word| word.as_encoded_bytes().starts_with(b"-"))
+            && matches!(place, Where::Named(_))
+        {
+            let (option, node) = (option.to_string_lossy(), self.words[0].to_string_lossy());
+            let reason = format!("options go before the node: {option} ... {node}");
+            return Err(usage(&option, &reason).remedy(format!("rcpu {option} ... {node}; or {node} -- {option}")));
         }
         if rest.is_empty() && (self.each || self.detach || !self.is_for_one()) {
             return Err(usage("COMMAND", "which command?"));
