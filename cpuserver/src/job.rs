@@ -6,6 +6,7 @@
 mod drivers;
 mod group;
 mod namespace;
+mod sockets;
 mod terminal;
 mod tmp;
 

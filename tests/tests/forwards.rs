@@ -17,6 +17,8 @@ as_both! {
     a_socket_of_mine_is_at_the_same_path_there
     my_ssh_agent_is_the_commands_own_while_it_runs
     what_is_lent_ends_with_the_command
+    a_socket_of_a_command_is_made_in_no_directory_of_mine
+    what_is_lent_has_somebody_here_who_answers
 }
 
 /// A server on this machine, which is also the node's: it answers everything, in capitals, once there is no more. Gives
@@ -138,7 +140,6 @@ fn what_connects_there_is_connected_here_both_ways(mut machine: Machine) {
             let args = [&way[..], &["alpha"], &command[..]].concat();
             let ended = machine.rcpu(&args).stdin(std::fs::File::open(&input).unwrap()).succeeds();
             assert!(ended.text() == text.to_uppercase(), "{forward}: {} bytes {}", ended.text().len(), ended.errors());
-            let _ = std::fs::remove_file(&long);
         }
     }
     // Where nobody listens the connection ends, and that is said.
@@ -149,8 +150,8 @@ fn what_connects_there_is_connected_here_both_ways(mut machine: Machine) {
     let port = taken.local_addr().unwrap().port();
     let refused = machine.rcpu(&["-R", &format!("127.0.0.1:{port}:localhost:1"), "alpha", "true"]).exits(255);
     refused.complains(&["rcpu: run: alpha: listen: 127.0.0.1:", "Address already in use"]);
-    let refused = machine.rcpu(&["-R", "/usr/x:localhost:1", "alpha", "true"]).exits(255);
-    refused.complains(&["rcpu: run: alpha: listen: /usr/x: "]);
+    let refused = machine.rcpu(&["-R", "/etc/passwd:localhost:1", "alpha", "true"]).exits(255);
+    refused.complains(&["rcpu: run: alpha: listen: /etc/passwd: Address already in use"]);
 }
 
 fn a_socket_of_mine_is_at_the_same_path_there(mut machine: Machine) {
@@ -208,4 +209,63 @@ fn what_is_lent_ends_with_the_command(mut machine: Machine) {
     // The connection is broken off, and nothing listens any more.
     let _ = open.read(&mut [0; 1]);
     tests::machine::until("nothing listens", || TcpStream::connect(("127.0.0.1", port)).is_err());
+}
+
+fn a_socket_of_a_command_is_made_in_no_directory_of_mine(mut machine: Machine) {
+    machine.node("alpha");
+    machine.write("ask.py", ASK);
+    machine.run("mkdir", &["real"]);
+    machine.run("ln", &["-s", "real", "link"]);
+    let (here, input) = (shouting(), machine.write("input", "words"));
+    let names = || {
+        let all = [machine.at("work"), machine.at("work/real")].map(|dir| std::fs::read_dir(dir).unwrap());
+        all.into_iter().flatten().map(|entry| entry.unwrap().path()).collect::<std::collections::BTreeSet<_>>()
+    };
+    let before = names();
+    let absolute = machine.at("work/s").display().to_string();
+    let new = machine.at("work/new/dir/s").display().to_string();
+    for path in [absolute.as_str(), "./s", "real/s", "link/s", &new, "/usr/s"] {
+        let forward = format!("{path}:localhost:{here}");
+        let mut child = machine.rcpu(&["-R", &forward, "alpha", "python3", "ask.py", "unix", path]);
+        let child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = child.spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(&std::fs::read(&input).unwrap()).unwrap();
+        // It reads all of its input once it is connected.
+        drop(stdin);
+        let mut answer = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut answer).unwrap();
+        assert_eq!(names(), before, "{path}");
+        let ended = child.wait_with_output().unwrap();
+        assert_eq!((answer.as_str(), ended.errors().as_str()), ("WORDS", ""), "{path}");
+        assert_eq!(names(), before, "{path}");
+    }
+    // One that is killed leaves nothing either.
+    let forward = format!("{absolute}:localhost:{here}");
+    let script = format!("test -S {absolute} && stat -c %F-%a {absolute} && exec cat");
+    let mut child = machine.rcpu(&["-R", &forward, "alpha", "sh", "-c", &script]);
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "socket-600\n");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(names(), before);
+}
+
+fn what_is_lent_has_somebody_here_who_answers(mut machine: Machine) {
+    machine.node("alpha");
+    let path = machine.at("work/none.sock");
+    let text = path.display().to_string();
+    let lends = |path: &str| machine.rcpu(&["--forward", path, "alpha", "touch", "ran"]).exits(255);
+    lends(&text).complains(&["rcpu: lend: ", &text, "No such file or directory", "ss -lx"]);
+    assert!(!path.exists(), "a socket was made");
+    let directory = machine.at("work").display().to_string();
+    lends(&directory).complains(&["rcpu: lend: ", &directory, "is no socket"]);
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    lends(&text).complains(&["rcpu: lend: ", &text, "Connection refused"]);
+    let agent = machine.rcpu(&["-S", "alpha", "touch", "ran"]).env("SSH_AUTH_SOCK", &path).exits(255);
+    agent.complains(&["rcpu: lend: agent: ", &text, "Connection refused"]);
+    assert!(!machine.at("work/ran").exists(), "the command ran");
 }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use ns::Namespace;
 use ns::text::{Line, PEER_LINES};
 use p9::client::Client;
+use p9::dial::Address;
 use p9::{Errno, NodeRef, Reply, Tree, Who, synth};
 
 use super::tmp::Tmp;
@@ -93,12 +94,23 @@ pub(crate) async fn root(cpu: &Cpu, session: &Session, spec: &Spec, owners: Owne
         };
         fail("namespace", &format_args!("{err}; try: {remedy}"))
     })?;
+    let (kernels, sockets) = (mounts.iter().map(JobMount::at).collect::<Vec<_>>(), spec.listen.iter().filter_map(path));
+    let placed = super::sockets::place(&namespace, sockets, &kernels, owners.shown).await;
+    placed.map_err(|err| fail("listen", &err))?;
     if let Some(abroad) = abroad {
         mounts.extend(local(&namespace, &lines, &*abroad).await);
     }
     let node = namespace.attach(&Who::owner(), b"/").await.map_err(|errno| fail("namespace: /", &errno))?;
     let is_callers = |line: &Line| matches!(line, Line::Mount { server, old, .. } if server == "caller" && old == "/");
     Ok(Root { node, mounts, is_callers: lines.iter().any(is_callers), tmp })
+}
+
+/// Where `address` is, if that is a path.
+fn path(address: &Address) -> Option<&PathBuf> {
+    match address {
+        Address::Unix(path) => Some(path),
+        Address::Tcp(_) | Address::Tls(_) => None,
+    }
 }
 
 /// What of `namespace` the kernel binds: directories of this machine, which then are as fast as any.

@@ -1,8 +1,9 @@
 //! What a job finds that is nobody's file: sockets on which the daemon takes connections, and small files.
 //!
 //! Made by init, in the job's root, before the program runs: what connects to them may rely on their being there. Nobody
-//! but the job's own user can use them, and what is in a place of the job's own (its /run) is gone with it. A socket in
-//! the place of one of the caller's, which means nothing here, is mounted over it: nothing of the caller's is removed.
+//! but the job's own user can use them, and what is in a place of the job's own (its /run) is gone with it. A socket
+//! elsewhere is mounted over one that is there, which means nothing here: one of the caller's, or what the daemon has put
+//! into the namespace. So nothing of the caller's is made or removed.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
@@ -61,8 +62,8 @@ fn socket(path: &Path, number: usize, ours: &[PathBuf]) -> io::Result<OwnedFd> {
         room(path)?;
         return listening(path);
     }
-    if !fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket()) {
-        return listening(path);
+    if !fs::symlink_metadata(path)?.file_type().is_socket() {
+        return Err(rustix::io::Errno::ADDRINUSE.into());
     }
     let own = ours.iter().find(|own| own.ends_with("run")).ok_or(rustix::io::Errno::ADDRINUSE)?;
     let own = own.join(format!("slashn/socket-{number}"));

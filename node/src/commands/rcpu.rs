@@ -71,6 +71,7 @@ fn rcpu(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
         Where::All => places::nodes(&caller.dialer, None)?,
         Where::Fitting(..) => Vec::new(),
     };
+    runtime.block_on(lend::answers(context, typed))?;
     let targets = match wanted {
         Where::Fitting(wanted, count) => {
             let fit = runtime.block_on(places::fitting(&caller.dialer, &wanted, caller.program(), count))?;

@@ -4,6 +4,7 @@
 //! connection that the command has, to what was settled here before it started, and ends with it. No key leaves this
 //! machine, and nothing but these places is reached.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use cpuserver::Command;
 use cpuserver::client::Taken;
 use fileserver::caller::Trust;
+use p9::Errno;
 use p9::dial::Address;
 use p9::transport::{self, Io};
 use tokio::io::{AsyncWriteExt, copy_bidirectional};
@@ -18,11 +20,12 @@ use tokio::time::timeout;
 
 use super::forward::Forward;
 use super::{Caller, x11};
+use crate::cli::Rcpu;
 use crate::dial::Dialer;
 use crate::error::{At, Error, Result};
 use crate::known::Node;
 use crate::namespace::Carried;
-use crate::{output, within};
+use crate::{Context, output, within};
 
 /// What the step is called in errors.
 const STEP: &str = "lend";
@@ -65,6 +68,43 @@ impl FromStr for Lend {
     }
 }
 
+/// Errors: a socket that `typed` lends has nobody here who would answer.
+pub(super) async fn answers(context: &Context, typed: &Rcpu) -> Result<()> {
+    let named = |lend: Lend| typed.lend.contains(&lend);
+    let mut all = Vec::new();
+    for lend in &typed.lend {
+        if let Lend::Socket(path) = lend {
+            all.push((path.display().to_string(), Address::Unix(path.clone())));
+        }
+    }
+    if typed.agent || named(Lend::Agent) {
+        all.extend(context.agent().map(|path| ("agent".into(), Address::Unix(path.to_path_buf()))));
+    }
+    if typed.x11 || named(Lend::X11) {
+        all.push(("x11".into(), x11::address(&context.environment)?));
+    }
+    for (what, at) in all {
+        let is_none = |path: &Path| std::fs::metadata(path).is_ok_and(|file| !file.file_type().is_socket());
+        let shown = if what.starts_with('/') { String::new() } else { format!("{at}: ") };
+        match &at {
+            Address::Unix(path) if is_none(path) => {
+                let remedy = format!("rcpu --expose {}", path.display());
+                return Err(Error::new(STEP, what, format!("{shown}is no socket")).remedy(remedy));
+            }
+            _ => {}
+        }
+        match connect(&at).await {
+            // Somebody is there, and busy.
+            Err(err) if err.kind() != std::io::ErrorKind::WouldBlock => {
+                let reason = format!("{shown}{}", Errno::from(err));
+                return Err(Error::new(STEP, what, reason).remedy("ss -lxt, for what listens here"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// `command` on `node` with what it is lent. Adds to its namespace what that needs. Errors: something that was asked for
 /// is not to be had here.
 pub(super) fn lent(caller: &Caller<'_>, node: &Node, carried: &mut Carried, mut command: Command) -> Result<Command> {
@@ -75,7 +115,8 @@ pub(super) fn lent(caller: &Caller<'_>, node: &Node, carried: &mut Carried, mut 
     }
     for lend in &typed.lend {
         if let Lend::Socket(path) = lend {
-            command = leading_to(command, format!("unix!{}", path.display()), Address::Unix(path.clone()));
+            let there = Address::Unix(in_its_directory(path));
+            command = leading_to(command, there.to_string(), Address::Unix(path.clone()));
         }
     }
     if typed.agent || named(Lend::Agent) {
@@ -104,10 +145,16 @@ pub(super) fn lent(caller: &Caller<'_>, node: &Node, carried: &mut Carried, mut 
 /// With what `-R` says.
 fn remote(caller: &Caller<'_>, forward: &Forward, command: Command) -> Result<Command> {
     let there = match forward.listens() {
-        Address::Unix(path) => Address::Unix(super::working_directory(caller.typed)?.join(path)),
+        Address::Unix(path) => Address::Unix(in_its_directory(&super::working_directory(caller.typed)?.join(path))),
         at => at,
     };
     Ok(leading_to(command, there.to_string(), forward.connects()))
+}
+
+/// `path` without links on the way there: so it is the same file by whichever name the node looks for it.
+fn in_its_directory(path: &Path) -> PathBuf {
+    let real = path.parent().and_then(|parent| std::fs::canonicalize(parent).ok());
+    real.zip(path.file_name()).map_or_else(|| path.to_path_buf(), |(parent, name)| parent.join(name))
 }
 
 /// With a place `there` that leads to `here`.

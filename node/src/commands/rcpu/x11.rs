@@ -37,10 +37,7 @@ struct Display {
 
 /// `command` with the display that `environment` names. Errors: it names none, or the file with its cookie cannot be read.
 pub(super) fn lent(environment: &Environment, carried: &mut Carried, command: Command) -> Result<Command> {
-    let unset = || Error::new("lend", "x11", "$DISPLAY is not set").remedy("DISPLAY=:0 rcpu -X ...");
-    let text = environment.var("DISPLAY").ok_or_else(unset)?.to_string_lossy().into_owned();
-    let display =
-        Display::parse(&text).ok_or_else(|| Error::new("lend", "x11", format!("DISPLAY={text} means nothing")))?;
+    let display = Display::of(environment)?;
     let authority = environment.var("XAUTHORITY").map(PathBuf::from);
     let authority = authority.or_else(|| environment.var("HOME").map(|home| Path::new(home).join(".Xauthority")));
     let true_one = match authority.as_deref().map(|path| (path, std::fs::read(path))) {
@@ -71,7 +68,18 @@ pub(super) fn lent(environment: &Environment, carried: &mut Carried, command: Co
     Ok(command)
 }
 
+/// Where the display is that `environment` names. Errors: it names none.
+pub(super) fn address(environment: &Environment) -> Result<Address> {
+    Ok(Display::of(environment)?.at)
+}
+
 impl Display {
+    fn of(environment: &Environment) -> Result<Self> {
+        let unset = || Error::new("lend", "x11", "$DISPLAY is not set").remedy("DISPLAY=:0 rcpu -X ...");
+        let text = environment.var("DISPLAY").ok_or_else(unset)?.to_string_lossy().into_owned();
+        Self::parse(&text).ok_or_else(|| Error::new("lend", "x11", format!("DISPLAY={text} means nothing")))
+    }
+
     /// `[HOST]:NUMBER[.SCREEN]`, `unix:NUMBER`, or the path of a socket, as macOS has it.
     fn parse(text: &str) -> Option<Self> {
         let (host, rest) = text.rsplit_once(':')?;
