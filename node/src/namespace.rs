@@ -51,6 +51,20 @@ impl Written {
         refused(step, origin, &failed.error)
     }
 
+    /// Checks that `dialer` knows the nodes that must be there. Errors: it does not; what a user is told.
+    pub fn check_nodes(&self, step: &str, dialer: &Dialer) -> Result<()> {
+        for (index, line) in self.lines.iter().enumerate() {
+            let Line::Mount { flags: Flags { quiet: false, .. }, server, .. } = line else { continue };
+            let is_unknown = |name: &String| name != "caller" && dialer.find(name).is_err();
+            if servers::node_of(server).as_ref().is_some_and(is_unknown) {
+                let (server, why) = (server.clone(), servers::UNKNOWN.to_string());
+                let error = ns::Error::Dial { server, errno: p9::Errno::ENOENT, why };
+                return Err(self.refused(step, &ns::Failed { index, line: line.clone(), error }));
+            }
+        }
+        Ok(())
+    }
+
     /// `reason`, which a node gives for not making this namespace, with the place of the line that it names.
     pub fn placed(&self, reason: &str) -> Option<String> {
         let mut all = self.lines.iter().zip(&self.origins);
@@ -259,12 +273,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
 
 /// What a user is told of a namespace that could not be made.
 pub fn refused(step: &str, thing: impl std::fmt::Display, err: &ns::Error) -> Error {
-    let remedy = match err.cause() {
-        ns::Error::Dial { .. } => "slashn nodes; or -q at that line of the namespace file, if it may fail",
-        ns::Error::NotMounted(_) | ns::Error::NotInUnion { .. } => "slashn ns",
-        _ => "slashn man ns",
-    };
-    Error::new(step, thing, err).remedy(remedy)
+    Error::new(step, thing, err).remedy(err.remedy())
 }
 
 /// What `$name` stands for: what it does in the environment, or what Plan 9 calls it.

@@ -49,6 +49,9 @@ struct Slot {
     failed: Option<(Instant, Errno)>,
 }
 
+/// What is said of a node that I do not know.
+pub const UNKNOWN: &str = "no node of that name is known";
+
 /// What a server's name says.
 enum Kind<'a> {
     Grid,
@@ -233,7 +236,7 @@ impl Servers {
             Kind::Node(name) => {
                 let reached = self.0.nodes.reach(&name).await;
                 reached.map_err(|errno| match errno {
-                    Errno::ENOENT => self.refused(server, (errno, "no node of that name is known".into())),
+                    Errno::ENOENT => self.refused(server, (errno, UNKNOWN.into())),
                     errno => self.refused(server, (errno, errno.to_string())),
                 })
             }

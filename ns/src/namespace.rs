@@ -110,6 +110,21 @@ impl Error {
             cause => cause,
         }
     }
+
+    /// What shows whoever wrote it what is wrong: a command.
+    pub fn remedy(&self) -> String {
+        match self.cause() {
+            Self::Dial { server, .. } => match server.split_once('!') {
+                None | Some(("tls", _)) => {
+                    "slashn nodes; or -q at that line of the namespace file, if it may fail".into()
+                }
+                Some(("local" | "unix", path)) if path.starts_with('/') => format!("ls -ld {path}"),
+                Some(_) => "slashn man ns".into(),
+            },
+            Self::NotMounted(_) | Self::NotInUnion { .. } => "slashn ns".into(),
+            _ => "slashn man ns".into(),
+        }
+    }
 }
 
 /// A place where something is mounted.

@@ -131,11 +131,11 @@ fn a_program_that_speaks_no_9p_is_told_and_mounts_nothing(mut machine: Machine) 
         ("exec!", "nothing follows exec!"),
         ("axec!x", "axec! is none of tls! tcp! unix! local! exec! ssh!"),
         ("tcp!localhost", "is no address"),
-        ("unix!/no/such", "No such file"),
-        ("tcp!127.0.0.1!9", "refused"),
+        ("unix!/no/such", "No such file or directory; try: ls -ld /no/such\n"),
+        ("tcp!127.0.0.1!9", "refused; try: slashn man ns\n"),
         ("local!relative", "a local path begins with /"),
-        ("local!/no/such", "No such file"),
-        ("tls!127.0.0.1!9", "no node of that name is known"),
+        ("local!/no/such", "No such file or directory; try: ls -ld /no/such\n"),
+        ("tls!127.0.0.1!9", "no node of that name is known; try: slashn nodes; "),
     ] {
         machine.slashn(&["bind", program, at(&old)]).exits(1).complains(&["slashn: bind: ", part]);
     }

@@ -137,9 +137,14 @@ fn what_a_node_cannot_make_of_a_namespace_is_told_with_its_line(mut machine: Mac
     // What a file names that is included is named by the namespace.
     machine.write("ns", &format!(". {w}/d/servers\n. /no/such\n"));
     assert_eq!(machine.rcpu(&["--ns", "ns", "beta", "cat", "/g/f"]).succeeds().text(), "1\n");
-    machine.write("ns", "mount nobody /x\n");
-    let said = machine.rcpu(&["--ns", "ns", "beta,gamma", "true"]).exits(255).errors();
-    assert_eq!(said.matches(": ns:1: mount nobody: ").count(), 2, "{said}");
+    let said = |text: &str| {
+        machine.write("ns", text);
+        machine.rcpu(&["--ns", "ns", "beta,gamma", "true"]).exits(255).errors()
+    };
+    assert_eq!(said("unmount /no\n").matches(": ns:1: /no: not mounted").count(), 2);
+    // That is said before any of them is asked.
+    let unknown = "rcpu: run: ns:1: mount nobody: no node of that name is known; try: slashn nodes; ";
+    assert!(said("mount nobody /x\n").starts_with(unknown));
 }
 
 fn a_command_elsewhere_has_what_the_homes_namespace_says(mut machine: Machine) {

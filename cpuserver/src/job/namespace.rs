@@ -87,13 +87,10 @@ pub(crate) async fn root(cpu: &Cpu, session: &Session, spec: &Spec, owners: Owne
     let trees = Known { cpu, caller, abroad: abroad.clone(), tmp: tmp.as_ref(), owners };
     let variable = |name: &str| variable(&spec.env, name);
     let build = ns::Build { dialer: &trees, variable: &variable, most: PEER_LINES };
-    let namespace = build.build(&lines).await.map_err(|err| {
-        let remedy = match err.error.cause() {
-            ns::Error::Dial { .. } => "slashn nodes; or -q at that line of the namespace file, if it may fail",
-            _ => "slashn man ns",
-        };
-        fail("namespace", &format_args!("{err}; try: {remedy}"))
-    })?;
+    let namespace = build
+        .build(&lines)
+        .await
+        .map_err(|err| fail("namespace", &format_args!("{err}; try: {}", err.error.remedy())))?;
     let (kernels, sockets) = (mounts.iter().map(JobMount::at).collect::<Vec<_>>(), spec.listen.iter().filter_map(path));
     let placed = super::sockets::place(&namespace, sockets, &kernels, owners.shown).await;
     placed.map_err(|err| fail("listen", &err))?;

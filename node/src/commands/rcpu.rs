@@ -58,6 +58,7 @@ fn rcpu(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
     let home = context.home_or_lent()?;
     let dialer = Dialer::open(&home, context.agent())?;
     let written = Arc::new(namespace::lines(context, typed.ns.as_deref())?.with_included(context)?);
+    written.check_nodes("run", &dialer)?;
     let runtime = runtime()?;
     // It has connections at hand; one that is still to be started is not waited for.
     let (socket, agent) = match home.is_lent() {
