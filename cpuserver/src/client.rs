@@ -1,9 +1,10 @@
 //! The `rcpu` library: a command on another node, as if it were local.
 //!
 //! [`run`] is called once per command by the `rcpu` binary (or anything else), in one task. It uses nothing but the
-//! files under /cpu, so whatever it does can be done with cat and echo. It chooses the session's name, so nothing that it
-//! says waits for an answer: all of it goes out together, up to the first reads of the streams and of how the command
-//! ends; the caller's tree is brought meanwhile by whoever `serve` asks. It installs no signal handler and reads no environment: signals and window sizes come in as [`Event`]s.
+//! files under /cpu, so whatever it does can be done with cat and echo. It chooses the session's name, so nothing that
+//! it says waits for an answer: all of it goes out together, up to the first reads of the streams and of how the
+//! command ends; the caller's tree is brought meanwhile by whoever `serve` asks. It installs no signal handler and
+//! reads no environment: signals and window sizes come in as [`Event`]s.
 
 mod forward;
 mod hints;
@@ -158,8 +159,8 @@ pub async fn wait(node: NodeRef, id: u64) -> Result<Ended, Error> {
     streams::ended(&remote, || true).await
 }
 
-/// Sends the signal `number` to the command of the session called `session`: by its number, or as it was named. Errors: as
-/// for [`attach`]; `ESRCH` if it does not run.
+/// Sends the signal `number` to the command of the session called `session`: by its number, or as it was named. Errors:
+/// as for [`attach`]; `ESRCH` if it does not run.
 pub async fn kill(node: NodeRef, session: impl Display, number: i32) -> Result<(), Error> {
     let remote = Remote::of(node, session).await?;
     remote.kill(number).await

@@ -218,8 +218,8 @@ impl Command {
     }
 
     /// A guess at the paths that it is about to walk ([`hints`](crate::client::hints)), its mount points among them, so
-    /// that whoever serves the caller's files may tell of them ([`gather`](crate::gather)): for a namespace whose root is
-    /// the caller's, once program, environment and directory are said. It looks at this machine's files.
+    /// that whoever serves the caller's files may tell of them ([`gather`](crate::gather)): for a namespace whose root
+    /// is the caller's, once program, environment and directory are said. It looks at this machine's files.
     pub fn hints(&self) -> Vec<Vec<u8>> {
         let Request { argv, env, cwd, ns, .. } = &self.request;
         let lines = ns::text::parse(ns, ns::text::PEER_LINES, &|_| Some("/".into())).unwrap_or_default();
@@ -399,8 +399,8 @@ pub struct Child {
 }
 
 impl Child {
-    /// Sends the signal `number`, as this machine numbers it, to its process group: `SIGKILL` to all of it. One that has
-    /// ended is not told.
+    /// Sends the signal `number`, as this machine numbers it, to its process group: `SIGKILL` to all of it. One that
+    /// has ended is not told.
     pub async fn signal(&self, number: i32) {
         let _ = self.events.send(Event::Signal(number)).await;
     }

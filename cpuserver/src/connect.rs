@@ -1,11 +1,11 @@
 //! /cpu/connect: sockets that a node connects to for whoever may run commands there.
 //!
-//! Each open file is one connection: the first write says where to, in Plan 9's form (`tcp!HOST!PORT`, `unix!PATH`), and
-//! is answered once it stands; what is written from then on goes there, what comes from there is read, and a write of
-//! nothing says that no more will come. It lasts as long as the file is open. What this node's user can reach, a command
-//! of the same peer could reach as well, so no right is given by it. Used by `rcpu -L`; answered in the tasks of requests.
-//! A session's file `accept` is the same the other way round ([`streams`]): the first write says which of the places where
-//! the command is to find its caller, and is answered once somebody has connected there.
+//! Each open file is one connection: the first write says where to, in Plan 9's form (`tcp!HOST!PORT`, `unix!PATH`),
+//! and is answered once it stands; what is written from then on goes there, what comes from there is read, and a write
+//! of nothing says that no more will come. It lasts as long as the file is open. What this node's user can reach, a
+//! command of the same peer could reach as well, so no right is given by it. Used by `rcpu -L`; answered in the tasks
+//! of requests. A session's file `accept` is the same the other way round ([`streams`]): the first write says which of
+//! the places where the command is to find its caller, and is answered once somebody has connected there.
 
 use std::future::Future;
 use std::io;

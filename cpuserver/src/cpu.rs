@@ -39,8 +39,8 @@ pub struct CpuOptions {
     pub tmp: PathBuf,
     /// The environment of a command that was given none, `NAME=VALUE` each; by default a `PATH`.
     pub env: Vec<Vec<u8>>,
-    /// Libraries of this node that are tied to its drivers, besides those that are known: paths, with `*` in the last part.
-    /// Commands whose root is their caller's have them of the node.
+    /// Libraries of this node that are tied to its drivers, besides those that are known: paths, with `*` in the last
+    /// part. Commands whose root is their caller's have them of the node.
     pub drivers: Vec<PathBuf>,
     /// Keys the qids of the node's own files in a job.
     pub qid_key: [u8; 32],

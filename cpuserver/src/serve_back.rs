@@ -123,8 +123,8 @@ impl Cpu {
     }
 }
 
-/// How long a caller that was lost may take to come back. What the command asks of its files waits meanwhile; the command
-/// ends with its session, which may be over before.
+/// How long a caller that was lost may take to come back. What the command asks of its files waits meanwhile; the
+/// command ends with its session, which may be over before.
 const LINGER: Duration = Duration::from_secs(600);
 
 /// The connection that comes next. The caller dials every one: to get back to it is to wait for it.

@@ -361,8 +361,8 @@ impl Session {
         self.held.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// The clone file was closed; says whether the session lives on: it is open elsewhere, or a detached command runs in
-    /// it, or did.
+    /// The clone file was closed; says whether the session lives on: it is open elsewhere, or a detached command runs
+    /// in it, or did.
     pub(crate) fn release(&self) -> bool {
         let others = self.held.fetch_sub(1, Ordering::SeqCst) > 1;
         others || self.detached.load(Ordering::SeqCst) && !matches!(self.phase(), Phase::New)

@@ -3,8 +3,9 @@
 //! Over the client that reaches the caller, beneath the command's namespace; made for each connection that brings a
 //! tree together with facts. Walks and attributes that were told wait for nobody; everything that was told is walked to
 //! and opened at the same time, as soon as this is made, so that whoever opens one waits for one round trip, however
-//! many come after it. Facts are old after a moment, and as soon as the command changes anything; then, and for what was
-//! not told, the caller is asked. Invariant: a file that was opened is handed out only if it still is what was told.
+//! many come after it. Facts are old after a moment, and as soon as the command changes anything; then, and for what
+//! was not told, the caller is asked. Invariant: a file that was opened is handed out only if it still is what was
+//! told.
 
 mod facts;
 

@@ -6,8 +6,8 @@
 //! runs on tokio's blocking pool; what the kernel has in memory is answered in place.
 //!
 //! Descriptors are bounded: a node is (parent, name, file id), and its descriptor is looked for again when it is needed
-//! (`disk/inode.rs`). /proc and /sys, and a slashn mount unless it is known not to wait for this tree, are shown as empty
-//! directories (`disk/mounts.rs`).
+//! (`disk/inode.rs`). /proc and /sys, and a slashn mount unless it is known not to wait for this tree, are shown as
+//! empty directories (`disk/mounts.rs`).
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};

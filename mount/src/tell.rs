@@ -105,8 +105,8 @@ impl Teller {
         self.late.tell(&self.kernel, move |kernel| tell_names(kernel, id, &names));
     }
 
-    /// The attributes of `dirs`, what they hold, and what `names` stand for in directories are old. Returns when the kernel knows it,
-    /// which may take until nobody has those directories locked.
+    /// The attributes of `dirs`, what they hold, and what `names` stand for in directories are old. Returns when the
+    /// kernel knows it, which may take until nobody has those directories locked.
     pub(crate) fn exchanged<'a>(&self, dirs: &[u64], names: impl Iterator<Item = (u64, Name<'a>)>) {
         let Some(kernel) = self.kernel.get() else { return };
         for (dir, name) in names {

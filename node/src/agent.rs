@@ -157,8 +157,8 @@ impl Agent {
         }))
     }
 
-    /// The files by which it is used: `soon` (a node that is about to be served), `serve`, `status`, `sees` (which mount
-    /// namespace it is in) and `ctl` (which knows `stop`).
+    /// The files by which it is used: `soon` (a node that is about to be served), `serve`, `status`, `sees` (which
+    /// mount namespace it is in) and `ctl` (which knows `stop`).
     pub fn tree(self: &Arc<Self>) -> TreeRef {
         let (soon, serve, status, stop) = (self.clone(), self.clone(), self.clone(), self.clone());
         synth::tree(synth::dir([

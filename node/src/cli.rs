@@ -137,8 +137,8 @@ pub enum Command {
     Ps(Ps),
     /// How busy my nodes are, and what of mine runs there, until `q`
     ///
-    /// How busy my nodes are (load of 1, 5 and 15 minutes, cores, memory) and what of mine runs there, drawn anew every two
-    /// seconds until `q` or ^C. Where the output is no terminal, once.
+    /// How busy my nodes are (load of 1, 5 and 15 minutes, cores, memory) and what of mine runs there, drawn anew every
+    /// two seconds until `q` or ^C. Where the output is no terminal, once.
     Top(Top),
     /// Send a signal to commands of mine
     ///

@@ -34,8 +34,8 @@ pub struct Config {
     pub identity: Option<String>,
     /// Which key of the agent, as `SHA256:...`; without it, the first that can be used.
     pub agent_key: Option<String>,
-    /// Libraries that are tied to this machine's drivers, besides those that are known: absolute paths, with `*` in the last
-    /// part.
+    /// Libraries that are tied to this machine's drivers, besides those that are known: absolute paths, with `*` in the
+    /// last part.
     #[serde(default)]
     pub drivers: Vec<std::path::PathBuf>,
     /// What is exported, in the order of the names.

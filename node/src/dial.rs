@@ -2,8 +2,8 @@
 //!
 //! Used by the mount, the agent and `rcpu`, each in its own runtime. The file is read at each use, so that `slashn add`
 //! takes effect at once. Handshakes run where blocking is allowed, since an ssh-agent may ask a person. What is
-//! attached is a session: a connection that is lost is made again. In a command on a node whose caller lends it its nodes
-//! it is the caller who dials ([`crate::within`]).
+//! attached is a session: a connection that is lost is made again. In a command on a node whose caller lends it its
+//! nodes it is the caller who dials ([`crate::within`]).
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -68,8 +68,8 @@ impl Dialer {
         Ok(Self(Way::Own(Arc::new(Own { known_nodes, me, key: secret.key })), None))
     }
 
-    /// The same by the connections that the agent has which answers at `socket`. What a command has at a node that is lost
-    /// is kept for as long as `away`: if the command is killed, the agent says so.
+    /// The same by the connections that the agent has which answers at `socket`. What a command has at a node that is
+    /// lost is kept for as long as `away`: if the command is killed, the agent says so.
     pub fn by_agent(&self, socket: &Path, away: Duration) -> Self {
         Self(self.0.clone(), Some(ByAgent { socket: socket.into(), away }))
     }
@@ -207,8 +207,8 @@ impl Dialer {
         self.attach_for(node, linger, patience).await
     }
 
-    /// The same, once the node has proven its key: what it says then is not waited for, and whether it lets me in is told
-    /// by what is asked of it first.
+    /// The same, once the node has proven its key: what it says then is not waited for, and whether it lets me in is
+    /// told by what is asked of it first.
     pub async fn attach_at_once(&self, node: &Node, linger: Duration) -> Result<(Client, NodeRef)> {
         let stream = self.reach(node).await?;
         let (linger, patience) = self.patience(linger);

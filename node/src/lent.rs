@@ -4,8 +4,8 @@
 //! path of the caller's files, `#relay SERVER` the root of a server that the namespace names, reached by the caller,
 //! and `#grant NODE` a file: the grant with which the node reaches another by itself. Only what the caller's own
 //! namespace names is lent, whatever is asked for; of other nodes never more than their exports: those that the
-//! namespace mounts, those that were exposed by name, and of the grid, by the trust that the caller has in the node, all
-//! of them (`all`), the one called `home`, to be read (`home`), or none (`cwd`).
+//! namespace mounts, those that were exposed by name, and of the grid, by the trust that the caller has in the node,
+//! all of them (`all`), the one called `home`, to be read (`home`), or none (`cwd`).
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -206,8 +206,8 @@ pub struct Carried {
     pub run: bool,
 }
 
-/// The namespace of a command on `node`: that which is `written`, where this machine's root is what every command has there;
-/// or, where `mine` are given, the node's own root with these directories of mine in it.
+/// The namespace of a command on `node`: that which is `written`, where this machine's root is what every command has
+/// there; or, where `mine` are given, the node's own root with these directories of mine in it.
 pub fn carried(dialer: &Dialer, written: Written, node: &Node, mine: Option<&[&str]>) -> Result<Carried> {
     let mut all = written.lines;
     if all.first() == Some(&here()) {

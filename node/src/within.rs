@@ -1,9 +1,9 @@
 //! A command that a node runs, from within: how slashn and rcpu know that they are in one, and reach its caller.
 //!
-//! The node puts the namespace of each command in a file of its /run ([`namespace`]). The caller's home and keys are not
-//! seen there. Where the caller lends its nodes (`rcpu --forward rcpu`, `rcpu/lend.rs`), a socket leads back to the
-//! `rcpu` that runs the command: one line says what is wanted, `nodes` (the lines of known_nodes) or `dial NAME` (one line
-//! says how that went, and then it is a connection to that node, which the caller has made with its key).
+//! The node puts the namespace of each command in a file of its /run ([`namespace`]). The caller's home and keys are
+//! not seen there. Where the caller lends its nodes (`rcpu --forward rcpu`, `rcpu/lend.rs`), a socket leads back to the
+//! `rcpu` that runs the command: one line says what is wanted, `nodes` (the lines of known_nodes) or `dial NAME` (one
+//! line says how that went, and then it is a connection to that node, which the caller has made with its key).
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream as StdUnixStream;

@@ -57,7 +57,8 @@ impl Cancel {
     pub async fn run<T>(&self, work: impl Future<Output = Result<T, Errno>>) -> Result<T, Errno> {
         let mut work = pin!(CURRENT.scope(self.clone(), work));
         loop {
-            // Made before the look at the state, so that no change is missed; what is ready at once never waits for one.
+            // Made before the look at the state, so that no change is missed; what is ready at once never waits for
+            // one.
             let mut changed = pin!(self.0.changed.notified());
             let step = poll_fn(|cx| {
                 // What merely waited takes nothing that comes after it was to end: no byte of a stream goes to nobody.

@@ -122,10 +122,10 @@ impl Client {
         Self::begin(io, options, Some(resume)).await
     }
 
-    /// The same for a server that is known to speak our dialect, and takes frames as large as `options` offers: nothing is
-    /// waited for, and what is asked goes out together with the question for a version. A server that answers that in
-    /// another way has broken the protocol: what was asked meets `EHOSTUNREACH`. If the connection turns out to be dead
-    /// before anything was heard on it, another is made, for as long as `resume` has patience.
+    /// The same for a server that is known to speak our dialect, and takes frames as large as `options` offers: nothing
+    /// is waited for, and what is asked goes out together with the question for a version. A server that answers that
+    /// in another way has broken the protocol: what was asked meets `EHOSTUNREACH`. If the connection turns out to be
+    /// dead before anything was heard on it, another is made, for as long as `resume` has patience.
     pub fn assuming<S>(io: S, options: Options, resume: Resume) -> Self
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -222,8 +222,8 @@ impl Client {
 }
 
 impl Client {
-    /// Attaches as [`Tree::attach`] does, without waiting for the answer, to what is known to have this `qid`: what goes
-    /// wrong is told by what is asked first. A server that does not speak our dialect is waited for.
+    /// Attaches as [`Tree::attach`] does, without waiting for the answer, to what is known to have this `qid`: what
+    /// goes wrong is told by what is asked first. A server that does not speak our dialect is waited for.
     pub async fn attach_to(&self, who: &Who, aname: &[u8], qid: Qid) -> Result<NodeRef, Errno> {
         if !self.0.ordered {
             return self.attach(who, aname).await;
@@ -244,9 +244,9 @@ pub fn farewell() -> Vec<u8> {
     message
 }
 
-/// Opens the stream at `names` below `root`: a file whose contents are made as they are read or written. If `root` is of a
-/// server that speaks our dialect, its answer is not waited for, and what goes wrong is told by what is asked of the
-/// stream first.
+/// Opens the stream at `names` below `root`: a file whose contents are made as they are read or written. If `root` is
+/// of a server that speaks our dialect, its answer is not waited for, and what goes wrong is told by what is asked of
+/// the stream first.
 pub async fn stream_at(root: &NodeRef, names: &[Name<'_>], how: How) -> Result<Handle, Errno> {
     let node: &dyn Any = &**root;
     match node.downcast_ref::<Remote>() {

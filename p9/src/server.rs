@@ -197,8 +197,8 @@ where
                 if let Poll::Ready(written) = writing.as_mut().poll(cx) {
                     return Poll::Ready(Err(written.map(drop)));
                 }
-                // By turns and not by waking: another thread would take it up, which costs more than a small request does
-                // altogether.
+                // By turns and not by waking: another thread would take it up, which costs more than a small request
+                // does altogether.
                 match requests.turn(|| reading.as_mut().poll(cx)) {
                     (Poll::Ready(ended), _) => return Poll::Ready(Ok(ended)),
                     (Poll::Pending, false) => return Poll::Pending,

@@ -83,8 +83,8 @@ pub fn guest(machine: &Machine) -> PathBuf {
     program
 }
 
-/// Puts the shell scripts of `docs/DOCUMENT`, as they stand there, into the folder `work`, each called by the first word
-/// of its first comment. Gives the document's text and how many there are.
+/// Puts the shell scripts of `docs/DOCUMENT`, as they stand there, into the folder `work`, each called by the first
+/// word of its first comment. Gives the document's text and how many there are.
 pub fn documented(machine: &Machine, document: &str) -> (String, usize) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(document);
     let text = std::fs::read_to_string(path).expect("the document");

@@ -1,5 +1,5 @@
-//! What of a node is tied to its drivers is the node's in a command that has its caller's root: a library that stands for
-//! one, which the caller has, too, in another version.
+//! What of a node is tied to its drivers is the node's in a command that has its caller's root: a library that stands
+//! for one, which the caller has, too, in another version.
 
 #![allow(clippy::unwrap_used, reason = "it is a test: a failure here is the test's")]
 

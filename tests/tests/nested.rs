@@ -15,8 +15,8 @@ as_both! {
     what_is_hidden_in_a_command_is_told_to_be_hidden
 }
 
-/// `rcpu` with these arguments, that is without what a debugger needs: a node reads it through others, whole. slashn and
-/// 9p are beside it, in a folder that the node may read.
+/// `rcpu` with these arguments, that is without what a debugger needs: a node reads it through others, whole. slashn
+/// and 9p are beside it, in a folder that the node may read.
 fn rcpu(machine: &Machine, args: &[&str]) -> Command {
     let bin = machine.at("bin");
     if !bin.exists() {

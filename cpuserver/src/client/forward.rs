@@ -44,8 +44,9 @@ impl Accept {
     }
 }
 
-/// Connects the node whose root is `node` to `to` (`tcp!HOST!PORT` or `unix!PATH`, there), and carries what goes between
-/// that and `local`, both ways, until both have ended or one of them is broken off. Errors: it could not connect.
+/// Connects the node whose root is `node` to `to` (`tcp!HOST!PORT` or `unix!PATH`, there), and carries what goes
+/// between that and `local`, both ways, until both have ended or one of them is broken off. Errors: it could not
+/// connect.
 pub async fn forward(node: NodeRef, to: &str, local: impl AsyncRead + AsyncWrite + Unpin) -> Result<(), Errno> {
     let names = [Name::new(b"cpu")?, Name::new(b"connect")?];
     let there = node.open_at(&names, How::RDWR, Want::default()).await?.handle;

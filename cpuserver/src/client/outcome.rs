@@ -20,8 +20,8 @@ pub(super) const EXEC: &str = "exec";
 pub struct Ended {
     /// By itself or by a signal.
     pub exit: Exit,
-    /// What it used, as the node says it: `real`, `user`, `sys` (seconds), `maxrss` (KiB), and so on, each followed by a
-    /// number.
+    /// What it used, as the node says it: `real`, `user`, `sys` (seconds), `maxrss` (KiB), and so on, each followed by
+    /// a number.
     pub used: String,
     /// The limit that ended it or some of it, in words.
     pub limit: Option<String>,

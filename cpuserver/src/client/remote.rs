@@ -65,8 +65,8 @@ impl Remote {
         number.ok_or(Error::Garbled(outcome::CLONE))
     }
 
-    /// The session's file `file`, opened: what goes wrong with that may be told by its first use. Errors carry `file` as
-    /// the step.
+    /// The session's file `file`, opened: what goes wrong with that may be told by its first use. Errors carry `file`
+    /// as the step.
     pub(super) async fn file(&self, file: &'static str, how: How) -> Result<Handle, Error> {
         stream(&self.node, &self.name, file, how).await.map_err(|errno| Error::of(file, errno, false))
     }

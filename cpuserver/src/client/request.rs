@@ -105,8 +105,8 @@ fn stays(name: &[u8]) -> bool {
 }
 
 /// The environment of a command: `all` of the caller's without what means nothing elsewhere (`SSH_AUTH_SOCK`,
-/// `DISPLAY`, `WAYLAND_DISPLAY`, `XAUTHORITY`, `DBUS_*`, `XDG_RUNTIME_DIR`), and with `chosen`: `NAME=VALUE` sets a variable, `NAME`
-/// alone forwards it after all.
+/// `DISPLAY`, `WAYLAND_DISPLAY`, `XAUTHORITY`, `DBUS_*`, `XDG_RUNTIME_DIR`), and with `chosen`: `NAME=VALUE` sets a
+/// variable, `NAME` alone forwards it after all.
 pub fn environment(all: impl IntoIterator<Item = (OsString, OsString)>, chosen: &[OsString]) -> Vec<Vec<u8>> {
     let chosen = || chosen.iter().map(|item| item.as_bytes());
     let set = || chosen().filter_map(|item| item.iter().position(|&byte| byte == b'=').map(|end| &item[..end]));

@@ -1,8 +1,10 @@
-//! What of a node is tied to its drivers: devices, libraries that must be as old as the kernel's modules, and their tools.
+//! What of a node is tied to its drivers: devices, libraries that must be as old as the kernel's modules, and their
+//! tools.
 //!
-//! A command whose root is its caller's has them of the node, as containers have that are started for a GPU: devices in its
-//! /dev, the rest in its own /run, which its loader's path and its `PATH` lead to first. Looked for once a node. Which files
-//! these are is what NVIDIA's container toolkit takes, and what whoever runs the node names (`drivers` in grid.toml).
+//! A command whose root is its caller's has them of the node, as containers have that are started for a GPU: devices in
+//! its /dev, the rest in its own /run, which its loader's path and its `PATH` lead to first. Looked for once a node.
+//! Which files these are is what NVIDIA's container toolkit takes, and what whoever runs the node names (`drivers` in
+//! grid.toml).
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -53,8 +55,8 @@ impl Drivers {
         }
     }
 
-    /// Puts them into `spec`: the devices where it has a /dev of its own, the rest where it has a /run, too, and its root
-    /// `is_callers`.
+    /// Puts them into `spec`: the devices where it has a /dev of its own, the rest where it has a /run, too, and its
+    /// root `is_callers`.
     pub(crate) fn lend(&self, spec: &mut JobSpec, is_callers: bool) {
         let has = |at: &str| spec.mounts.iter().any(|mount| mount.at() == Path::new(at));
         let (dev, run) = (has("/dev"), has("/run"));

@@ -1,8 +1,8 @@
 //! The control groups of one job: what bounds all of its processes together, see cgroups(7).
 //!
-//! Made by the job's task when its `limits` say so, before init goes on: init is put in, and all others descend from it.
-//! Each limit is kept by whatever this machine has, the unified hierarchy or the older ones; where this process may make
-//! no groups, by what setrlimit(2) and sched_setaffinity(2) can do, or not at all. Which, is told in the session's
+//! Made by the job's task when its `limits` say so, before init goes on: init is put in, and all others descend from
+//! it. Each limit is kept by whatever this machine has, the unified hierarchy or the older ones; where this process may
+//! make no groups, by what setrlimit(2) and sched_setaffinity(2) can do, or not at all. Which, is told in the session's
 //! `stats`. Invariant: no group outlives its job.
 
 use std::fmt::Write as _;
@@ -117,8 +117,8 @@ impl Hierarchies {
     }
 }
 
-/// Whether groups in `top`, of the unified hierarchy, can be bounded by `controller`: it is passed on already, or can be
-/// because nothing but the top of all is in the way.
+/// Whether groups in `top`, of the unified hierarchy, can be bounded by `controller`: it is passed on already, or can
+/// be because nothing but the top of all is in the way.
 fn offers(top: &Path, controller: &str) -> bool {
     let has = |file: &str| {
         let text = fs::read_to_string(top.join(file)).unwrap_or_default();

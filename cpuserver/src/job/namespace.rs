@@ -1,9 +1,10 @@
 //! The namespace that a job's root shows, from the session's namespace file.
 //!
-//! The file names trees by server: `caller` is what the caller serves; `#...` are this node's; what else it names is another's ([`crate::travel`]). Those that only the
-//! kernel can mount (`#proc`, `#sys`, `#dev`, `#run`) become empty directories here, and mounts over them inside the
-//! job; `#host/PATH` binds a file or directory of the node over the caller's, where both have it. Called by the job's
-//! task; nothing here runs or opens what the text names besides those trees.
+//! The file names trees by server: `caller` is what the caller serves; `#...` are this node's; what else it names is
+//! another's ([`crate::travel`]). Those that only the kernel can mount (`#proc`, `#sys`, `#dev`, `#run`) become empty
+//! directories here, and mounts over them inside the job; `#host/PATH` binds a file or directory of the node over the
+//! caller's, where both have it. Called by the job's task; nothing here runs or opens what the text names besides those
+//! trees.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -51,7 +52,8 @@ pub(crate) fn text(session: &Session) -> String {
     text
 }
 
-/// The line of the namespace of `session` by which `path` is sought: the first of those that put something nearest to it.
+/// The line of the namespace of `session` by which `path` is sought: the first of those that put something nearest to
+/// it.
 pub(crate) fn sought(session: &Session, path: &str) -> Option<String> {
     let lines = lines(&session.spec()).ok()?;
     let depth = |line: &Line| match line {

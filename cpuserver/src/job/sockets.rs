@@ -1,7 +1,7 @@
 //! Places for the sockets of a job, where its namespace has none.
 //!
-//! Init mounts a socket over what is there ([`crate::launch`]), so something has to be there. It is put into the namespace
-//! and not into a directory of the caller's: so it is the job's alone, and goes with it, however that ends.
+//! Init mounts a socket over what is there ([`crate::launch`]), so something has to be there. It is put into the
+//! namespace and not into a directory of the caller's: so it is the job's alone, and goes with it, however that ends.
 
 use std::path::{Path, PathBuf};
 

@@ -47,7 +47,8 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// It is there, for another architecture than this machine's, of which there is no emulator either: exit status 126.
+    /// It is there, for another architecture than this machine's, of which there is no emulator either: exit status
+    /// 126.
     #[error("{program}: it is for {architecture}, and this node is {own}")]
     Foreign {
         /// The path that was found.

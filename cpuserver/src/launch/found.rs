@@ -1,9 +1,9 @@
 //! What a job finds that is nobody's file: sockets on which the daemon takes connections, and small files.
 //!
-//! Made by init, in the job's root, before the program runs: what connects to them may rely on their being there. Nobody
-//! but the job's own user can use them, and what is in a place of the job's own (its /run) is gone with it. A socket
-//! elsewhere is mounted over one that is there, which means nothing here: one of the caller's, or what the daemon has put
-//! into the namespace. So nothing of the caller's is made or removed.
+//! Made by init, in the job's root, before the program runs: what connects to them may rely on their being there.
+//! Nobody but the job's own user can use them, and what is in a place of the job's own (its /run) is gone with it. A
+//! socket elsewhere is mounted over one that is there, which means nothing here: one of the caller's, or what the
+//! daemon has put into the namespace. So nothing of the caller's is made or removed.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
@@ -21,8 +21,8 @@ use super::{Error, JobSpec, Os};
 /// Connections that wait to be taken.
 const BACKLOG: i32 = 128;
 
-/// Makes the files of `spec`, then its sockets, which are handed to the daemon at `daemon`. `ours` are the places that are
-/// the job's own.
+/// Makes the files of `spec`, then its sockets, which are handed to the daemon at `daemon`. `ours` are the places that
+/// are the job's own.
 pub(super) fn make(spec: &JobSpec, ours: &[PathBuf], daemon: &OwnedFd) -> Result<(), Error> {
     if spec.files.is_empty() && spec.sockets.is_empty() {
         return Ok(());

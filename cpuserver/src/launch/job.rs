@@ -65,7 +65,8 @@ impl Job {
         self.fuse.take()
     }
 
-    /// The sockets of [`JobSpec::sockets`](super::JobSpec::sockets), listening; all there once [`Job::running`] returned.
+    /// The sockets of [`JobSpec::sockets`](super::JobSpec::sockets), listening; all there once [`Job::running`]
+    /// returned.
     pub fn take_sockets(&mut self) -> Vec<OwnedFd> {
         std::mem::take(&mut self.sockets)
     }

@@ -1,7 +1,7 @@
 //! Levels of one architecture: programs that were made for newer processors.
 //!
-//! The x86-64 psABI has four: what a program needs is in its GNU property note, which linkers write (`-z x86-64-v3`) and
-//! ld.so(8) heeds; what a processor has is asked of that. The first is every processor's, and not spoken of.
+//! The x86-64 psABI has four: what a program needs is in its GNU property note, which linkers write (`-z x86-64-v3`)
+//! and ld.so(8) heeds; what a processor has is asked of that. The first is every processor's, and not spoken of.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -93,8 +93,8 @@ fn start(spec: &JobSpec, socket: &OwnedFd, stdio: [OwnedFd; 3]) -> Result<i32, E
         }
         Side::Parent { pid, pidfd } => {
             drop((init_ready, stdio, root));
-            // Only now: a read of a /dev/fuse descriptor that is not mounted yet fails with EPERM. If init is not ready,
-            // it has told why; if the daemon is gone, init notices.
+            // Only now: a read of a /dev/fuse descriptor that is not mounted yet fails with EPERM. If init is not
+            // ready, it has told why; if the daemon is gone, init notices.
             if is_ready(ready) {
                 let _ = message::send(socket, &Event::Started { init: pid }, &[fuse.as_fd(), pidfd.as_fd()]);
             }

@@ -79,8 +79,8 @@ pub(super) fn pivot(root: OwnedFd) -> Result<(), Error> {
     rustix::process::chdir("/").map_err(step("enter"))
 }
 
-/// Puts `mounts` in place. Each place is looked up in the job's root, by whoever serves it. Gives those in which there was
-/// nothing.
+/// Puts `mounts` in place. Each place is looked up in the job's root, by whoever serves it. Gives those in which there
+/// was nothing.
 pub(super) fn attach(mounts: Vec<Prepared>, notes: &mut Vec<String>) -> Result<Vec<PathBuf>, Error> {
     let mut ours: Vec<PathBuf> = Vec::new();
     for Prepared { at, what, then } in mounts {

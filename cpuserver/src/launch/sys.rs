@@ -148,7 +148,8 @@ pub(super) fn default_signals() {
     let default = [0_u64; 8];
     const SIGNALS: i32 = 64;
     for signal in 1..=SIGNALS {
-        // SAFETY: SIG_DFL runs no code of ours, and the structure is shorter than `default`. It fails for KILL and STOP.
+        // SAFETY: SIG_DFL runs no code of ours, and the structure is shorter than `default`. It fails for KILL and
+        // STOP.
         unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), 0, SIGNALS / 8) };
     }
     // SAFETY: the set is as long as said.

@@ -131,8 +131,8 @@ impl Spec {
         self.set_listen(&lines.map(<[u8]>::to_vec).collect::<Vec<_>>())
     }
 
-    /// One more file that the command finds. Errors: `EINVAL` for a path that is not absolute and plain, `E2BIG` for more
-    /// than there may be.
+    /// One more file that the command finds. Errors: `EINVAL` for a path that is not absolute and plain, `E2BIG` for
+    /// more than there may be.
     fn give(&mut self, path: &[u8], text: Vec<u8>) -> Result<(), Errno> {
         let bytes: usize = self.files.iter().map(|(_, text)| text.len()).sum();
         if self.files.len() == FOUND || bytes + text.len() > FILE_BYTES {

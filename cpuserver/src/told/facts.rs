@@ -1,10 +1,10 @@
 //! What a caller tells of its files together with a command: gathered at the caller, read at the node.
 //!
 //! Gathered in the task of whoever serves the files, for each path that the command is about to walk and for all that
-//! lies on the way: attributes or why there are none, where a link leads, what small files hold, if that node was not told
-//! before and so may have kept it, and of large ones what they hash to. Said as
-//! the 9P replies that the node would have been given, each after its path. The node takes it as a peer's: all of it is
-//! bounded, and what cannot be read is no fact.
+//! lies on the way: attributes or why there are none, where a link leads, what small files hold, if that node was not
+//! told before and so may have kept it, and of large ones what they hash to. Said as the 9P replies that the node would
+//! have been given, each after its path. The node takes it as a peer's: all of it is bounded, and what cannot be read
+//! is no fact.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;

@@ -268,8 +268,8 @@ impl DiskNode {
     }
 
     pub(super) fn lease_soon<'a>(&self, want: LeaseKind, on_break: OnBreak) -> Reply<'a, Option<Lease>> {
-        // What a file system with a server of its own changes is not told here; and where several spellings are one name,
-        // a listing does not say which names are missing.
+        // What a file system with a server of its own changes is not told here; and where several spellings are one
+        // name, a listing does not say which names are missing.
         let folds = self.inode.mount.folds && self.inode.format == libc::S_IFDIR;
         if self.inode.mount.remote || folds || want == LeaseKind::None {
             return Reply::ok(None);

@@ -148,9 +148,9 @@ impl Bridge {
         Ok((self.opens.add(open), flags))
     }
 
-    /// Whether the kernel may keep what it lists of the directory `inode`, whose attributes under a lease are `own`, and
-    /// list it from that which it has: as long as it has not changed, and the kernel still knows the names, which it
-    /// would else look up one by one.
+    /// Whether the kernel may keep what it lists of the directory `inode`, whose attributes under a lease are `own`,
+    /// and list it from that which it has: as long as it has not changed, and the kernel still knows the names, which
+    /// it would else look up one by one.
     fn keeps_listing(&self, inode: &Inode, own: Option<Attr>) -> FopenFlags {
         let Some(own) = own.filter(|_| !self.options.all_users && self.table.len() <= KNOWN) else {
             return FopenFlags::empty();

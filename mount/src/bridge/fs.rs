@@ -70,8 +70,8 @@ impl Filesystem for Fs {
             true => InitFlags::FUSE_NO_OPEN_SUPPORT,
             false => InitFlags::FUSE_ATOMIC_O_TRUNC | InitFlags::FUSE_POSIX_LOCKS | InitFlags::FUSE_FLOCK_LOCKS,
         };
-        // To take away a file's setuid bit upon a write is the kernel's part where it is the one that checks rights: whoever
-        // serves then has all of them, and would keep the bit.
+        // To take away a file's setuid bit upon a write is the kernel's part where it is the one that checks rights:
+        // whoever serves then has all of them, and would keep the bit.
         let killing = if self.0.options.all_users { InitFlags::empty() } else { InitFlags::FUSE_HANDLE_KILLPRIV_V2 };
         let offered = config.capabilities() & (wanted | of_opens | killing);
         // What the kernel offers it also takes.

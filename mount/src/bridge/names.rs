@@ -202,8 +202,8 @@ impl Bridge {
             let _changing = (self.changing(&target), self.changing_name(&dir, name));
             change!(self, EIO, [&dir, &target], |nodes| nodes[0].link(&nodes[1], name).await)?;
         }
-        // Asked for anew: the number of links has changed, and the node should be the one at this place, unless another has
-        // moved it on meanwhile.
+        // Asked for anew: the number of links has changed, and the node should be the one at this place, unless another
+        // has moved it on meanwhile.
         let reached = ask!(self, &dir, |node| node.walk(&[name], Want::ATTR).await.and_then(Walk::reached));
         let (node, attr, ttl) = match reached {
             Ok(reached) if target.is(reached.node.qid()) => (reached.node, reached.attr, self.options.ttl),

@@ -2,8 +2,8 @@
 //!
 //! A file of the tree and one of this machine with the same path and length may hold the same. Whoever reads the first
 //! asks what a part of it is known by, some megabytes at a time, and reads that part of the second if it is known by
-//! the same. Made when a file is opened for reading, asked by its reads, in any task. Invariant: a part is read here only
-//! if the whole of it was found to be the same, and the file here is what it was when it was hashed.
+//! the same. Made when a file is opened for reading, asked by its reads, in any task. Invariant: a part is read here
+//! only if the whole of it was found to be the same, and the file here is what it was when it was hashed.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -31,8 +31,8 @@ const LEAST: u64 = 192 << 10;
 /// Where this machine may have the same files as a tree.
 #[derive(Clone, Debug)]
 pub struct TwinOptions {
-    /// A directory: a file below it may hold the same as that of the same path in the tree. Only files that everybody may
-    /// read are looked at, and only those on the file system of the directory itself.
+    /// A directory: a file below it may hold the same as that of the same path in the tree. Only files that everybody
+    /// may read are looked at, and only those on the file system of the directory itself.
     pub dir: PathBuf,
     /// How long a file here must have been left alone: a store through a mapping changes its times only when it goes to
     /// the disk.

@@ -26,8 +26,8 @@ impl Foresight {
         self.dirs.peek(&dir.place()?.dir.id)
     }
 
-    /// Files of `dir` are opened in `order`, as those of the directory that the kernel calls `last` were, and both are in
-    /// `above`: so are those of the directories that come next there, as far as they were listed.
+    /// Files of `dir` are opened in `order`, as those of the directory that the kernel calls `last` were, and both are
+    /// in `above`: so are those of the directories that come next there, as far as they were listed.
     pub(super) fn foresee_beside(self: &Arc<Self>, above: &Listed, dir: &Inode, last: u64, order: usize) {
         let place = |dir: &Inode| above.find(dir.place()?.name.as_name());
         let before = self.table.get(last).ok().and_then(|last| place(&last));

@@ -61,8 +61,8 @@ impl Foresight {
         }
     }
 
-    /// The directory `name` of `listed`, if it was opened ahead: what it is, its attributes, the lease that says so, and
-    /// when they were asked for and after how many changes.
+    /// The directory `name` of `listed`, if it was opened ahead: what it is, its attributes, the lease that says so,
+    /// and when they were asked for and after how many changes.
     pub(super) async fn look_ahead(
         &self, listed: &Listed, name: Name<'_>,
     ) -> Option<(NodeRef, Attr, Option<Arc<Leash>>, (Instant, u64))> {

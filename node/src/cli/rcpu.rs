@@ -88,8 +88,8 @@ pub struct Rcpu {
     /// path is a unix socket
     #[arg(short = 'L', value_name = "[BIND:]PORT:HOST:PORT")]
     pub forward: Vec<Forward>,
-    /// While it runs, what connects to PORT there (of BIND, else of localhost) is connected to HOST:PORT from here; a path
-    /// is a unix socket, where the command sees it
+    /// While it runs, what connects to PORT there (of BIND, else of localhost) is connected to HOST:PORT from here; a
+    /// path is a unix socket, where the command sees it
     #[arg(short = 'R', value_name = "[BIND:]PORT:HOST:PORT")]
     pub back: Vec<Forward>,
     /// My ssh-agent is its own while it runs: --forward agent
@@ -98,9 +98,9 @@ pub struct Rcpu {
     /// My display is its own while it runs: --forward x11
     #[arg(short = 'X')]
     pub x11: bool,
-    /// Lend it something of mine while it runs: agent (my ssh-agent), x11 (my display), rcpu (my nodes and my key to reach
-    /// them, for slashn and rcpu there; a node that I trust `all` has that unless no-rcpu is said), a unix socket by its
-    /// PATH, which is the same there, L:... and R:... as -L and -R
+    /// Lend it something of mine while it runs: agent (my ssh-agent), x11 (my display), rcpu (my nodes and my key to
+    /// reach them, for slashn and rcpu there; a node that I trust `all` has that unless no-rcpu is said), a unix socket
+    /// by its PATH, which is the same there, L:... and R:... as -L and -R
     #[arg(long = "forward", value_name = "WHAT")]
     pub lend: Vec<Lend>,
     /// Let the node reach this too, whatever its trust level hides; of another node an export, /n/NODE/fs/EXPORT

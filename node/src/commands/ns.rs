@@ -1,7 +1,8 @@
 //! `slashn ns`: the namespace of a mount or of a process, as the text that rebuilds it.
 //!
-//! In a command whose caller's home is hidden it is what the node has put there for that. Elsewhere a process has one of three: that of the command which it is part of, here on this node; that of the mount which it
-//! works in; or this machine's own, of which there is nothing to print.
+//! In a command whose caller's home is hidden it is what the node has put there for that. Elsewhere a process has one
+//! of three: that of the command which it is part of, here on this node; that of the mount which it works in; or this
+//! machine's own, of which there is nothing to print.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -1,7 +1,8 @@
 //! `slashn top`: how busy my nodes are and what of mine runs there, again and again.
 //!
-//! One screen, drawn anew every few seconds and when its size changes; `q` and ^C end it. Each node has a connection that is
-//! kept, and one that is silent is told so and keeps no other waiting. Where the output is no terminal it is printed once.
+//! One screen, drawn anew every few seconds and when its size changes; `q` and ^C end it. Each node has a connection
+//! that is kept, and one that is silent is told so and keeps no other waiting. Where the output is no terminal it is
+//! printed once.
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;

@@ -240,7 +240,8 @@ impl Drop for Held {
     fn drop(&mut self) {
         let gone = self.fid.link.wire.leases.holders.lock().remove(&self.fid.number());
         drop(gone);
-        // The clunk of the fid, if that goes with this, gives it back as well; but it may have to queue, and somebody waits.
+        // The clunk of the fid, if that goes with this, gives it back as well; but it may have to queue, and somebody
+        // waits.
         let clunked = Arc::strong_count(&self.fid) == 1 && !self.bell.0.lock().rung;
         if self.granted.load(Ordering::SeqCst) && !clunked {
             self.keep(LeaseKind::None);

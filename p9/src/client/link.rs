@@ -118,8 +118,8 @@ impl Pen {
 }
 
 impl Link {
-    /// A link over the connection of `frames` and `pen`; in a session, if it has one. The version that it goes by is only
-    /// `assumed`, if the answer to the question for it is still to come.
+    /// A link over the connection of `frames` and `pen`; in a session, if it has one. The version that it goes by is
+    /// only `assumed`, if the answer to the question for it is still to come.
     pub(super) fn start(
         frames: Reader, pen: Pen, traffic: Arc<Traffic>, (msize, dialect, assumed): (u32, Dialect, bool),
         options: Options, session: Option<Session>,

@@ -246,8 +246,8 @@ impl Stream for RemoteFile {
     fn close(&self) -> Reply<'_, ()> {
         // The node or the lease that came along may go on using the fid, which goes with the last of them.
         let shared = Arc::strong_count(&self.fid) > 1;
-        // Nothing can have gone wrong with what was only read, or was told. Our servers close in order of arrival: what is
-        // asked next meets the file closed.
+        // Nothing can have gone wrong with what was only read, or was told. Our servers close in order of arrival: what
+        // is asked next meets the file closed.
         let told = !self.how.changes() || !self.written.load(Ordering::Relaxed);
         if self.fid.link.ordered && self.seekable && told {
             if !shared {

@@ -243,8 +243,8 @@ impl Wire {
         }
     }
 
-    /// Gets back to the server, or to it at last if the session was not `begun` for certain. Errors: `ESTALE` if it has forgotten the session, `EHOSTUNREACH` if it was not to be
-    /// reached for as long as it may have kept it.
+    /// Gets back to the server, or to it at last if the session was not `begun` for certain. Errors: `ESTALE` if it has
+    /// forgotten the session, `EHOSTUNREACH` if it was not to be reached for as long as it may have kept it.
     async fn again(
         &self, session: &Session, liveness: Duration, linger: Duration, begun: bool,
     ) -> Result<Reader, Errno> {

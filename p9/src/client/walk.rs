@@ -63,8 +63,8 @@ impl Remote {
         if walked.qids.len() > names.len() { Err(Errno::EPROTO) } else { Ok(walked) }
     }
 
-    /// Sends the walk of `names`, which are no more than go into one message, to a new fid, and then the opening of what
-    /// is there; the answers are not waited for.
+    /// Sends the walk of `names`, which are no more than go into one message, to a new fid, and then the opening of
+    /// what is there; the answers are not waited for.
     pub(super) async fn walk_to_stream(&self, names: &[Name<'_>], how: How) -> Result<Handle, Errno> {
         if names.len() > Steps::MAX.into() {
             return Err(Errno::ENAMETOOLONG);

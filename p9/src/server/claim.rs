@@ -81,8 +81,8 @@ impl Claim {
             | T::Append { fid, .. }
             | T::Read { fid, .. }
             | T::Write { fid, .. } => Self::Shared(fids.shared(fid)?),
-            // Who the peer is was proven before. That nobody need authenticate in 9P is what diod answers, too, and what
-            // its clients go on upon.
+            // Who the peer is was proven before. That nobody need authenticate in 9P is what diod answers, too, and
+            // what its clients go on upon.
             T::Auth { .. } => return Err(Errno::ENOENT),
             // The reader answers these itself.
             T::Version { .. } | T::Flush { .. } | T::Session { .. } | T::Ack { .. } => return Err(Errno::EINVAL),

@@ -298,8 +298,9 @@ fn typed(fields: &'static str) -> impl Iterator<Item = (&'static str, char)> {
     fields.split_whitespace().map(|field| (&field[..field.len() - 2], field.chars().last().unwrap()))
 }
 
-/// The bytes of a value: numbers as 8, 0x8, 0o8 or `~` for all ones; strings with `\s` `\n` for space and line end;
-/// a hash as 64 hexadecimal digits; lists with commas; a qid as `f5v1` (kind, path, version); a directory entry as `QID:COOKIE:TYPE:NAME`.
+/// The bytes of a value: numbers as 8, 0x8, 0o8 or `~` for all ones; strings with `\s` `\n` for space and line end; a
+/// hash as 64 hexadecimal digits; lists with commas; a qid as `f5v1` (kind, path, version); a directory entry as
+/// `QID:COOKIE:TYPE:NAME`.
 pub(crate) fn field(kind: char, value: &str) -> Vec<u8> {
     let string = |text: &str| {
         let text = text.replace("\\s", " ").replace("\\n", "\n").replace("\\0", "\0");

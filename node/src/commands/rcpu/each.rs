@@ -1,7 +1,8 @@
 //! `rcpu --each`: one command for each line of standard input, spread over nodes.
 //!
 //! One task starts jobs where there is most room and takes in how they ended; another reads lines, no more than are
-//! needed. A line that can be no argument fails alone. A job that certainly never started is tried on another node; one that may have run never is.
+//! needed. A line that can be no argument fails alone. A job that certainly never started is tried on another node; one
+//! that may have run never is.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -291,8 +292,8 @@ fn quoted(text: &[u8]) -> String {
     shown
 }
 
-/// Sends what is between `separator`s on standard input, one by one as they are taken. Empty ones are no jobs, and count
-/// for none.
+/// Sends what is between `separator`s on standard input, one by one as they are taken. Empty ones are no jobs, and
+/// count for none.
 async fn read_lines(lines: mpsc::Sender<Read>, separator: u8) {
     let mut input = BufReader::new(tokio::io::stdin());
     loop {

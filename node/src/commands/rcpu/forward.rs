@@ -1,7 +1,7 @@
 //! `rcpu -L`: what connects here is connected to a socket that the node can reach, while the command runs.
 //!
-//! Listens before the command starts, so that whoever is to connect can rely on it; each connection has a task of its own,
-//! and all end with the runtime. A socket file that was made is removed.
+//! Listens before the command starts, so that whoever is to connect can rely on it; each connection has a task of its
+//! own, and all end with the runtime. A socket file that was made is removed.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;

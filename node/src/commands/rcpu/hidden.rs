@@ -1,7 +1,7 @@
 //! What a command lacks on a node although it is here: because the trust that the node has hides it.
 //!
-//! A node that does not see a file can only say that it is not there. Whoever runs the command knows the rules, and says
-//! which of them it is. Asked when a command could not be started; it looks at this machine's files.
+//! A node that does not see a file can only say that it is not there. Whoever runs the command knows the rules, and
+//! says which of them it is. Asked when a command could not be started; it looks at this machine's files.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

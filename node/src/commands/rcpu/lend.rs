@@ -1,8 +1,8 @@
 //! What a command is lent of its caller while it runs: sockets there that lead here, and what goes with them.
 //!
-//! Each is a place where the command listens for its caller ([`Command::accept`]); what connects there is carried over the
-//! connection that the command has, to what was settled here before it started, and ends with it. No key leaves this
-//! machine, and nothing but these places is reached.
+//! Each is a place where the command listens for its caller ([`Command::accept`]); what connects there is carried over
+//! the connection that the command has, to what was settled here before it started, and ends with it. No key leaves
+//! this machine, and nothing but these places is reached.
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -105,8 +105,8 @@ pub(super) async fn answers(context: &Context, typed: &Rcpu) -> Result<()> {
     Ok(())
 }
 
-/// `command` on `node` with what it is lent. Adds to its namespace what that needs. Errors: something that was asked for
-/// is not to be had here.
+/// `command` on `node` with what it is lent. Adds to its namespace what that needs. Errors: something that was asked
+/// for is not to be had here.
 pub(super) fn lent(caller: &Caller<'_>, node: &Node, carried: &mut Carried, mut command: Command) -> Result<Command> {
     let typed = caller.typed;
     let named = |lend: Lend| typed.lend.contains(&lend);
@@ -133,7 +133,8 @@ pub(super) fn lent(caller: &Caller<'_>, node: &Node, carried: &mut Carried, mut 
         Lend::Rcpu(yes) => Some(*yes),
         _ => None,
     });
-    // Where it is not asked for, a command that has no place for it does without. One that is left alone has nobody here.
+    // Where it is not asked for, a command that has no place for it does without. One that is left alone has nobody
+    // here.
     let trusted = node.trust == Trust::All && carried.run && !typed.detach;
     if asked.unwrap_or(trusted) {
         let dialer = caller.dialer.clone();

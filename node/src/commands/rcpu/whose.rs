@@ -1,7 +1,7 @@
 //! Whose programs a command runs on a node: mine, or the node's own, where it cannot run mine.
 //!
-//! That is found out before it starts, where the program says that it needs a newer processor, or by its not starting, where
-//! it is for another machine; it is said once for each node, and known from then on.
+//! That is found out before it starts, where the program says that it needs a newer processor, or by its not starting,
+//! where it is for another machine; it is said once for each node, and known from then on.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -36,8 +36,8 @@ impl Caller<'_> {
         launch::level(&path).or_else(|| launch::architecture(&path))
     }
 
-    /// Whose programs `argv` runs at `place`; says so where it is not what is usual. Errors: the program is mine, and needs
-    /// a newer processor than that node has.
+    /// Whose programs `argv` runs at `place`; says so where it is not what is usual. Errors: the program is mine, and
+    /// needs a newer processor than that node has.
     pub(super) async fn whose(&self, place: &Place, argv: &[OsString]) -> Result<RootOf> {
         let Some(name) = argv.first().filter(|_| self.typed.root.is_none()) else {
             return Ok(self.typed.root.unwrap_or(RootOf::Caller));
@@ -60,8 +60,8 @@ impl Caller<'_> {
         Err(Error::new("run", node, reason).remedy(format!("rcpu -a 'runs={needed}' ...")).status(126))
     }
 
-    /// Whether the program of `argv`, which `node` could not run because of `err`, is to be the node's own instead; says
-    /// so once.
+    /// Whether the program of `argv`, which `node` could not run because of `err`, is to be the node's own instead;
+    /// says so once.
     pub(super) fn takes_its_own(&self, node: &Node, argv: &[OsString], err: &client::Error) -> bool {
         let Some(architecture) = err.is_for() else { return false };
         let may = argv.first().is_some_and(|name| self.typed.root.is_none() && self.may_be_its_own(name));

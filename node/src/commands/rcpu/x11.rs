@@ -1,8 +1,8 @@
 //! `rcpu -X`: my display, for a command on a node.
 //!
-//! A socket there, in the command's own /tmp/.X11-unix, leads here. The program there is given a cookie that was made up
-//! for it; who shows that one is let in here with the true one, which never leaves this machine, as `ssh -Y` does it.
-//! Names and layouts are those of X(7), Xau(3) and the X Window System Protocol's connection setup.
+//! A socket there, in the command's own /tmp/.X11-unix, leads here. The program there is given a cookie that was made
+//! up for it; who shows that one is let in here with the true one, which never leaves this machine, as `ssh -Y` does
+//! it. Names and layouts are those of X(7), Xau(3) and the X Window System Protocol's connection setup.
 
 use std::path::{Path, PathBuf};
 
@@ -35,7 +35,8 @@ struct Display {
     screen: String,
 }
 
-/// `command` with the display that `environment` names. Errors: it names none, or the file with its cookie cannot be read.
+/// `command` with the display that `environment` names. Errors: it names none, or the file with its cookie cannot be
+/// read.
 pub(super) fn lent(environment: &Environment, carried: &mut Carried, command: Command) -> Result<Command> {
     let display = Display::of(environment)?;
     let authority = environment.var("XAUTHORITY").map(PathBuf::from);

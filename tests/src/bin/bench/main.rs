@@ -1,8 +1,8 @@
 //! `./bench [GROUP...] [--only WORDS] [--json FILE]`: us and the peers side by side, in one run, on the same work.
 //!
 //! A row is a case, our figure, the peer's, and their ratio: above 1 we are better. Ratios carry from machine to
-//! machine, times do not. Each group is a file; each makes its own grid and takes it down again. `--only` measures but the
-//! cases of the groups `mount` and `wan` that have the words in their names.
+//! machine, times do not. Each group is a file; each makes its own grid and takes it down again. `--only` measures but
+//! the cases of the groups `mount` and `wan` that have the words in their names.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints a table")]
 
