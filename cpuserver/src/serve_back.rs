@@ -34,7 +34,7 @@ pub const LINE_MAX: usize = 256;
 /// Why a connection could not bring a tree. It is the peer's fault but for `Protocol`.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeBackError {
-    /// The line is not `serve N NONCE`, nor `serve N NONCE bulk`.
+    /// The line is not `serve N NONCE`, with `bulk`, `told COUNT` or `away SECONDS` after it.
     #[error("the connection does not begin with `serve SESSION NONCE`")]
     Line,
     /// There is no such session of this peer, it has a tree, or the nonce is wrong: which, is not told.
@@ -60,7 +60,7 @@ impl Cpu {
     /// Takes the tree that the peer `who` serves on `io`, which began with `line`, for the session that the line names.
     /// Returns when the connection or the session ends; dropping the future closes the connection.
     pub async fn serve_back(self: &Arc<Self>, line: &str, io: Io, who: &Who) -> Result<(), ServeBackError> {
-        let Line { name, nonce, kind } = Line::parse(line).ok_or(ServeBackError::Line)?;
+        let Line { name, nonce, kind, away } = Line::parse(line).ok_or(ServeBackError::Line)?;
         let refused = || ServeBackError::Refused(name.to_owned());
         let session = if who.rights.may_run() { self.session(name, &Owner::from(who)) } else { Err(Errno::ENOENT) };
         let (session, _) = session.map_err(|_| refused())?;
@@ -74,7 +74,7 @@ impl Cpu {
         let mut coming = coming.ok_or_else(refused)?;
         let (another, for_bulk) = (Arc::new(Another::default()), Arc::new(Another::default()));
         let (dial, bulk) = (another.dial(), Some(for_bulk.dial()));
-        let resume = Resume { dial, linger: LINGER, patience: LINGER, bulk };
+        let resume = Resume { dial, linger: away, patience: away, bulk };
         let attach = |errno| ServeBackError::Attach(name.to_owned(), errno);
         let (client, root) = match kind {
             // One that tells of its files is one of ours.
@@ -123,9 +123,9 @@ impl Cpu {
     }
 }
 
-/// How long a caller that was lost may take to come back. What the command asks of its files waits meanwhile; the
-/// command ends with its session, which may be over before.
-const LINGER: Duration = Duration::from_secs(600);
+/// How long a caller that was lost may take to come back, where it does not say, and at most. What the command asks of
+/// its files waits meanwhile; the command ends with its session, which may be over before.
+const AWAY: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(86_400));
 
 /// The connection that comes next. The caller dials every one: to get back to it is to wait for it.
 #[derive(Default)]
@@ -174,6 +174,7 @@ struct Line<'a> {
     name: &'a str,
     nonce: &'a str,
     kind: Kind,
+    away: Duration,
 }
 
 /// What a connection is for.
@@ -190,17 +191,23 @@ enum Kind {
 impl<'a> Line<'a> {
     fn parse(line: &'a str) -> Option<Self> {
         let rest = line.trim_end_matches('\n').strip_prefix("serve ")?;
-        let (name, words) = rest.split_once(' ')?;
-        let (nonce, kind) = match words.split_once(' ') {
-            None => (words, Kind::First),
-            Some((nonce, "bulk")) => (nonce, Kind::Bulk),
-            Some((nonce, told)) => {
-                let count = told.strip_prefix("told ")?.parse().ok()?;
-                (nonce, Kind::Told(Some(count).filter(|count| *count <= MOST)?))
+        let mut words = rest.split(' ');
+        let (name, nonce) = (words.next()?, words.next()?);
+        let (mut kind, mut away) = (Kind::First, AWAY.0);
+        while let Some(word) = words.next() {
+            match word {
+                "bulk" if kind == Kind::First => kind = Kind::Bulk,
+                "told" if kind == Kind::First => {
+                    kind = Kind::Told(words.next()?.parse().ok().filter(|count| *count <= MOST)?);
+                }
+                "away" => {
+                    away = Duration::from_secs(words.next()?.parse().ok()?);
+                }
+                _ => return None,
             }
-        };
-        let is_one = line.len() <= LINE_MAX && !nonce.is_empty() && !name.is_empty();
-        is_one.then_some(Self { name, nonce, kind })
+        }
+        let is_one = line.len() <= LINE_MAX && !nonce.is_empty() && !name.is_empty() && away <= AWAY.1;
+        is_one.then_some(Self { name, nonce, kind, away })
     }
 }
 
@@ -212,6 +219,11 @@ pub fn line(name: impl Display, nonce: &str) -> String {
 /// The same for one that is followed by `count` bytes of what [`crate::gather`] found.
 pub fn told_line(name: impl Display, nonce: &str, count: usize) -> String {
     format!("serve {name} {nonce} told {count}\n")
+}
+
+/// `line`, from a caller that may be away for so long before the command is lost.
+pub fn away(line: &str, time: Duration) -> String {
+    format!("{} away {}\n", line.trim_end_matches('\n'), time.as_secs())
 }
 
 /// The line that one more connection begins with, for the bulk of that tree: taken once the tree was brought.

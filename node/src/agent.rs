@@ -66,6 +66,8 @@ pub struct Serve {
     /// Paths that the command is about to walk: the node is told of them together with the command.
     #[serde(default)]
     pub hints: Vec<PathBytes>,
+    /// How long the caller may be away before the command is lost, in seconds.
+    pub away: u64,
     /// The servers that the command's namespace names, each with what is attached to there.
     #[serde(default)]
     pub servers: Vec<(String, String)>,
@@ -231,7 +233,8 @@ impl Agent {
         let Ok(request) = serde_json::from_slice::<Serve>(&line) else { return Errno::EINVAL.into() };
         Reply::later(async move {
             let node = self.dialer.find(&request.node).map_err(|_| Errno::ENOENT)?;
-            let words = serve_back::line(&request.session, &request.nonce);
+            let away = Duration::from_secs(request.away);
+            let words = serve_back::away(&serve_back::line(&request.session, &request.nonce), away);
             let bulk_words = serve_back::bulk_line(&request.session, &request.nonce);
             let (agent, trust, name) = (self.clone(), node.trust, node.name.clone());
             let (named, session) = (request.servers.clone(), format!("{name}/{}", request.session));
@@ -261,9 +264,8 @@ impl Agent {
                 }
                 let told =
                     cpuserver::gather(&tree.attach(&who, b"/").await?, &hints, node.name.as_str(), &self.told).await;
-                Ok::<_, Errno>(Some(
-                    [serve_back::told_line(session_name, &nonce, told.len()).into_bytes(), told.into()].concat(),
-                ))
+                let line = serve_back::away(&serve_back::told_line(session_name, &nonce, told.len()), away);
+                Ok::<_, Errno>(Some([line.into_bytes(), told.into()].concat()))
             };
             let (io, told) = tokio::join!(self.connect(&node), telling);
             let (mut io, told) = (io?, told?);

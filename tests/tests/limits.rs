@@ -51,7 +51,7 @@ fn a_stdin_that_cannot_be_read_is_no_end_of_it() {
 #[test]
 fn a_command_whose_files_are_lost_is_lost_and_not_exited() {
     let machine = grid(Machine::ordinary());
-    let mut child = machine.rcpu(&["beta", "sh", "-c", "echo runs; sleep 600; exit 0"]);
+    let mut child = machine.rcpu(&["--away", "5", "beta", "sh", "-c", "echo runs; sleep 600; exit 0"]);
     let mut child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdout = child.stdout.take().unwrap();
     stdout.read_exact(&mut [0; 5]).unwrap();

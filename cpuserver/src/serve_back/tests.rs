@@ -24,13 +24,18 @@ const PIECES: usize = 12;
 
 #[test]
 fn the_first_line_names_a_session_and_its_nonce() {
-    let said = |kind| Some(Line { name: "17", nonce: "ab", kind });
+    let said_away = |kind, away| Some(Line { name: "17", nonce: "ab", kind, away });
+    let said = |kind| said_away(kind, AWAY.0);
     assert_eq!(Line::parse(&line(17, "ab")), said(Kind::First));
     assert_eq!(Line::parse(&bulk_line(17, "ab")), said(Kind::Bulk));
     assert_eq!(Line::parse(&told_line(17, "ab", 300)), said(Kind::Told(300)));
     assert_eq!(Line::parse(&told_line(17, "ab", MOST + 1)), None);
+    let soon = Duration::from_secs(5);
+    assert_eq!(Line::parse(&away(&line(17, "ab"), soon)), said_away(Kind::First, soon));
+    assert_eq!(Line::parse(&away(&told_line(17, "ab", 300), soon)), said_away(Kind::Told(300), soon));
+    assert_eq!(Line::parse(&away(&line(17, "ab"), AWAY.1 * 2)), None);
     assert!(Cpu::is_serve_back(line(17, "ab").as_bytes()));
-    let wrong = ["serve 17\n", "serve 1 a b\n", "serve 1 a bulk bulk\n", "serve 1  bulk\n"];
+    let wrong = ["serve 17\n", "serve 1 a b\n", "serve 1 a bulk bulk\n", "serve 1  bulk\n", "serve 1 a away\n"];
     for wrong in wrong.into_iter().chain(["serve 1 \n", "served 1 a\n", ""]) {
         assert_eq!(Line::parse(wrong), None, "{wrong}");
     }

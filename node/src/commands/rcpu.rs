@@ -402,6 +402,7 @@ fn serve_request(context: &Context, typed: &Rcpu, dialer: &Dialer, node: &Node, 
         expose,
         exports,
         hints: Vec::new(),
+        away: typed.away,
         servers: namespace.servers.clone(),
     })
 }
