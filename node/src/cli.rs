@@ -123,7 +123,7 @@ pub enum Command {
     ///
     /// `clear`: begin again, with this machine's root alone.
     ///
-    /// `. FILE`: the lines of FILE, if there is one.
+    /// `. [-q] FILE`: the lines of FILE; with -q none, if there is no such file.
     ///
     /// Flags: -a after what is at OLD, -b before it, both making a union, else in its place; -c new files may be made
     /// in it; -m directories of one name, in this and others of the union that say so, are one; -w the same, and what

@@ -54,15 +54,40 @@ impl Written {
     /// Checks that `dialer` knows the nodes that must be there. Errors: it does not; what a user is told.
     pub fn check_nodes(&self, step: &str, dialer: &Dialer) -> Result<()> {
         for (index, line) in self.lines.iter().enumerate() {
-            let Line::Mount { flags: Flags { quiet: false, .. }, server, .. } = line else { continue };
-            let is_unknown = |name: &String| name != "caller" && dialer.find(name).is_err();
-            if servers::node_of(server).as_ref().is_some_and(is_unknown) {
-                let (server, why) = (server.clone(), servers::UNKNOWN.to_string());
+            if line.flags().quiet {
+                continue;
+            }
+            let server = match line {
+                Line::Mount { server, .. } => Some(server.clone()),
+                Line::Bind { new, .. } => self.in_grid(index, new),
+                _ => None,
+            };
+            let is_unknown = |server: &String| {
+                servers::node_of(server).is_some_and(|name| name != "caller" && dialer.find(&name).is_err())
+            };
+            if let Some(server) = server.filter(is_unknown) {
+                let why = servers::UNKNOWN.to_string();
                 let error = ns::Error::Dial { server, errno: p9::Errno::ENOENT, why };
                 return Err(self.refused(step, &ns::Failed { index, line: line.clone(), error }));
             }
         }
         Ok(())
+    }
+
+    /// The node of the grid in which `new` is, which line `index` binds, if nothing but the grid can be there.
+    fn in_grid(&self, index: usize, new: &str) -> Option<String> {
+        let name = Path::new(new).strip_prefix(N).ok()?.components().next()?.as_os_str().to_str()?;
+        let (before, at) = (&self.lines[..index], Path::new(N).join(name));
+        let is_grid = |line: &Line| matches!(line, Line::Mount { server, old, spec, .. } if server == "#grid" && old == N && spec.is_empty());
+        // Where paths are seen from elsewhere, or something else is put there, it is for the namespace to say.
+        let is_plain = |line: &Line| match line {
+            Line::Mount { old, .. } | Line::Bind { old, .. } => {
+                let old = Path::new(old);
+                is_grid(line) || line == &here() || old.is_absolute() && !old.starts_with(&at) && old != Path::new(N)
+            }
+            _ => false,
+        };
+        (before.iter().any(is_grid) && before.iter().all(is_plain)).then(|| name.to_string())
     }
 
     /// `reason`, which a node gives for not making this namespace, with the place of the line that it names.
@@ -104,7 +129,7 @@ impl Including<'_> {
                 Line::Mount { old, .. } | Line::Bind { old, .. } if line != here() => {
                     self.covered.push(ns::clean(&self.cwd, old).into());
                 }
-                Line::Include { path } => {
+                Line::Include { path, quiet } => {
                     let path = PathBuf::from(ns::clean(&self.cwd, path));
                     let mine = !self.covered.iter().any(|covered| path.starts_with(covered));
                     if mine && depth == ns::MAX_INCLUDED {
@@ -112,9 +137,16 @@ impl Including<'_> {
                         return Err(Error::new(STEP, origin, error).remedy(format!("cat {}", path.display())));
                     }
                     if mine {
-                        if let Some(text) = read(&path)? {
-                            let (lines, origins) = parsed(self.context, &path.display(), &text)?;
-                            self.add(Written { lines, origins }, depth + 1)?;
+                        match read(&path)? {
+                            Some(text) => {
+                                let (lines, origins) = parsed(self.context, &path.display(), &text)?;
+                                self.add(Written { lines, origins }, depth + 1)?;
+                            }
+                            None if *quiet => {}
+                            None => {
+                                let (path, errno) = (path.display().to_string(), p9::Errno::ENOENT);
+                                return Err(refused(STEP, origin, &ns::Error::Path { path, errno }));
+                            }
                         }
                         continue;
                     }

@@ -125,10 +125,13 @@ impl Building<'_> {
                     self.ns.clear();
                     Ok(())
                 }
-                Line::Include { path } => self.include(path, depth).await,
+                Line::Include { path, quiet } => self.include(path, *quiet, depth).await,
             };
             match done {
-                Err(err) if line.flags().quiet => tracing::info!("passed over: {line}: {err}"),
+                // What a file that is there says must be right.
+                Err(err) if line.flags().quiet && !matches!(line, Line::Include { .. }) => {
+                    tracing::info!("passed over: {line}: {err}");
+                }
                 done => done.map_err(|error| failed(index, error))?,
             }
         }
@@ -144,14 +147,14 @@ impl Building<'_> {
         Ok(Box::pin(async move { before.mount(server, spec, root, &old, flags).await }))
     }
 
-    /// Adds the lines of the file at `path`, if there is one.
-    async fn include(&mut self, path: &str, depth: usize) -> Result<(), Error> {
+    /// Adds the lines of the file at `path`; if `quiet`, none where there is no such file.
+    async fn include(&mut self, path: &str, quiet: bool, depth: usize) -> Result<(), Error> {
         let path = clean(&self.cwd, path);
         if depth == MAX_INCLUDED {
             return Err(Error::Depth(path));
         }
         let bytes = match self.read(&path).await {
-            Err(Errno::ENOENT) => return Ok(()),
+            Err(Errno::ENOENT) if quiet => return Ok(()),
             read => read.map_err(|errno| Error::Path { path: path.clone(), errno })?,
         };
         let fail = |error| Error::Text { path: path.clone(), error };

@@ -84,10 +84,12 @@ pub enum Line {
     },
     /// `clear`: begin again with nothing.
     Clear,
-    /// `. path`: the lines of the file at that path of the namespace as it is by then, if there is one.
+    /// `. [-q] path`: the lines of the file at that path of the namespace as it is by then.
     Include {
         /// The file.
         path: String,
+        /// If there is none, go on without.
+        quiet: bool,
     },
 }
 
@@ -96,7 +98,7 @@ impl Line {
     pub fn old(&self) -> &str {
         match self {
             Self::Mount { old, .. } | Self::Bind { old, .. } | Self::Unmount { old, .. } | Self::Cd { dir: old } => old,
-            Self::Include { path } => path,
+            Self::Include { path, .. } => path,
             Self::Clear => "/",
         }
     }
@@ -113,8 +115,8 @@ impl Line {
     pub fn flags(&self) -> Flags {
         match self {
             Self::Mount { flags, .. } | Self::Bind { flags, .. } => *flags,
-            Self::Unmount { quiet, .. } => Flags { quiet: *quiet, ..Flags::default() },
-            Self::Cd { .. } | Self::Clear | Self::Include { .. } => Flags::default(),
+            Self::Unmount { quiet, .. } | Self::Include { quiet, .. } => Flags { quiet: *quiet, ..Flags::default() },
+            Self::Cd { .. } | Self::Clear => Flags::default(),
         }
     }
 }
@@ -170,7 +172,7 @@ impl fmt::Display for Line {
             Self::Unmount { new: Some(new), old, .. } => write!(f, "unmount{flags} {} {}", Quoted(new), Quoted(old)),
             Self::Cd { dir } => write!(f, "cd {}", Quoted(dir)),
             Self::Clear => f.write_str("clear"),
-            Self::Include { path } => write!(f, ". {}", Quoted(path)),
+            Self::Include { path, .. } => write!(f, ".{flags} {}", Quoted(path)),
         }
     }
 }

@@ -121,12 +121,14 @@ fn a_program_that_speaks_no_9p_is_told_and_mounts_nothing(mut machine: Machine) 
     let n = machine.mount();
     let old = n.join("x");
     for (program, part) in [
-        ("exec!sh -c 'echo garbage, and more of it; sleep 1000'", "it does not speak 9P"),
+        ("exec!sh -c 'echo garbage, and more of it; sleep 1000'", "it said: garbage, and more of it"),
+        ("exec!sh -c 'printf \"no \\001way\\n\"; exit 3'", "it said: no ?way"),
+        ("exec!sh -c 'echo I cannot >&2; exit 3'", "exit status: 3, before it answered; it said: I cannot"),
         ("exec!cat /dev/zero", "it does not speak 9P"),
         ("exec!cat", "it does not speak 9P"),
         ("exec!sh -c 'exit 3'", "exit status: 3, before it answered"),
         ("exec!sh -c 'kill -9 $$'", "signal: 9 (SIGKILL), before it answered"),
-        ("exec!/no/such", "exit status: 127, before it answered"),
+        ("exec!/no/such", "exit status: 127, before it answered; it said: "),
         ("exec!sleep 1000", "it does not answer within 5 s"),
         ("exec!", "nothing follows exec!"),
         ("axec!x", "axec! is none of tls! tcp! unix! local! exec! ssh!"),

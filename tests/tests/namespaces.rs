@@ -129,13 +129,15 @@ fn what_a_node_cannot_make_of_a_namespace_is_told_with_its_line(mut machine: Mac
         (format!("bind {w}/d/inc {w}\n"), &["ns:1: ", "a file on a file"]),
         (format!("cd {w}\n. d/inc\n"), &["d/inc:1: /no/such: No such file"]),
         (format!("bind {w}/d /y\n. /y/inc\n"), &["ns:2: /y/inc:1: /no/such: No such file"]),
+        (format!("cd {w}\n. -q none\n. none\n"), &["ns:3: ", "/none: No such file"]),
+        (format!("bind {w}/d /y\n. /y/none\n"), &["ns:2: /y/none: No such file"]),
         (format!("mount 'exec!false' /x\n. {w}/ns\n"), &["ns:2: ", "it is included too deep"]),
     ] {
         machine.write("ns", &text);
         machine.rcpu(&["--ns", "ns", "beta", "true"]).exits(255).complains(parts);
     }
     // What a file names that is included is named by the namespace.
-    machine.write("ns", &format!(". {w}/d/servers\n. /no/such\n"));
+    machine.write("ns", &format!(". {w}/d/servers\n. -q /no/such\n"));
     assert_eq!(machine.rcpu(&["--ns", "ns", "beta", "cat", "/g/f"]).succeeds().text(), "1\n");
     let said = |text: &str| {
         machine.write("ns", text);
@@ -145,6 +147,9 @@ fn what_a_node_cannot_make_of_a_namespace_is_told_with_its_line(mut machine: Mac
     // That is said before any of them is asked.
     let unknown = "rcpu: run: ns:1: mount nobody: no node of that name is known; try: slashn nodes; ";
     assert!(said("mount nobody /x\n").starts_with(unknown));
+    assert!(said("bind /n/nobody/fs/files /x\n").starts_with(unknown));
+    machine.write("ns", "bind -q /n/nobody/fs/files /x\nmount gamma /n/other fs\nbind /n/other/files /y\n");
+    assert_eq!(machine.rcpu(&["--ns", "ns", "beta", "cat", "/y/f"]).succeeds().text(), "1\n");
 }
 
 fn a_command_elsewhere_has_what_the_homes_namespace_says(mut machine: Machine) {
@@ -189,6 +194,7 @@ fn a_namespace_file_that_is_none_mounts_nothing_and_says_where(machine: Machine)
     refused("mount nobody /x\n", "work/ns:1: mount nobody: no node of that name is known");
     refused("\n# x\nbind /no /x\n", "work/ns:3: /no: No such file");
     refused("clear\ncd /\nunmount /x\n", "work/ns:3: /x: not mounted");
+    refused("bind /etc /n\n. /no\n", "work/ns:2: /no: No such file");
     machine.slashn(&["mount", n.to_str().unwrap(), "--ns", "none"]).exits(1).complains(&["none: No such file"]);
     assert_eq!(machine.run("ls", &[&n]).text(), "");
 }

@@ -107,7 +107,7 @@ fn command<'a>(line: &'a str, words: &[Word<'a>], variable: &Variables<'_>) -> R
         "unmount" => ("unmount [-q] [new] old", "q", 1..=2),
         "cd" => ("cd dir", "", 1..=1),
         "clear" => ("clear", "", 0..=0),
-        "." => (". file", "", 1..=1),
+        "." => (". [-q] file", "q", 1..=1),
         _ => return Err((verb.at, format!("mount, bind, unmount, import, cd, clear or `.`, not {name}"))),
     };
     // In quotes it is no flag.
@@ -143,7 +143,7 @@ fn command<'a>(line: &'a str, words: &[Word<'a>], variable: &Variables<'_>) -> R
         }
         "cd" => Line::Cd { dir: word() },
         "clear" => Line::Clear,
-        _ => Line::Include { path: word() },
+        _ => Line::Include { path: word(), quiet: flags.quiet },
     }))
 }
 
@@ -293,7 +293,8 @@ mod tests {
     fn what_may_fail_what_is_included_and_what_begins_anew_are_read_and_printed() {
         let quiet = Flags { quiet: true, ..Flags::default() };
         assert_eq!(parse("bind -b -c /a /b", PEER_LINES, &none), parse("bind -bc /a /b", PEER_LINES, &none));
-        let text = "import pi /lib\nimport -q pi fs/home /h\nunmount -q /a\nclear\n. /lib/ns\nunmount -q a /b\n";
+        let text =
+            "import pi /lib\nimport -q pi fs/home /h\nunmount -q /a\nclear\n. /lib/ns\n. -q /ns\nunmount -q a /b\n";
         let lines = parse(text, PEER_LINES, &none).unwrap();
         let unmount =
             |new: Option<&str>, old: &str| Line::Unmount { new: new.map(str::to_string), old: old.into(), quiet: true };
@@ -302,7 +303,8 @@ mod tests {
             mount(quiet, "pi", "/h", "fs/home"),
             unmount(None, "/a"),
             Line::Clear,
-            Line::Include { path: "/lib/ns".into() },
+            Line::Include { path: "/lib/ns".into(), quiet: false },
+            Line::Include { path: "/ns".into(), quiet: true },
             unmount(Some("a"), "/b"),
         ];
         assert_eq!(lines, expected);

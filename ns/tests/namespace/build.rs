@@ -97,11 +97,11 @@ async fn a_namespace_is_cleared_and_begins_anew() {
 async fn a_file_is_included_from_the_namespace_as_it_is_by_then() {
     let files = Files::new(&["lib/ns", "lib/self", "lib/bad", "home/u/f"]);
     let put = |path: &str, text: &str| std::fs::write(files.path().join(path), text).unwrap();
-    put("lib/ns", "mount t1 /n/t1\nbind -a $u /bin\ncd /n\n. /missing\n");
+    put("lib/ns", "mount t1 /n/t1\nbind -a $u /bin\ncd /n\n. -q /missing\n");
     put("lib/self", ". self\n");
     put("lib/bad", "cd /\nmout x\n");
     let servers = Servers { files: Some(files.root().await), ..Servers::default() };
-    let ns = build_with(". /lib/ns\nmount files /\n. /lib/ns\nbind t1 t2\n", &servers).await.unwrap();
+    let ns = build_with(". -q /lib/ns\nmount files /\n. /lib/ns\nbind t1 t2\n", &servers).await.unwrap();
     let text = "mount files /\nmount t1 /n/t1\nbind -a /home/u /bin\nbind /n/t1 /n/t2\n";
     assert_eq!(ns.to_text(), text, "it is not there at first, and its `cd` lasts");
     let fails = async |text: &str| build_with(text, &servers).await.err().unwrap();
@@ -109,7 +109,10 @@ async fn a_file_is_included_from_the_namespace_as_it_is_by_then() {
     assert_eq!(depth, Error::Depth("/lib/self".into()));
     let bad = fails("mount files /\n. /lib/bad\n").await.to_string();
     assert_eq!(bad, "/lib/bad: line 2, column 1: expected mount, bind, unmount, import, cd, clear or `.`, not mout");
+    let missing = Error::Path { path: "/no".into(), errno: Errno::ENOENT };
+    assert_eq!(fails("mount files /\n. /no\n").await, missing);
     put("lib/bad", "cd /\n\nbind /no /x\n");
+    assert!(matches!(fails("mount files /\n. -q /lib/bad\n").await, Error::Included { .. }), "what is there is right");
     let bad = fails("mount files /\n. /lib/bad\n").await;
     assert_eq!(bad.to_string(), format!("/lib/bad:3: /no: {}", Errno::ENOENT));
     assert!(matches!(bad.cause(), Error::Path { .. }));
