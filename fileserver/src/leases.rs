@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use p9::tree::LeaseKind;
 use p9::{Errno, Stream};
 use parking_lot::Mutex;
@@ -142,6 +143,18 @@ impl Leases {
     /// How many leases are held or being granted.
     pub fn live(&self) -> usize {
         self.live.load(Ordering::SeqCst)
+    }
+
+    /// Returns once no client holds changes back: those that do are asked for them.
+    pub async fn written_back(self: &Arc<Self>) {
+        let holds_back = |shard: &Mutex<Shard>| {
+            let held = |(key, entry): (&u64, &Entry)| (entry.most() == LeaseKind::Write).then_some(*key);
+            shard.lock().entries.iter().filter_map(held).collect::<Vec<_>>()
+        };
+        let held: Vec<u64> = self.shards.iter().flat_map(holds_back).collect();
+        // Nobody is this client.
+        let all = Whose::Others(u64::MAX);
+        join_all(held.into_iter().map(|key| self.settle(key, all, LeaseKind::Read))).await;
     }
 
     /// How long a holder has to give a lease back: what a session is to say that a lease is good for.

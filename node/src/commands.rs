@@ -49,15 +49,23 @@ fn runtime_of(threads: usize) -> Result<tokio::runtime::Runtime> {
 }
 
 /// Returns when the process is told to end, by SIGTERM, SIGINT, or `stop`.
-async fn stopped(stop: &Notify) -> Result<()> {
+async fn stopped(stop: &Notify) -> Result<Stopped> {
     let listen = |kind| signal(kind).at("listen for", "signals");
     let (mut term, mut int) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-        () = stop.notified() => {}
-    }
-    Ok(())
+    Ok(tokio::select! {
+        _ = term.recv() => Stopped::Signal,
+        _ = int.recv() => Stopped::Signal,
+        () = stop.notified() => Stopped::Told,
+    })
+}
+
+/// What ended a daemon.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Stopped {
+    /// SIGTERM or SIGINT.
+    Signal,
+    /// A command.
+    Told,
 }
 
 /// Runs `command`.

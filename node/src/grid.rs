@@ -1,7 +1,7 @@
 //! The nodes that I know, dialled when they are used: what `/n` is made of.
 //!
 //! One connection for each node, shared by all who walk it here. A node that was lost is dialled again at the next
-//! use, for a while: it may be just starting anew. Those who come while it is being dialled wait for that and share its
+//! use, for a while, unless it has said that it ends: it may be just starting anew. Those who come while it is being dialled wait for that and share its
 //! failure, so that a dead node costs each of them one connect time-out, never a queue of them.
 
 use std::sync::Arc;
@@ -26,8 +26,8 @@ pub struct Nodes {
 #[derive(Default)]
 struct Slot {
     live: Option<(Client, NodeRef)>,
-    /// When it was lost that was live last.
-    lost: Option<Instant>,
+    /// Until when it is waited for, which was lost.
+    until: Option<Instant>,
     failed: Option<(Instant, Errno)>,
 }
 
@@ -52,10 +52,11 @@ impl Nodes {
             return Err(errno);
         }
         if let Some((client, _)) = slot.live.take() {
-            slot.lost = client.lost().or(Some(asked));
+            // One that has said that it ends need not be waited for.
+            let patience = client.left().map_or(self.timeout, |back| back.min(self.timeout));
+            slot.until = Some(client.lost().unwrap_or(asked) + patience);
         }
-        let until = slot.lost.map_or(asked, |lost| lost + self.timeout);
-        match self.attach(name, until).await? {
+        match self.attach(name, slot.until.unwrap_or(asked)).await? {
             Ok((client, root)) => {
                 *slot = Slot { live: Some((client, root.clone())), ..Slot::default() };
                 Ok(root)

@@ -43,6 +43,9 @@ const FIRST_BYTES: Duration = Duration::from_secs(10);
 /// The same of one that is to stand ready.
 const STANDS_READY: Duration = Duration::from_secs(900);
 
+/// How long peers may take to write what they held back, when the node ends.
+const WRITTEN: Duration = Duration::from_secs(2);
+
 /// What sessions may cost, and how long leases of the disk trees of this process last in them.
 pub(crate) fn session_limits() -> SessionLimits {
     SessionLimits { lease: fileserver::Leases::of_process().release(), ..SessionLimits::default() }
@@ -90,6 +93,15 @@ impl Node {
             next: AtomicU64::new(1),
             greeting: Greeting::default(),
         }))
+    }
+
+    /// Tells all peers that this node ends, and that it may be back within `back`. What they hold back they write first.
+    pub async fn leave(&self, back: Duration) {
+        let written = fileserver::Leases::of_process();
+        if timeout(WRITTEN, written.written_back()).await.is_err() {
+            tracing::warn!("peers did not write within {WRITTEN:?} what they held back");
+        }
+        self.sessions.leave(back).await;
     }
 
     /// Accepts TLS connections on `listener` for ever.

@@ -189,6 +189,11 @@ impl Client {
         *self.0.wire.lost.lock()
     }
 
+    /// For how long the server may be away which has said that it ends, if it has: then nobody need wait for it longer.
+    pub fn left(&self) -> Option<Duration> {
+        *self.0.wire.left.lock()
+    }
+
     /// Returns when the connection has ended.
     pub async fn closed(&self) {
         self.0.wire.closed().await;

@@ -31,6 +31,8 @@ const OVERHEAD: usize = 64;
 pub(crate) const BULK: usize = 64 << 10;
 /// What is "received" by a side that ends the session.
 pub(crate) const FAREWELL: u64 = !0;
+/// The `state` that a server's session is in which it has ended, to end itself.
+pub(crate) const LEFT: u8 = 2;
 
 /// What a frame of `bytes` bytes counts for.
 pub(crate) fn cost(bytes: usize) -> usize {

@@ -312,6 +312,40 @@ fn a_node_that_stays_away_is_unreachable_after_the_mounts_timeout() {
     assert_eq!((program.answers("write new"), program.answers("read")), ("3".into(), "new".into()));
 }
 
+/// Ends the node by a signal, as who starts it anew does, and returns once it has ended.
+fn terminate(machine: &Machine) {
+    let part = format!("--home {} up", machine.at("beta").display());
+    let all: Vec<String> = machine.processes().into_iter().filter(|line| line.contains(&part)).collect();
+    for line in &all {
+        machine.run("kill", &["-TERM", line.split(' ').next().unwrap()]);
+    }
+    until("it has ended", || !machine.processes().iter().any(|line| line.contains(&part)));
+}
+
+#[test]
+fn a_node_that_is_taken_down_is_not_waited_for_and_is_used_again_when_it_is_back() {
+    // Longer than any test waits.
+    let (machine, address, files) = mounted(6000, "old");
+    let mut program = Asked::alone(&machine, &files.join("f"));
+    for round in 0..2 {
+        // What was held back is there.
+        assert_eq!(program.answers(&format!("write {round}ew")), "3");
+        machine.slashn(&["--home", &machine.at("beta").display().to_string(), "down"]).succeeds();
+        assert_eq!(fs::read_to_string(machine.at("files-beta/f")).unwrap(), format!("{round}ew"));
+        assert_eq!(["read", "write no", "sync", "size"].map(|what| program.answers(what)), ["EHOSTUNREACH"; 4]);
+        let error = machine.command("ls").arg(&files).exits(2).errors();
+        assert!(error.contains("No route to host"), "{error}");
+        machine.up("beta", &address, &[]);
+        assert_eq!(program.answers("read"), format!("{round}ew"));
+    }
+    // Who ends it by a signal may be about to start it again.
+    assert_eq!(program.answers("write 2ew"), "3");
+    terminate(&machine);
+    program.ask("read");
+    machine.up("beta", &address, &[]);
+    assert_eq!(program.answer(), "2ew");
+}
+
 /// Whether `child` runs `program` by now, and waits for something.
 fn waits(child: &Child, program: &str) -> bool {
     let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();

@@ -69,7 +69,7 @@ pub fn run(context: &Context, typed: &cli::Agent) -> Result<ExitCode> {
         let never = tokio::sync::Notify::new();
         tokio::select! {
             () = agent.ended(idle) => {}
-            signalled = stopped(&never) => signalled?,
+            signalled = stopped(&never) => drop(signalled?),
         }
         agent.end_commands().await;
         drop(control);

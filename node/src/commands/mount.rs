@@ -108,7 +108,7 @@ async fn serve(
     output::line(format_args!("ready {}", at.display()))?;
     tokio::select! {
         _ = mounted.ended() => {}
-        told = stopped(&stop) => told?,
+        told = stopped(&stop) => drop(told?),
     }
     let gone = tokio::task::spawn_blocking(move || {
         let gone = mounted.unmount();

@@ -80,7 +80,7 @@ async fn watch(dialer: &Dialer, watched: &mut [Watched], delay: f64) -> Result<(
             loop {
                 tokio::select! {
                     text = &mut next => break text,
-                    over = &mut ended => break 'told over,
+                    over = &mut ended => break 'told over.map(drop),
                     read = stdin.read(&mut key) => if ends(&read, key[0]) { break 'told Ok(()) },
                 }
             }
@@ -89,7 +89,7 @@ async fn watch(dialer: &Dialer, watched: &mut [Watched], delay: f64) -> Result<(
         tokio::select! {
             () = tokio::time::sleep(Duration::from_secs_f64(delay)) => {}
             _ = resized.recv() => {}
-            over = &mut ended => break over,
+            over = &mut ended => break over.map(drop),
             read = stdin.read(&mut key) => if ends(&read, key[0]) { break Ok(()) },
         }
     };

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 
 use crate::cli::Up;
 use crate::commands::export::absolute;
-use crate::commands::{runtime_of, stopped};
+use crate::commands::{Stopped, runtime_of, stopped};
 use crate::control::Control;
 use crate::error::{At, Error, Result};
 use crate::home::Home;
@@ -65,6 +65,9 @@ fn arguments(context: &Context, typed: &Up) -> Vec<OsString> {
     }
     all
 }
+
+/// How long clients wait for a node that was ended by a signal: whoever sent that may be about to start it anew.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// Serves until it is told to stop.
 async fn serve(context: &Context, home: &Home, typed: &Up, launcher: Launcher) -> Result<()> {
@@ -125,7 +128,7 @@ async fn serve(context: &Context, home: &Home, typed: &Up, launcher: Launcher) -
     let ready = ready_line(name, &addresses, &fingerprint);
     let control = Control::serve(&run.join("node"), control(&ready, &node, &cpu, &stop))?;
     output::line(&ready)?;
-    stopped(&stop).await?;
+    let stopped = stopped(&stop).await?;
     tracing::info!("stopping");
     drop(control);
     tasks.shutdown().await;
@@ -134,6 +137,7 @@ async fn serve(context: &Context, home: &Home, typed: &Up, launcher: Launcher) -
     while cpu.counts().1 > 0 && tokio::time::Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    node.leave(if stopped == Stopped::Signal { AGAIN } else { Duration::ZERO }).await;
     let _ = std::fs::remove_dir_all(&tmp);
     Ok(())
 }

@@ -92,6 +92,7 @@ impl Bulk {
             self.wire.pen.lock().put_down();
             match lost {
                 Lost::Connection(why) => tracing::debug!("the lane for bulk has no connection now: {why}"),
+                Lost::Left(_) => return Errno::EHOSTUNREACH,
                 Lost::Protocol(why) => {
                     tracing::warn!("the lane for bulk is given up: {why}");
                     return Errno::EHOSTUNREACH;

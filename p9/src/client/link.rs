@@ -83,6 +83,8 @@ pub(super) struct Wire {
     away: AtomicBool,
     /// When the connection was lost, while there is none.
     pub(super) lost: Mutex<Option<std::time::Instant>>,
+    /// The server has said that it ends, and for how long it may be away.
+    pub(super) left: Mutex<Option<Duration>>,
     /// What a call meets once the link has ended: an errno's number.
     verdict: AtomicU64,
     /// The same of what had been sent by then, which may have been done.
@@ -216,6 +218,7 @@ impl Wire {
             redial: Notify::new(),
             away: AtomicBool::new(false),
             lost: Mutex::default(),
+            left: Mutex::default(),
             verdict: AtomicU64::new(Errno::EHOSTUNREACH.code() as u64),
             unproven: AtomicU64::new(Errno::EHOSTUNREACH.code() as u64),
             writing: AtomicBool::new(false),

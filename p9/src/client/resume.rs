@@ -22,7 +22,7 @@ use super::link::{Pen, Wire, one_way};
 use crate::Errno;
 use crate::frame::{Frame, Frames};
 use crate::server::{self, Limits};
-use crate::session::{ACK_TIME, Budget, Ledger};
+use crate::session::{ACK_TIME, Budget, LEFT, Ledger};
 use crate::transport::{Io, tls};
 use crate::wire::{NO_TAG, R, Str, T, VERSION_SLASHN};
 use crate::writer::Outgoing;
@@ -71,6 +71,8 @@ pub(super) enum Lost {
     Connection(String),
     /// The server broke the protocol: there is no use in going on.
     Protocol(String),
+    /// The server has ended the session, as it is about to end itself, and may be back within this time.
+    Left(Duration),
 }
 
 impl Session {
@@ -132,6 +134,11 @@ impl Wire {
                 Lost::Connection(why) => why,
                 Lost::Protocol(why) => {
                     tracing::warn!("the server is given up: {why}");
+                    break Errno::EHOSTUNREACH;
+                }
+                Lost::Left(back) => {
+                    tracing::info!("the server has left");
+                    *self.left.lock() = Some(back);
                     break Errno::EHOSTUNREACH;
                 }
             };
@@ -198,7 +205,12 @@ impl Wire {
                 continue;
             }
             let taken = match session {
-                Some(session) if is_own(&frame) => self.take_own(&frame, session),
+                Some(session) if is_own(&frame) => match frame.reply() {
+                    Some(R::Session { state: LEFT, linger, .. }) => {
+                        return Lost::Left(Duration::from_millis(linger.into()));
+                    }
+                    _ => self.take_own(&frame, session),
+                },
                 _ => self.take(frame).map_err(|tag| format!("it answered tag {tag}, which is not in use")),
             };
             if let Err(why) = taken {

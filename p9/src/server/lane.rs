@@ -28,7 +28,7 @@ use super::requests::Requests;
 use super::sessions::{Connected, Registry};
 use super::{Error, LAST_WORDS, Limits};
 use crate::frame::{Frame, Frames};
-use crate::session::{ACK_TIME, FAREWELL, Ledger, WINDOW, cost};
+use crate::session::{ACK_TIME, FAREWELL, LEFT, Ledger, WINDOW, cost};
 use crate::wire::{NO_TAG, R, T};
 use crate::writer::{Outgoing, Pieces};
 
@@ -69,6 +69,8 @@ enum Ended {
     Lost(Result<(), Error>),
     /// The peer wants no more of the session.
     Farewell,
+    /// The server is about to end, and has said so.
+    Left,
     /// The peer broke the protocol, with the message of this tag: the session ends, too.
     Broken(Error, u16),
 }
@@ -151,7 +153,7 @@ impl Lane {
                     let _ = done.send(end);
                     continue;
                 }
-                Ended::Farewell => Ok(()),
+                Ended::Farewell | Ended::Left => Ok(()),
                 Ended::Broken(err, tag) => {
                     last_words(&context, &err, tag, &mut writer).await;
                     Err(err)
@@ -177,6 +179,11 @@ fn greeting(registry: &Registry, linger: Duration, (tag, state): (u16, u8)) -> i
     let ms = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
     let (boot, linger, lease) = (registry.boot, ms(linger), ms(registry.limits.lease));
     move |received| encoded(&R::Session { boot, state, linger, lease, received }, tag)
+}
+
+/// The same from a server that is about to end, and may be away for `back`.
+fn farewell(registry: &Registry, back: Duration) -> Outgoing {
+    greeting(registry, back, (NO_TAG, LEFT))(0)
 }
 
 impl Shared {
@@ -269,7 +276,7 @@ impl Shared {
 
     /// Writes `pieces`, then replies and acknowledgements.
     async fn write(&self, mut pieces: Pieces, writer: &mut Writer, requests: &Requests, registry: &Registry) -> Ended {
-        let (mut timer, mut armed) = (pin!(sleep(ACK_TIME)), false);
+        let (mut timer, mut armed, mut leaves) = (pin!(sleep(ACK_TIME)), false, pin!(registry.leaves()));
         loop {
             self.fill(&mut pieces, requests);
             if !pieces.is_empty() {
@@ -301,6 +308,11 @@ impl Shared {
                     if ledger.has_untold() {
                         pieces.add(acknowledgement(&mut ledger));
                     }
+                }
+                back = &mut leaves => {
+                    pieces.add(farewell(registry, back));
+                    let _ = poll_fn(|cx| pieces.poll_write(Pin::new(&mut *writer), cx)).await;
+                    return Ended::Left;
                 }
             }
         }

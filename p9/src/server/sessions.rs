@@ -16,15 +16,15 @@ use std::time::Duration;
 use futures_util::TryFutureExt;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::Instrument;
 
 use super::connection::{Context, Hello};
 use super::lane::{Arrival, Lane, Reader, ToLane, Writer};
 use super::requests::Requests;
-use super::{Error, Limits};
+use super::{Error, LAST_WORDS, Limits};
 use crate::session::{BULK, Budget, LEASE};
 use crate::wire::Dialect;
 use crate::{Errno, TreeRef, Who};
@@ -96,6 +96,10 @@ pub(super) struct Shared {
     /// Bytes of bulk that went by first lanes so far, where all else has to wait for each message of it.
     pub(super) bulk: AtomicU64,
     pub(super) more_bulk: Notify,
+    /// Told when one has ended.
+    gone: Notify,
+    /// Set once the server is about to end: how long it may be away.
+    leaves: watch::Sender<Option<Duration>>,
 }
 
 /// A session as the registry knows it. Dropping it ends it.
@@ -162,6 +166,8 @@ impl Sessions {
             handed: AtomicU64::new(0),
             bulk: AtomicU64::new(0),
             more_bulk: Notify::new(),
+            gone: Notify::new(),
+            leaves: watch::Sender::new(None),
         })))))
     }
 
@@ -183,6 +189,26 @@ impl Sessions {
     pub fn end(&self, gone: impl Fn(&Who) -> bool) -> Vec<Arc<Who>> {
         let ended: Vec<_> = self.0.0.live.lock().extract_if(|_, live| gone(&live.who)).collect();
         ended.into_iter().map(|(_, live)| live.who.clone()).collect()
+    }
+
+    /// Ends all of them, telling each peer that the server is about to end, and that it may be back within `back`:
+    /// nobody need wait for it longer. Returns once they know, or do not listen.
+    pub async fn leave(&self, back: Duration) {
+        let shared = &self.0.0;
+        shared.leaves.send_replace(Some(back));
+        let told = async {
+            loop {
+                let mut gone = std::pin::pin!(shared.gone.notified());
+                gone.as_mut().enable();
+                let (all, without_connection) = self.count();
+                if all == without_connection {
+                    return;
+                }
+                gone.await;
+            }
+        };
+        let _ = timeout(LAST_WORDS, told).await;
+        self.end(|_| true);
     }
 
     /// How many there are, and how many of them have no connection.
@@ -304,6 +330,16 @@ fn take_oldest(live: &mut HashMap<[u8; 16], Live>, meant: impl Fn(&Live) -> bool
 }
 
 impl Registry {
+    /// Returns once the server is about to end: how long it may be away.
+    pub(super) async fn leaves(&self) -> Duration {
+        let mut leaves = self.leaves.subscribe();
+        let back = leaves.wait_for(Option::is_some).await.ok().and_then(|back| *back);
+        match back {
+            Some(back) => back,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Counts a message of `bytes` bytes that goes by a first lane, if it is bulk.
     pub(super) fn carries(&self, bytes: usize) {
         if bytes > BULK {
@@ -315,6 +351,7 @@ impl Registry {
     /// Takes a session off the list; one that its peer has `ended` is never begun again.
     fn remove(&self, id: &[u8; 16], ended: bool) -> Option<Live> {
         let mut live = self.live.lock();
+        self.gone.notify_waiters();
         if ended {
             let mut known = self.ended.lock();
             if known.len() == ENDED {

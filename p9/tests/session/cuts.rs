@@ -246,3 +246,33 @@ async fn a_session_ends_with_its_client() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(net.sessions().count(), (0, 0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_leaves_says_so_and_is_not_waited_for() {
+    let (ram, back) = (Ram::root(), Duration::from_secs(3));
+    ram.pipe("pipe");
+    ram.file("file", "text");
+    let net = Net::new(ram.clone());
+    let (client, root) = net.client().await;
+    let (pipe, file) = (open(&root, "pipe", How::READ).await, open(&root, "file", How::READ).await);
+    let reads = async { pipe.read(0, 10).await };
+    let leaves = async {
+        // It is under way.
+        file.read(0, 10).await.unwrap();
+        net.sessions().leave(back).await;
+    };
+    let (read, ()) = timeout(PATIENCE, async { tokio::join!(reads, leaves) }).await.unwrap();
+    assert_eq!(read.err(), Some(Errno::ECONNRESET), "it may have been done");
+    client.closed().await;
+    assert_eq!((client.left(), net.dialled(), net.sessions().count()), (Some(back), 1, (0, 0)));
+    assert_eq!(file.read(0, 10).await.err(), Some(Errno::EHOSTUNREACH));
+    // Who has no connection need not be told.
+    let net = Net::new(ram);
+    let (client, _root) = net.client().await;
+    net.down(true);
+    while net.sessions().count() != (1, 1) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    net.sessions().leave(back).await;
+    assert_eq!((client.left(), net.sessions().count()), (None, (0, 0)));
+}
