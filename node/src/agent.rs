@@ -139,9 +139,11 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent that dials with `dialer` and hides the homes of `context`; `key` keys the qids of the caller's files.
-    pub fn new(dialer: Dialer, context: Context, key: [u8; 32]) -> Result<Arc<Self>> {
-        let options = DiskOptions { enters_mounts: within::namespace().is_some(), ..DiskOptions::new(key) };
+    /// An agent that dials with `dialer` and hides the homes of `context`; `key` keys the qids of the caller's files. It
+    /// is `within` a `slashn run`: then it shows what that shows, which waits for nothing that it serves.
+    pub fn new(dialer: Dialer, context: Context, key: [u8; 32], within: bool) -> Result<Arc<Self>> {
+        let enters_mounts = within || within::namespace().is_some();
+        let options = DiskOptions { enters_mounts, ..DiskOptions::new(key) };
         let disk = Disk::open(Path::new("/"), options.clone()).at("serve", "/")?;
         let who = Who { user: context.user().into(), ..Who::owner() };
         let servers = Servers::new(Nodes::new(dialer.clone(), MOUNT_TIMEOUT), who, options);

@@ -185,6 +185,29 @@ pub fn lines(context: &Context, file: Option<&Path>) -> Result<Written> {
     Ok(Written { lines, origins })
 }
 
+/// The namespace of a command elsewhere that is run from within a `slashn run` whose own is `text`: what that has in the
+/// grid, and from elsewhere; the rest is seen from there in the files themselves, unions with what is there, too.
+pub fn from_within(context: &Context, text: &str) -> Result<Written> {
+    let (lines, origins) = parsed(context, &"the namespace of slashn run", text.as_bytes())?;
+    let mut whole = Written { lines: vec![here()], origins: vec!["the namespace".to_string()] };
+    let mut carried = vec![PathBuf::from(N)];
+    for (line, origin) in lines.into_iter().zip(origins) {
+        let is_carried = |path: &str| carried.iter().any(|at| Path::new(path).starts_with(at));
+        let old = PathBuf::from(line.old());
+        let comes = match &line {
+            Line::Mount { server, .. } => !server.starts_with("local!") && old != Path::new("/"),
+            Line::Bind { new, .. } => is_carried(new),
+            _ => false,
+        };
+        if is_carried(line.old()) || comes && !line.flags().union() {
+            carried.push(old);
+            whole.lines.push(line);
+            whole.origins.push(origin);
+        }
+    }
+    Ok(whole)
+}
+
 /// The namespace of a mount that shows `tree` and nothing else.
 pub fn only(tree: &TreePath) -> Written {
     let TreePath { node, spec } = tree;

@@ -334,6 +334,35 @@ fn what_cannot_be_made_is_told_and_nothing_runs(machine: Machine) {
 }
 
 #[test]
+fn a_command_elsewhere_sees_what_the_slashn_run_around_it_shows() {
+    let mut machine = Machine::root();
+    machine.node("beta");
+    machine.node("gamma");
+    let hello = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/hello.py")).unwrap();
+    let hello = format!("exec!/usr/bin/python3 {}", machine.write("hello.py", &hello).display());
+    machine.run("sh", &["-c", "mkdir src u h local; echo 1 >src/f; echo 2 >../files-gamma/g; echo 3 >u/h"]);
+    let w = machine.at("work").display().to_string();
+    let ns = format!(
+        "bind -a /n/gamma/fs/files {w}/u\nmount '{hello}' {w}/h\nbind {w}/src /n/own\nbind /n/gamma/fs/files /n/g\n\
+         mount '{hello}' /n/hello\nmount local!{w}/src {w}/local\n"
+    );
+    machine.write("ns", &ns);
+    let look = "ls /n u local; cat u/* h/hello /n/own/f /n/g/g /n/hello/hello local/f";
+    let both = format!("({look}) >seen; rcpu beta sh -c '{look}' >there; cmp seen there && cat seen");
+    let run = |how: &[&str], script: &str| {
+        let words = [&["run"], how, &["--ns", "ns", "sh", "-c", script]].concat();
+        machine.slashn(&words).succeeds().text()
+    };
+    let listed = "/n:\nbeta\ng\ngamma\nhello\nown\n\nlocal:\nf\n\nu:\ng\nh\n";
+    assert_eq!(run(&[], &both), format!("{listed}2\n3\nhello, world\n1\n2\nhello, world\n1\n"));
+    // What is bound since is there, too; a namespace that is named is what it says.
+    let bound = "slashn bind /n/gamma/fs/files /n/late; rcpu beta cat /n/late/g; rcpu --ns other beta ls /n";
+    machine.write("other", "bind /n/gamma/fs/files /n/x\n");
+    assert_eq!(run(&["--alone"], bound), "2\nbeta\ngamma\nx\n");
+    settles(&machine);
+}
+
+#[test]
 fn a_command_elsewhere_sees_the_files_that_whoever_runs_it_sees() {
     let mut machine = Machine::root();
     machine.node("beta");

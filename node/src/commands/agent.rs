@@ -8,6 +8,7 @@ use p9::NodeRef;
 
 use crate::agent::{Agent, mount_namespace};
 use crate::cli;
+use crate::commands::ns::run_root;
 use crate::commands::status::sockets;
 use crate::commands::{runtime, stopped};
 use crate::control::{self, Control};
@@ -57,7 +58,8 @@ pub fn run(context: &Context, typed: &cli::Agent) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let dialer = Dialer::open(&home, context.agent())?;
-    let agent = Agent::new(dialer, context.clone(), home.secret("qid")?)?;
+    let within = runtime.block_on(run_root(&home, std::process::id()))?.is_some();
+    let agent = Agent::new(dialer, context.clone(), home.secret("qid")?, within)?;
     let served = runtime.block_on(async {
         // Of several that are started at the same moment one serves; the others find it here.
         let turn = home.turn(SOCKET)?;

@@ -73,7 +73,7 @@ async fn of_process(home: &Home, pid: u32) -> Result<String> {
 }
 
 /// The namespace of `slashn run` that `pid` is in, if it is in one.
-async fn of_run(home: &Home, pid: u32) -> Result<Option<String>> {
+pub(super) async fn of_run(home: &Home, pid: u32) -> Result<Option<String>> {
     let Some((socket, root)) = run_root(home, pid).await? else { return Ok(None) };
     let text = control::read(&root, "ns").await.at("ns", socket.display())?;
     Ok(Some(String::from_utf8_lossy(&text).into_owned()))

@@ -31,7 +31,7 @@ use parking_lot::Mutex;
 
 use crate::agent::Serve;
 use crate::cli::{Rcpu, RootOf};
-use crate::commands::{agent, runtime};
+use crate::commands::{agent, ns, runtime};
 use crate::dial::{Dialer, LINGER};
 use crate::error::{At, Error, Result};
 use crate::home::Home;
@@ -57,9 +57,18 @@ fn rcpu(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
     let (wanted, argv) = typed.parsed()?;
     let home = context.home_or_lent()?;
     let dialer = Dialer::open(&home, context.agent())?;
-    let written = Arc::new(namespace::lines(context, typed.ns.as_deref())?.with_included(context)?);
-    written.check_nodes("run", &dialer)?;
     let runtime = runtime()?;
+    // Within a `slashn run` it is that one's, unless another is named.
+    let around = match typed.ns.is_none() && !home.is_lent() {
+        true => runtime.block_on(ns::of_run(&home, std::process::id()))?,
+        false => None,
+    };
+    let written = match around {
+        Some(around) => namespace::from_within(context, &around)?,
+        None => namespace::lines(context, typed.ns.as_deref())?.with_included(context)?,
+    };
+    let written = Arc::new(written);
+    written.check_nodes("run", &dialer)?;
     // It has connections at hand; one that is still to be started is not waited for.
     let (socket, agent) = match home.is_lent() {
         true => (PathBuf::new(), None),
