@@ -65,11 +65,14 @@ impl Watch {
     /// Watches over the request that thread `caller` waits for, until the result is dropped.
     pub(crate) fn park(&self, caller: u32, cancel: Cancel) -> Parked {
         let mut state = self.0.state.lock();
-        if state.ended {
-            cancel.cancel();
-        }
         let key = state.next_key;
         state.next_key += 1;
+        let parked = Parked { watch: self.clone(), key };
+        if state.ended {
+            drop(state);
+            cancel.cancel();
+            return parked;
+        }
         let look = Instant::now() + FIRST_LOOK;
         state.parked.insert(key, Request { caller, cancel, look, pause: SECOND_LOOK });
         // One waking serves all that are parked within these 5 ms.
@@ -77,15 +80,19 @@ impl Watch {
             state.wakes = Some(look);
             self.0.changed.notify_one();
         }
-        Parked { watch: self.clone(), key }
+        parked
     }
 
     /// Cancels every request, now and from now on, and ends the thread.
     pub(crate) fn end(&self) {
-        let mut state = self.0.state.lock();
-        state.ended = true;
-        state.parked.values().for_each(|request| request.cancel.cancel());
+        let parked: Vec<Cancel> = {
+            let mut state = self.0.state.lock();
+            state.ended = true;
+            state.parked.values().map(|request| request.cancel.clone()).collect()
+        };
         self.0.changed.notify_one();
+        // Nothing is locked: where the runtime is ending, whoever is woken is dropped here and now.
+        parked.iter().for_each(Cancel::cancel);
     }
 }
 
@@ -135,7 +142,33 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Context, Wake, Waker};
+
     use super::*;
+
+    /// Drops a request when it is woken, as a runtime does that has ended.
+    struct Drops(Mutex<Option<Parked>>);
+
+    impl Wake for Drops {
+        fn wake(self: Arc<Self>) {
+            drop(self.0.lock().take());
+        }
+    }
+
+    #[test]
+    fn a_request_may_be_dropped_by_its_end() {
+        let (done, ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let (watch, cancel) = (Watch::start().unwrap(), Cancel::default());
+            let parked = watch.park(0, cancel.clone());
+            let waker = Waker::from(Arc::new(Drops(Mutex::new(Some(parked)))));
+            let mut waits = Box::pin(cancel.run(std::future::pending::<Result<(), p9::Errno>>()));
+            assert!(waits.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+            watch.end();
+            _ = done.send(watch.0.state.lock().parked.len());
+        });
+        assert_eq!(ended.recv_timeout(Duration::from_secs(30)), Ok(0));
+    }
 
     #[tokio::test]
     async fn a_request_whose_caller_is_gone_is_cancelled_and_others_stay() {
