@@ -79,8 +79,8 @@ pub(crate) fn receive<M: DeserializeOwned>(socket: impl AsFd) -> io::Result<Opti
     let got = loop {
         let mut parts = [IoSliceMut::new(&mut text)];
         match recvmsg(&socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
-            Err(rustix::io::Errno::INTR) => {}
-            Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+            // The peer ended without reading all that it was sent, which is told once, before what it said last.
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => {}
             got => break got?,
         }
     };
@@ -107,6 +107,16 @@ mod tests {
 
     fn pair() -> (OwnedFd, OwnedFd) {
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
+    }
+
+    #[test]
+    fn what_a_peer_said_last_arrives_though_it_did_not_read_all_that_it_was_sent() {
+        let (a, b) = pair();
+        send(&b, &Event::Listening, &[]).unwrap();
+        send(&a, &Command::Signal(9), &[]).unwrap();
+        drop(b);
+        assert!(matches!(receive(&a).unwrap(), Some((Event::Listening, _))));
+        assert!(receive::<Event>(&a).unwrap().is_none());
     }
 
     #[test]
