@@ -23,12 +23,27 @@ const UNDER_WAY: usize = 4096;
 const NOBODY_WAITS: usize = 64 << 20;
 
 /// What a link does to what it carries, each way.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Link {
-    /// How long a byte is under way.
+    /// How long a byte is under way, at least.
     pub delay: Duration,
+    /// How much longer at most: another time for each piece. Order is kept.
+    pub jitter: Duration,
     /// Bytes a second, if they are limited.
     pub rate: Option<u64>,
+}
+
+impl Link {
+    /// One on which a byte takes `delay` each way, however many there are.
+    pub fn of(delay: Duration) -> Self {
+        Self { delay, ..Self::default() }
+    }
+
+    /// How much later than others the piece `number` of a link arrives: anything up to the jitter, and the same each
+    /// time. (Multiplied by 2^64 over the golden ratio, numbers in sequence spread evenly.)
+    fn late(&self, number: u64) -> Duration {
+        self.jitter.mul_f64((number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 11) as f64 / (1_u64 << 53) as f64)
+    }
 }
 
 /// What a link of limited rate takes up before it is to go out: past it the writer waits.
@@ -43,7 +58,7 @@ pub fn slow(delay: Duration) -> (DuplexStream, DuplexStream) {
 fn slow_with(delay: Duration, room: usize) -> (DuplexStream, DuplexStream) {
     let (near, near_far) = tokio::io::duplex(room);
     let (far_near, far) = tokio::io::duplex(room);
-    tokio::spawn(relay(near_far, far_near, Link { delay, rate: None }));
+    tokio::spawn(relay(near_far, far_near, Link::of(delay)));
     (near, far)
 }
 
@@ -146,7 +161,7 @@ async fn pump(
         let _ = to.shutdown().await;
     };
     let read = async move {
-        let (mut buf, mut free) = (vec![0; 1 << 16], Instant::now());
+        let (mut buf, mut free, mut number) = (vec![0; 1 << 16], Instant::now(), 0);
         while let Ok(got @ 1..) = from.read(&mut buf).await {
             if lost.load(Ordering::SeqCst) {
                 continue;
@@ -155,7 +170,9 @@ async fn pump(
             // When the last byte of this has gone out.
             free = free.max(Instant::now());
             free += link.rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(got as f64 / rate as f64));
-            if sender.send((free + link.delay, buf[..got].to_vec())).await.is_err() {
+            number += 1;
+            // Pieces go out one after another: none overtakes another that is later still.
+            if sender.send((free + link.delay + link.late(number), buf[..got].to_vec())).await.is_err() {
                 break;
             }
             if free > Instant::now() + QUEUE {
@@ -184,7 +201,7 @@ pub struct Proxy {
 impl Proxy {
     /// Starts one that holds each byte for `delay` each way.
     pub async fn start(to: SocketAddr, delay: Duration) -> io::Result<Self> {
-        Self::over(to, Link { delay, rate: None }).await
+        Self::over(to, Link::of(delay)).await
     }
 
     /// Starts one that does what `link` does.
@@ -275,6 +292,30 @@ mod tests {
         assert_eq!(&buf, b"ping");
         // The clock is paused: this is the link's arithmetic, not a timing.
         assert_eq!(start.elapsed().as_millis() / 10, 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn jitter_makes_bytes_late_and_keeps_their_order() {
+        let link = Link { jitter: Duration::from_millis(100), ..Link::of(Duration::from_millis(10)) };
+        let (mut near, near_far) = tokio::io::duplex(1 << 10);
+        let (far_near, mut far) = tokio::io::duplex(1 << 10);
+        tokio::spawn(relay(near_far, far_near, link));
+        let (mut took, mut sent) = (Vec::new(), Instant::now());
+        for byte in 0..50 {
+            near.write_all(&[byte]).await.unwrap();
+            assert_eq!(far.read_u8().await.unwrap(), byte);
+            took.push(sent.elapsed());
+            sent = Instant::now();
+        }
+        // The clock is paused: this is the link's arithmetic, not a timing.
+        let (least, most) = (took.iter().min().unwrap(), took.iter().max().unwrap());
+        assert!(*least >= link.delay && *most <= link.delay + link.jitter + Duration::from_millis(1));
+        assert!(*most - *least > link.jitter * 4 / 5, "{least:?} to {most:?}");
+        near.write_all(&(0..200).collect::<Vec<u8>>()).await.unwrap();
+        drop(near);
+        let mut rest = Vec::new();
+        far.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, (0..200).collect::<Vec<u8>>());
     }
 
     #[tokio::test(start_paused = true)]

@@ -22,6 +22,8 @@ const MIB: u64 = 1 << 20;
 /// What is read in sequence, and the bytes a second that the link carries meanwhile: a gigabit.
 const BIG_MIB: u64 = 192;
 const GIGABIT: u64 = 125_000_000;
+/// How long the link is cut in the midst of a read.
+const CUT: Duration = Duration::from_secs(1);
 /// Directories of a tree that is listed.
 const DIRS: u64 = 64;
 
@@ -57,6 +59,14 @@ const CASES: [Case; 6] = [
     },
 ];
 
+impl Case {
+    /// What the row is called of this case over `link`.
+    fn over(&self, link: Link) -> String {
+        let uneven = if link.jitter.is_zero() { "" } else { " and up to twice that" };
+        format!("{} ms{uneven}: {}", (link.delay * 2).as_millis(), self.name)
+    }
+}
+
 /// Our node and sshd, each directly and behind a slow link.
 struct Ends {
     // Before the machine, which sees to it that nothing is left behind.
@@ -81,7 +91,8 @@ pub(crate) fn run() -> Vec<Row> {
         rows.push(ends.waits_of_a_command());
     }
     for ms in LINKS_MS {
-        rows.extend(CASES.iter().filter(|case| is_wanted(case.name)).map(|case| ends.case(case, ms)));
+        let link = Link::of(Duration::from_millis(ms / 2));
+        rows.extend(CASES.iter().filter(|case| is_wanted(&case.over(link))).map(|case| ends.case(case, link)));
         if is_wanted("gcc") {
             rows.push(ends.compiles(ms));
         }
@@ -91,6 +102,13 @@ pub(crate) fn run() -> Vec<Row> {
                 rows.push(ends.sequence(ms, name, work));
             }
         }
+    }
+    let delay = Duration::from_millis(LINKS_MS[0] / 2);
+    let uneven = Link { jitter: delay, ..Link::of(delay) };
+    let tar = CASES.iter().filter(|case| case.name.starts_with("tar") && is_wanted(&case.over(uneven)));
+    rows.extend(tar.map(|case| ends.case(case, uneven)));
+    if is_wanted("cut") {
+        rows.push(ends.cut(delay));
     }
     rows
 }
@@ -150,16 +168,15 @@ impl Ends {
         timed(&self.machine, &at, work)
     }
 
-    fn case(&mut self, case: &Case, ms: u64) -> Row {
-        let link = Link { delay: Duration::from_millis(ms / 2), rate: None };
+    fn case(&mut self, case: &Case, link: Link) -> Row {
         let far = self.slow(self.address, link);
         self.knows(&far);
         let ours = self.through_us("far", case.work);
-        let (name, group, more_is_better) = (format!("{ms} ms: {}", case.name), "wan", false);
+        let (name, group, more_is_better) = (case.over(link), "wan", false);
         match case.told {
             Told::Trips => {
                 let near = self.through_us("alpha", case.work);
-                let trips = (ours - near) / ms as f64;
+                let trips = (ours - near) / (link.delay * 2).as_secs_f64() / 1e3;
                 Row { group, case: name, ours: trips, peer: None, unit: "trips", more_is_better }
             }
             Told::Beside => {
@@ -172,7 +189,7 @@ impl Ends {
 
     /// One C file with the compiler and the headers over there, a second time, beside those of this machine.
     fn compiles(&mut self, ms: u64) -> Row {
-        let far = self.slow(self.address, Link { delay: Duration::from_millis(ms / 2), rate: None });
+        let far = self.slow(self.address, Link::of(Duration::from_millis(ms / 2)));
         self.knows(&far);
         let out = self.machine.at("work/one.o");
         let compile = |root: &str| format!("{root}/usr/bin/gcc --sysroot={root}/ -O1 -c one.c -o {}", out.display());
@@ -193,7 +210,7 @@ impl Ends {
 
     /// Reading or writing in sequence over a link of a gigabit, beside what that carries.
     fn sequence(&mut self, ms: u64, name: &str, work: &str) -> Row {
-        let far = self.slow(self.address, Link { delay: Duration::from_millis(ms / 2), rate: Some(GIGABIT) });
+        let far = self.slow(self.address, Link { rate: Some(GIGABIT), ..Link::of(Duration::from_millis(ms / 2)) });
         self.knows(&far);
         let took = self.through_us("far", work);
         Row {
@@ -206,10 +223,38 @@ impl Ends {
         }
     }
 
+    /// Reading in sequence over a link of a gigabit that is cut for a while in the midst, beside one that is not.
+    fn cut(&mut self, delay: Duration) -> Row {
+        let work = format!("cat big | cmp -n {} - /dev/zero", BIG_MIB * MIB);
+        let far = self.slow(self.address, Link { rate: Some(GIGABIT), ..Link::of(delay) });
+        self.knows(&far);
+        let whole = self.through_us("far", &work);
+        let before = far.carried();
+        let cut = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while far.carried() - before < BIG_MIB * MIB / 2 {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                far.shut();
+                std::thread::sleep(CUT);
+                far.open();
+            });
+            self.through_us("far", &work)
+        });
+        Row {
+            group: "wan",
+            case: format!("{} ms: read {BIG_MIB} MiB, cut for {CUT:?} in the midst", (delay * 2).as_millis()),
+            ours: cut,
+            peer: Some(("uncut", whole)),
+            unit: "ms",
+            more_is_better: false,
+        }
+    }
+
     /// How often a command waits on the network, both directions counted, beside ssh.
     fn waits_of_a_command(&mut self) -> Row {
         let ms = 50;
-        let link = Link { delay: Duration::from_millis(ms / 2), rate: None };
+        let link = Link::of(Duration::from_millis(ms / 2));
         let (far, far_sshd) = (self.slow(self.address, link), self.slow(([127, 0, 0, 1], self.sshd.port).into(), link));
         self.knows(&far);
         let near_ms = (0..5).map(|_| from_nothing(&self.machine, "alpha")).fold(f64::INFINITY, f64::min);
