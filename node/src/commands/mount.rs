@@ -26,6 +26,10 @@ use crate::namespace::{N, Written};
 use crate::servers::Servers;
 use crate::{Context, cache, daemon, namespace, output};
 
+/// How long the kernel may keep names and attributes of a tree that nobody else changes. Where somebody does after all,
+/// it is told as the lease is broken; this is for trees without leases.
+const ALONE: Duration = Duration::from_secs(30);
+
 /// Runs the command.
 pub fn run(context: &Context, typed: &Mount) -> Result<ExitCode> {
     let home = context.open_home()?;
@@ -61,7 +65,10 @@ pub fn run(context: &Context, typed: &Mount) -> Result<ExitCode> {
     let (timeout, cache) = (Duration::from_secs(typed.timeout), typed.cache << 20);
     let (all_users, single_writer) = (typed.all_users, typed.single_writer.is_some());
     let disk = cache::open(&home, typed.disk_cache);
-    let options = mount::Options { timeout, cache, disk, all_users, single_writer, ..mount::Options::default() };
+    let mut options = mount::Options { timeout, cache, disk, all_users, single_writer, ..mount::Options::default() };
+    if single_writer {
+        options.ttl = ALONE;
+    }
     let served =
         runtime.block_on(serve(context, &home, (&at, typed.single_writer.as_ref()), &written, dialer, options));
     runtime.shutdown_timeout(Duration::from_secs(1));
