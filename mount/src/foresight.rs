@@ -383,19 +383,20 @@ impl Foresight {
             let answer = self.clone().ask((listed.clone(), entry), dir.clone(), seen.name.clone(), way, count);
             let (answer, _room) = (answer.boxed().shared(), Some(Arc::new(taken)).filter(|_| length > 0));
             let foreseen = Foreseen { begun, count, opened, answer, _room };
-            asked.push((entry, (seen.id, foreseen.answer.clone())));
+            asked.push((entry, (seen.name.clone(), foreseen.answer.clone())));
             state.foreseen.insert(entry, foreseen);
         }
-        let (listed, table, teller) = (Arc::downgrade(listed), self.table.clone(), self.teller.clone());
+        let (listed, of) = (Arc::downgrade(listed), listed.dir.clone());
+        let (table, teller) = (self.table.clone(), self.teller.clone());
         self.runtime.spawn(async move {
             let (entries, answers): (Vec<_>, Vec<_>) = asked.into_iter().unzip();
-            let (ids, answers): (Vec<_>, Vec<_>) = answers.into_iter().unzip();
+            let (names, answers): (Vec<_>, Vec<_>) = answers.into_iter().unzip();
             let answers = join_all(answers).await;
-            let gift = |(id, answer): (Option<u64>, Option<Answer>)| match answer? {
-                Answer::Opened(file) => Gift::whole(&table.get(id?).ok()?, &file),
+            let gift = |(name, answer): (NameBuf, Option<Answer>)| match answer? {
+                Answer::Opened(file) => Gift::whole(&table.child(&of, name.as_name())?, &file),
                 Answer::Looked(..) => None,
             };
-            teller.give(ids.into_iter().zip(answers).filter_map(gift).collect()).await;
+            teller.give(names.into_iter().zip(answers).filter_map(gift).collect()).await;
             tokio::time::sleep(UNUSED).await;
             let Some(listed) = listed.upgrade() else { return };
             let mut state = listed.ways.lock();

@@ -7,6 +7,8 @@
 //! the lease given back. Invariants: no answer about the file is given, and no lease on it given back, while something
 //! is held; no two parts that are under way overlap.
 
+mod attrs;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -14,7 +16,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use p9::cancel::Cancel;
 use p9::tree::Lease;
-use p9::{Attr, Errno, Handle, How};
+use p9::{Attr, Errno, Handle, How, NodeRef, SetAttr};
 use parking_lot::Mutex;
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::Notify;
@@ -68,6 +70,8 @@ impl All {
 /// What is held of one open file.
 pub(crate) struct Hold {
     handle: Handle,
+    /// That of the file, if this mount has made it to open it so.
+    made: Option<NodeRef>,
     inode: Arc<Inode>,
     table: Arc<Table>,
     changes: Arc<Changes>,
@@ -103,6 +107,10 @@ struct State {
     unseen: Vec<Written>,
     /// Whether the attributes are being asked for.
     asking: bool,
+    /// What is to be set of the attributes once what was written before has gone out.
+    change: SetAttr,
+    /// Whether that is being done with what was held of it before.
+    setting: bool,
 }
 
 impl Held {
@@ -164,15 +172,15 @@ impl Held {
 }
 
 impl Hold {
-    /// For the file `inode`, with these attributes when it was opened as `handle`, under `lease`; the rest is of the
-    /// mount.
+    /// For the file `inode`, with these attributes when it was opened as `handle`, under `lease`; `made` is its node, if
+    /// it was made by that. The rest is of the mount.
     pub(crate) fn new(
-        (inode, made, handle): (Arc<Inode>, Attr, Handle), lease: &Lease,
+        (inode, attr, handle, made): (Arc<Inode>, Attr, Handle, Option<NodeRef>), lease: &Lease,
         (table, changes, all): (Arc<Table>, Arc<Changes>, Arc<Held>),
     ) -> Arc<Self> {
-        let state = Mutex::new(State::new(lease.clone(), made));
+        let state = Mutex::new(State::new(lease.clone(), attr));
         let (less, home, runtime) = (Notify::new(), tokio::sync::Mutex::default(), all.runtime.clone());
-        let hold = Arc::new(Self { handle, inode, table, changes, all, state, less, home });
+        let hold = Arc::new(Self { handle, made, inode, table, changes, all, state, less, home });
         hold.inode.holds(&hold);
         let weak = Arc::downgrade(&hold);
         lease.tell(Arc::new(move |_| {
@@ -204,6 +212,8 @@ impl Hold {
                     // Not heard of for a while.
                     Some(lease) if !lease.holds() => (Some(Ok(Taken::Through)), Vec::from_iter(before)),
                     Some(_) if fits && self.all.add(data.len()) => {
+                        // A write sets it, too.
+                        state.change.mtime = None;
                         if !std::mem::replace(&mut state.looked_after, true) {
                             self.all.looks_after(self);
                         }
@@ -288,7 +298,8 @@ impl Hold {
 
     /// Whether something is held, or being written out.
     pub(crate) fn is_full(&self) -> bool {
-        self.state.lock().held() > 0
+        let state = self.state.lock();
+        state.held() > 0 || state.setting || state.change != SetAttr::default()
     }
 
     /// Writes out what is held. What goes wrong is told by the next write, flush or fsync.
@@ -339,10 +350,11 @@ impl Hold {
         loop {
             let less = self.less.notified();
             if self.state.lock().parts.first_key_value().is_none_or(|(first, _)| *first >= end) {
-                return;
+                break;
             }
             less.await;
         }
+        self.set_held().await;
     }
 
     /// Writes `data` at `offset`; what is left of it is what was not written.
@@ -395,6 +407,8 @@ impl State {
             seen,
             unseen: Vec::new(),
             asking: false,
+            change: SetAttr::default(),
+            setting: false,
         }
     }
 

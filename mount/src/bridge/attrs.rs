@@ -68,11 +68,16 @@ impl Bridge {
         Ok((ask!(self, inode, |node| node.attr().await)?, self.options.ttl))
     }
 
-    pub(super) async fn set_attr(&self, id: INodeNo, change: SetAttr) -> Result<FileAttr, Errno> {
+    /// Changes attributes of a file; gives what they are then, and how long the kernel may keep that.
+    pub(super) async fn set_attr(&self, id: INodeNo, change: SetAttr) -> Result<(FileAttr, Duration), Errno> {
         if change == SetAttr::default() {
-            return Ok(self.attr(id).await?.0);
+            return self.attr(id).await;
         }
         let inode = self.inode(id)?;
+        if let Some(attr) = inode.hold().and_then(|hold| hold.set(change)) {
+            inode.learn(&attr);
+            return Ok((to_fuse(&attr, inode.id), Duration::ZERO));
+        }
         self.settle(&inode).await;
         let attr = {
             let _away = self.keeps_away(&inode, change.size.is_some()).await;
@@ -83,7 +88,7 @@ impl Bridge {
             hold.saw(&attr);
         }
         inode.learn(&attr);
-        Ok(to_fuse(&attr, inode.id))
+        Ok((to_fuse(&attr, inode.id), self.options.ttl))
     }
 
     pub(super) async fn access(&self, id: INodeNo, mask: AccessFlags, caller: Caller) -> Result<(), Errno> {

@@ -196,7 +196,7 @@ impl Bridge {
         }
         let first = opened.first.map(|bytes| First { bytes, writes: asked.0 });
         let handle = self.lasting(inode, Some(&node), opened.handle, how);
-        let about = (inode.clone(), attr, handle.clone());
+        let about = (inode.clone(), attr, handle.clone(), None);
         let open = Open::new(inode.clone(), Some(node), handle, how, &attr, first, None);
         let (mut open, flags) = Open::over_disk(open, (contents, twin), asked.0);
         (open.away, open.hold) = (away, self.hold(about, granted.filter(|_| !open.direct)));
@@ -209,7 +209,9 @@ impl Bridge {
     }
 
     /// Holds back what is written to an open file, if a `lease` allows it.
-    pub(super) fn hold(&self, about: (Arc<Inode>, Attr, Handle), lease: Option<Lease>) -> Option<Arc<Hold>> {
+    pub(super) fn hold(
+        &self, about: (Arc<Inode>, Attr, Handle, Option<NodeRef>), lease: Option<Lease>,
+    ) -> Option<Arc<Hold>> {
         let lease = lease.filter(|lease| lease.kind == LeaseKind::Write)?;
         let of_mount = (self.table.clone(), self.changes.clone(), self.held.clone());
         Some(Hold::new(about, &lease, of_mount))

@@ -115,8 +115,7 @@ impl Filesystem for Fs {
     ) {
         let (atime, mtime) = (atime.map(set_time), mtime.map(set_time));
         let change = SetAttr { mode: mode.map(|mode| mode & 0o7777), uid, gid, size, atime, mtime };
-        let ttl = self.0.options.ttl;
-        answer!(self, r, Bounded, reply, |b| b.set_attr(id, change), move |reply, attr| reply.attr(&ttl, &attr));
+        answer!(self, r, Bounded, reply, |b| b.set_attr(id, change), |reply, (attr, ttl)| reply.attr(&ttl, &attr));
     }
 
     fn readlink(&self, r: &Request, id: INodeNo, reply: ReplyData) {

@@ -183,7 +183,8 @@ impl Bridge {
             drop(self.changing(&inode));
         }
         let handle = self.lasting(&inode, Some(&node), handle, how);
-        let (shown, about) = (to_fuse(&attr, inode.id), (inode.clone(), attr, handle.clone()));
+        let made = Some(node.clone()).filter(|_| made);
+        let (shown, about) = (to_fuse(&attr, inode.id), (inode.clone(), attr, handle.clone(), made));
         let away = self.keeps_away(&inode, how.changes()).await;
         let (mut open, flags) = Open::new(inode, Some(node), handle, how, &attr, None, None);
         open.away = away;

@@ -1,10 +1,11 @@
 //! Small files that are made, written and closed: how little is asked for that, and that nobody misses what is held
 //! back.
 
-use std::fs::{self, File};
+use std::fs::{self, File, FileTimes, Permissions};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::process::Command;
+use std::time::SystemTime;
 
 use super::*;
 
@@ -36,6 +37,97 @@ fn a_small_file_is_made_written_and_closed_in_two_round_trips() {
     assert!(asked <= 2 * COUNT + COUNT / 10, "{asked} round trips");
     for n in 0..COUNT {
         assert_eq!(fs::read(folder.path().join(format!("f{n}"))).unwrap(), b"some text");
+    }
+}
+
+/// Gives `file` what an archive says of it.
+fn like_an_archive(file: &File, mode: u32) {
+    let meta = file.metadata().unwrap();
+    file.set_times(FileTimes::new().set_modified(LONG_AGO).set_accessed(LONG_AGO)).unwrap();
+    std::os::unix::fs::fchown(file, Some(meta.uid()), Some(meta.gid())).unwrap();
+    file.set_permissions(Permissions::from_mode(mode)).unwrap();
+}
+
+const LONG_AGO: SystemTime = SystemTime::UNIX_EPOCH;
+
+/// Permissions and modification time.
+fn said(path: &Path) -> (u32, SystemTime) {
+    let meta = path.metadata().unwrap();
+    (meta.mode() & 0o7777, meta.modified().unwrap())
+}
+
+#[test]
+fn what_an_archive_says_of_a_file_costs_one_more_round_trip() {
+    const COUNT: u64 = 100;
+    let (folder, _tree, client, shown) = shown();
+    until("the directory was listed", || {
+        let before = client.counts().requests;
+        assert!(!shown.path("missing").exists());
+        client.counts().requests == before
+    });
+    let before = client.counts().round_trips;
+    for n in 0..COUNT {
+        let mut file = File::create_new(shown.path(&format!("f{n}"))).unwrap();
+        file.set_times(FileTimes::new().set_modified(LONG_AGO + Duration::from_secs(1))).unwrap();
+        file.write_all(b"some text").unwrap();
+        file.set_times(FileTimes::new().set_modified(LONG_AGO)).unwrap();
+        file.set_permissions(PermissionsExt::from_mode(0o640)).unwrap();
+    }
+    let asked = client.counts().round_trips - before;
+    assert!(asked <= 3 * COUNT + COUNT / 10, "{asked} round trips");
+    for n in 0..COUNT {
+        let path = folder.path().join(format!("f{n}"));
+        assert_eq!((fs::read(&path).unwrap(), said(&path)), (b"some text".to_vec(), (0o640, LONG_AGO)));
+    }
+}
+
+#[test]
+fn what_is_set_of_a_new_file_is_seen_by_whoever_looks_in_the_order_in_which_it_was_done() {
+    let (folder, tree, _client, shown) = shown();
+    let other = Shown::far(tree);
+    for n in 0..21 {
+        let name = format!("f{n}");
+        let (mine, there) = (shown.path(&name), folder.path().join(&name));
+        let mut file = File::create_new(&mine).unwrap();
+        file.write_all(b"text").unwrap();
+        like_an_archive(&file, 0o640);
+        match n % 7 {
+            0 => assert_eq!(said(&mine), (0o640, LONG_AGO)),
+            1 => assert_eq!(said(&other.path(&name)), (0o640, LONG_AGO)),
+            2 => {
+                let list = Command::new("ls").args(["-l", "--time-style=+%s"]).arg(&*shown).output().unwrap();
+                let lines = String::from_utf8_lossy(&list.stdout).into_owned();
+                let line = lines.lines().find(|line| line.ends_with(&format!(" {name}"))).unwrap();
+                assert!(line.starts_with("-rw-r-----") && line.contains(" 4 0 "), "{line}");
+            }
+            // It moves, with what is held of it.
+            3 => {
+                fs::rename(&mine, shown.path("moved")).unwrap();
+                fs::write(&mine, "another").unwrap();
+                drop(file);
+                assert_eq!(said(&folder.path().join("moved")), (0o640, LONG_AGO));
+                assert_ne!(said(&there), (0o640, LONG_AGO));
+                continue;
+            }
+            // A write makes it younger; what it may be stays.
+            4 => {
+                file.write_all(b" and more").unwrap();
+                drop(file);
+                let (mode, time) = said(&there);
+                assert!(mode == 0o640 && time > LONG_AGO, "{time:?}");
+                assert_eq!(fs::read(&there).unwrap(), b"text and more");
+                continue;
+            }
+            5 => {
+                file.sync_all().unwrap();
+                assert_eq!(said(&there), (0o640, LONG_AGO));
+            }
+            // Nobody but the server's own processes sees what is held for a moment; and those not for long.
+            _ => until("the server has it", || said(&there) == (0o640, LONG_AGO)),
+        }
+        drop(file);
+        assert_eq!(said(&there), (0o640, LONG_AGO), "round {n}");
+        assert_eq!(said(&mine), (0o640, LONG_AGO), "round {n}");
     }
 }
 
