@@ -10,7 +10,7 @@ use std::process::Command;
 use tests::machine::{Done, Machine};
 
 use crate::peers::Sshd;
-use crate::{Row, is_wanted, machine, null, timed};
+use crate::{Row, is_wanted, null, timed};
 
 const SMALL_FILES: usize = 5000;
 const MIB: u64 = 1 << 20;
@@ -24,6 +24,7 @@ struct Case {
     count: Count,
 }
 
+#[derive(Clone, Copy)]
 enum Count {
     Milliseconds,
     /// Of a GiB.
@@ -89,25 +90,11 @@ const TREES: [Case; 2] = [
 const TIMES: usize = 3;
 
 pub(crate) fn run() -> Vec<Row> {
-    let mut machine = machine(&["alpha"]);
+    let mut machine = Machine::bare();
     let files = machine.at("files-alpha");
-    let small = files.join("small");
-    fs::create_dir(&small).expect("a folder of small files");
-    for i in 0..SMALL_FILES {
-        fs::write(small.join(format!("{i:05}")), [b'x'; 4096]).expect("a small file");
-    }
-    for (name, size) in [("big", GIB), ("middle", GIB / 4)] {
-        machine.run("sh", &["-c", &format!("head -c {size} /dev/zero >{}", files.join(name).display())]);
-    }
-    for i in 0..100 {
-        let dir = files.join(format!("repo/src/{i}"));
-        fs::create_dir_all(&dir).expect("a folder of sources");
-        (0..SMALL_FILES / 100).for_each(|i| {
-            fs::write(dir.join(format!("{i}.c")), vec![b'x'; 2 << 10]).expect("a source file");
-        });
-    }
-    let commit = "git init -q . && git add . && git -c user.name=me -c user.email=me@here commit -qm all";
-    machine.run("sh", &["-c", &format!("cd {} && {commit} && tar cf ../repo.tar src", files.join("repo").display())]);
+    let plain = format!("unix!{}", machine.at("plain").display());
+    machine.node_with("alpha", &["--plain", &plain]);
+    make_files(&machine, &files);
     let _memory = Memory::mount(&files.join("memory"));
     let sshd = Sshd::start(&machine.at("sshd"));
     let null = machine.at("null");
@@ -115,6 +102,8 @@ pub(crate) fn run() -> Vec<Row> {
     let (mut ours, mut peer, mut nothing) = (per(&cases), per(&cases), per(&cases));
     let (mut trees, mut peers_trees) = (per(&tree_cases), per(&tree_cases));
     let (mut again, mut single, mut local) = (per(&again_cases), per(&again_cases), per(&again_cases));
+    let bound_cases = bound(&plain, &files);
+    let mut bound: Vec<_> = bound_cases.iter().map(|_| (Vec::new(), Vec::new())).collect();
     for _ in 0..TIMES {
         for (case, all) in cases.iter().zip(&mut ours) {
             all.push(through_us(&mut machine, &[], case.work));
@@ -138,6 +127,13 @@ pub(crate) fn run() -> Vec<Row> {
             ours.push(through_us(&mut machine, &[case.work], case.work));
             local.push(timed(&machine, &files, case.work));
         }
+        for (bound, (ours, beside)) in bound_cases.iter().zip(&mut bound) {
+            ours.push(through_bound(&mut machine, bound));
+            beside.push(match bound.beside {
+                "null" => through_nothing(&machine, &null, &bound.case),
+                _ => timed(&machine, &files, bound.case.work),
+            });
+        }
     }
     let mut rows = Vec::new();
     for (((case, ours), peer), nothing) in cases.iter().zip(ours).zip(peer).zip(nothing) {
@@ -158,7 +154,59 @@ pub(crate) fn run() -> Vec<Row> {
         let row = case.row(median(single), disk);
         rows.push(Row { case: format!("{}, a single writer", row.case), ..row });
     }
+    let measured = bound_cases.iter().zip(bound);
+    rows.extend(
+        measured.map(|(Bound { case, beside, .. }, (ours, peer))| case.row(median(ours), (beside, median(peer)))),
+    );
     rows
+}
+
+fn make_files(machine: &Machine, files: &Path) {
+    let small = files.join("small");
+    fs::create_dir(&small).expect("a folder of small files");
+    for i in 0..SMALL_FILES {
+        fs::write(small.join(format!("{i:05}")), [b'x'; 4096]).expect("a small file");
+    }
+    for (name, size) in [("big", GIB), ("middle", GIB / 4)] {
+        machine.run("sh", &["-c", &format!("head -c {size} /dev/zero >{}", files.join(name).display())]);
+    }
+    for i in 0..100 {
+        let dir = files.join(format!("repo/src/{i}"));
+        fs::create_dir_all(&dir).expect("a folder of sources");
+        (0..SMALL_FILES / 100).for_each(|i| {
+            fs::write(dir.join(format!("{i}.c")), vec![b'x'; 2 << 10]).expect("a source file");
+        });
+    }
+    let commit = "git init -q . && git add . && git -c user.name=me -c user.email=me@here commit -qm all";
+    machine.run("sh", &["-c", &format!("cd {} && {commit} && tar cf ../repo.tar src", files.join("repo").display())]);
+}
+
+/// What is done in a tree that is bound in a mount.
+struct Bound {
+    case: Case,
+    /// What is bound, and where the folder is below it.
+    spec: String,
+    below: &'static str,
+    beside: &'static str,
+}
+
+/// A connection without TLS, `plain`, beside what the kernel alone takes; and the folder `files` of this machine, beside
+/// itself.
+fn bound(plain: &str, files: &Path) -> Vec<Bound> {
+    let local = format!("local!{}", files.display());
+    let [.., read, _, random, _, _, _] = CASES;
+    let mut all = vec![
+        Bound {
+            case: Case { name: "read 1 GiB, plain", ..read },
+            spec: plain.into(),
+            below: "fs/files",
+            beside: "null",
+        },
+        Bound { case: Case { name: "read 1 GiB, local", ..read }, spec: local.clone(), below: "", beside: "disk" },
+        Bound { case: Case { name: "10000 random reads, local", ..random }, spec: local, below: "", beside: "disk" },
+    ];
+    all.retain(|bound| is_wanted(bound.case.name));
+    all
 }
 
 fn wanted(cases: &[Case]) -> Vec<&Case> {
@@ -221,6 +269,18 @@ fn through_a_single_writer(machine: &mut Machine, work: &str) -> f64 {
     let n = machine.mount_as("single", &["--disk-cache", "0", "--single-writer", "alpha/fs/files"]);
     timed(machine, &n, work);
     let ms = timed(machine, &n, work);
+    machine.slashn(&["unmount", &n.display().to_string()]).succeeds();
+    ms
+}
+
+/// Through a fresh mount of ours in which something is bound.
+fn through_bound(machine: &mut Machine, Bound { case, spec, below, .. }: &Bound) -> f64 {
+    let n = machine.mount_as("bound", &["--disk-cache", "0"]);
+    let at = n.join("there");
+    machine.slashn(&["bind", spec, &at.display().to_string()]).succeeds();
+    let at = at.join(below);
+    timed(machine, &at, "true");
+    let ms = timed(machine, &at, case.work);
     machine.slashn(&["unmount", &n.display().to_string()]).succeeds();
     ms
 }
