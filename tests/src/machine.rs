@@ -210,7 +210,7 @@ impl Machine {
     }
 
     /// A file in the folder `work`.
-    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
         let path = self.at("work").join(name);
         fs::write(&path, text).expect("a file in the work folder");
         std::os::unix::fs::chown(&path, Some(self.uid), Some(self.uid)).expect("chown");

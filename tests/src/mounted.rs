@@ -90,7 +90,7 @@ pub fn documented(machine: &Machine, document: &str) -> (String, usize) {
     let text = std::fs::read_to_string(path).expect("the document");
     let scripts: Vec<&str> = text.split("```sh\n# ").skip(1).filter_map(|part| part.split("```").next()).collect();
     for script in &scripts {
-        machine.write(script.split_whitespace().next().expect("its name"), &format!("# {script}"));
+        machine.write(script.split_whitespace().next().expect("its name"), format!("# {script}"));
     }
     let count = scripts.len();
     (text, count)

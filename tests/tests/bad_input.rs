@@ -114,7 +114,7 @@ fn what_the_trust_hides_is_told_to_be_hidden(mut machine: Machine) {
     let secret = machine.at("home/.ssh/bin");
     machine.run("mkdir", &["-p", secret.to_str().unwrap()]);
     let tool = secret.join("tool");
-    let script = machine.write("script", &format!("#!{} -x\n", tool.display()));
+    let script = machine.write("script", format!("#!{} -x\n", tool.display()));
     machine.run("chmod", &["+x", "script"]);
     machine.run("cp", &["/usr/bin/true", tool.to_str().unwrap()]);
     machine.run("ln", &["-s", tool.to_str().unwrap(), "link"]);

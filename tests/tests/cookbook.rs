@@ -73,7 +73,7 @@ fn a_node_copies_to_another_by_itself() {
     let key = fs::read_to_string(machine.at("alpha/id_ed25519.pub")).unwrap();
     let beta = machine.at("beta").display().to_string();
     machine.slashn(&["--home", &beta, "allow", key.trim()]).succeeds();
-    let big = machine.write("big", &"0123456789abcdef".repeat(1 << 16));
+    let big = machine.write("big", "0123456789abcdef".repeat(1 << 16));
     let env = format!("PATH={}:/usr/bin:/bin SLASHN_HOME={alpha} HOME={alpha}", binaries().display());
     let args = ["between.sh", "alpha", big.to_str().unwrap(), "beta/fs/files/copy"];
     script(&machine, &n, &args).env("NODE_ENV", &env).succeeds();
@@ -140,7 +140,7 @@ fn a_project_is_made_on_the_nodes(count: usize) {
     let objects: Vec<String> = (0..count).map(|i| format!("f{i}.o")).collect();
     let main = format!("#include \"all.h\"\nint main(void) {{ return f{}(1) & 1; }}\n", count - 1);
     machine.write("main.c", &main);
-    machine.write("all.h", &(0..count).map(|i| format!("int f{i}(int);\n")).collect::<String>());
+    machine.write("all.h", (0..count).map(|i| format!("int f{i}(int);\n")).collect::<String>());
     for i in 0..count {
         let call = if i == 0 { "n".to_string() } else { format!("f{}(n) + {i}", i - 1) };
         let text =

@@ -18,7 +18,7 @@ const SONAME: &str = "-Wl,-soname,libfakecard.so.1";
 fn a_library_of_the_nodes_driver_is_loaded_there_and_the_callers_here(mut machine: Machine) {
     let address = machine.node("alpha");
     let library = |folder: &str, version: &str| {
-        machine.write("version.c", &format!("const char *version(void) {{ return \"{version}\"; }}\n"));
+        machine.write("version.c", format!("const char *version(void) {{ return \"{version}\"; }}\n"));
         let made = machine.at(folder).join("libfakecard.so.1");
         machine.run("mkdir", &["-p", machine.at(folder).to_str().unwrap()]);
         machine.run("gcc", &["-shared", "-fPIC", SONAME, "-o", made.to_str().unwrap(), "version.c"]);

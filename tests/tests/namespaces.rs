@@ -137,7 +137,7 @@ fn what_a_node_cannot_make_of_a_namespace_is_told_with_its_line(mut machine: Mac
         machine.rcpu(&["--ns", "ns", "beta", "true"]).exits(255).complains(parts);
     }
     // What a file names that is included is named by the namespace.
-    machine.write("ns", &format!(". {w}/d/servers\n. -q /no/such\n"));
+    machine.write("ns", format!(". {w}/d/servers\n. -q /no/such\n"));
     assert_eq!(machine.rcpu(&["--ns", "ns", "beta", "cat", "/g/f"]).succeeds().text(), "1\n");
     let said = |text: &str| {
         machine.write("ns", text);

@@ -171,9 +171,9 @@ fn a_command_within_a_command_sees_what_that_sees(mut machine: Machine) {
     machine.run("sh", &["-c", "mkdir src u; echo 1 >src/f; echo 2 >../files-alpha/g; echo 3 >u/h"]);
     let w = machine.at("work").display().to_string();
     // A union of the outer one is part of unions and binds of the inner ones, and so on.
-    machine.write("outer", &format!("bind -a -c /n/alpha/fs/files {w}/u\n"));
-    machine.write("inner", &format!("bind -a {w}/src {w}/u\nbind {w}/u /n/v\nmount local!{w} /n/w\n"));
-    machine.write("third", &format!("bind -a {w}/u /n/v\nbind -b {w}/src {w}\n"));
+    machine.write("outer", format!("bind -a -c /n/alpha/fs/files {w}/u\n"));
+    machine.write("inner", format!("bind -a {w}/src {w}/u\nbind {w}/u /n/v\nmount local!{w} /n/w\n"));
+    machine.write("third", format!("bind -a {w}/u /n/v\nbind -b {w}/src {w}\n"));
     let within = |inner: &str, script: &str| {
         let script = format!("exec slashn run --ns {inner} sh -c '{script}'");
         machine.slashn(&["run", "--ns", "outer", "sh", "-c", &script]).succeeds().text()
@@ -190,7 +190,7 @@ fn what_is_bound_by_a_command_is_in_its_namespace_alone(mut machine: Machine) {
     machine.node("alpha");
     machine.run("sh", &["-c", "mkdir src u; echo 1 >src/f; echo 2 >../files-alpha/g; echo 3 >u/h"]);
     let w = machine.at("work").display().to_string();
-    machine.write("ns", &format!("bind -a /n/alpha/fs/files {w}/u\nbind {w}/src /n/own\n"));
+    machine.write("ns", format!("bind -a /n/alpha/fs/files {w}/u\nbind {w}/src /n/own\n"));
     let run = |script: &str| machine.slashn(&["run", "--alone", "--ns", "ns", "sh", "-c", script]);
     let script = "ls /n; slashn bind src /n/src; cat /n/src/f; cd /n/src; slashn bind -b ../alpha/fs/files .; ls; \
                   slashn bind local!/etc /n/etc; cat /n/etc/hostname | wc -l; (slashn unbind /n/src; ls /n); \
@@ -222,8 +222,8 @@ fn commands_that_have_the_same_namespace_have_one_mount_and_each_its_own_namespa
     machine.node("alpha");
     machine.run("sh", &["-c", "mkdir src other; echo 1 >src/f; echo 2 >../files-alpha/g; mkfifo go"]);
     let w = machine.at("work").display().to_string();
-    machine.write("ns", &format!("bind -a /n/alpha/fs/files {w}/other\nbind {w}/src /n/own\n"));
-    machine.write("same", &format!("# the same\n\nbind -a '/n/alpha/fs/files' {w}/other\nbind {w}/src /n/own\n"));
+    machine.write("ns", format!("bind -a /n/alpha/fs/files {w}/other\nbind {w}/src /n/own\n"));
+    machine.write("same", format!("# the same\n\nbind -a '/n/alpha/fs/files' {w}/other\nbind {w}/src /n/own\n"));
     let run = |ns: &str, script: &str| machine.slashn(&["run", "--ns", ns, "sh", "-c", script]);
     let look = "stat -c %d /n other; readlink /proc/self/ns/mnt; cat other/g /n/own/f";
     let mut first = run("ns", &format!("{look}; read line; cat other/g; ls /n"));
@@ -238,7 +238,7 @@ fn commands_that_have_the_same_namespace_have_one_mount_and_each_its_own_namespa
     assert_eq!(&other[5..], [&*format!("bind {w}/src /n/own"), &*w]);
     // Another text, another view of the machine, and whoever wants that has another.
     for different in ["--ns other.ns", "--alone --ns ns"] {
-        machine.write("other.ns", &format!("bind -a /n/alpha/fs/files {w}/other\nbind {w}/src /n/x\n"));
+        machine.write("other.ns", format!("bind -a /n/alpha/fs/files {w}/other\nbind {w}/src /n/x\n"));
         let device = machine.command("sh").args(["-c", &format!("slashn run {different} stat -c %d /n")]).succeeds();
         assert_ne!(device.text().trim(), one[0], "{different}");
     }
@@ -322,7 +322,7 @@ fn what_cannot_be_made_is_told_and_nothing_runs(machine: Machine) {
         machine.write("ns", text);
         machine.slashn(&["run", "--ns", "ns", "touch", at(&ran)]).exits(255).complains(parts);
     }
-    machine.write("ns", &format!("# one\n. {}/ns\n", machine.at("work").display()));
+    machine.write("ns", format!("# one\n. {}/ns\n", machine.at("work").display()));
     let loops = machine.slashn(&["run", "--ns", "ns", "touch", at(&ran)]).exits(255);
     loops.complains(&["work/ns:2: ", "it is included too deep"]);
     machine.run("mkdir", &["dir", "gone"]);

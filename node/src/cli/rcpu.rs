@@ -95,10 +95,10 @@ pub struct Rcpu {
     /// My ssh-agent is its own while it runs: --forward agent
     #[arg(short = 'S')]
     pub agent: bool,
-    /// My display is its own while it runs: --forward x11
+    /// My display is its own while it runs: --forward x11, or wayland (by waypipe), or both
     #[arg(short = 'X')]
     pub x11: bool,
-    /// Lend it something of mine while it runs: agent (my ssh-agent), x11 (my display), rcpu (my nodes and my key to
+    /// Lend it something of mine while it runs: agent (my ssh-agent), x11 and wayland (my display), rcpu (my nodes and my key to
     /// reach them, for slashn and rcpu there; a node that I trust `all` has that unless no-rcpu is said), a unix socket
     /// by its PATH, which is the same there, L:... and R:... as -L and -R
     #[arg(long = "forward", value_name = "WHAT")]

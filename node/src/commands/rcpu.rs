@@ -13,6 +13,7 @@ mod printed;
 mod requirements;
 mod signals;
 mod terminal;
+mod wayland;
 mod whose;
 mod x11;
 
@@ -75,13 +76,15 @@ fn rcpu(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
         false => runtime.block_on(agent::find(&home.run()?))?,
     };
     let dialer = if agent.is_some() { dialer.by_agent(&socket, Duration::from_secs(typed.away)) } else { dialer };
-    let caller = Caller { context, typed, home, dialer, argv, written, its_own: Mutex::default(), agent };
+    let its_own = Mutex::default();
+    let mut caller = Caller { context, typed, home, dialer, argv, written, its_own, agent, wayland: None };
     let known = match &wanted {
         Where::Named(names) => places::nodes(&caller.dialer, Some(names))?,
         Where::All => places::nodes(&caller.dialer, None)?,
         Where::Fitting(..) => Vec::new(),
     };
     runtime.block_on(lend::answers(context, typed))?;
+    caller.wayland = lend::Displays::of(context, typed).wayland.then(wayland::Proxy::start).transpose()?;
     let targets = match wanted {
         Where::Fitting(wanted, count) => {
             let fit = runtime.block_on(places::fitting(&caller.dialer, &wanted, caller.program(), count))?;
@@ -127,6 +130,8 @@ struct Caller<'a> {
     its_own: Mutex<BTreeSet<String>>,
     /// The agent's files, if it ran by then.
     agent: Option<NodeRef>,
+    /// What passes on what is shown on the Wayland display, if that is lent.
+    wayland: Option<wayland::Proxy>,
 }
 
 impl Caller<'_> {
@@ -275,7 +280,7 @@ impl Caller<'_> {
         let mine: Option<Vec<&str>> = mine.as_ref().map(|mine| mine.iter().map(String::as_str).collect());
         let mut namespace = namespace::carried(&self.dialer, (*self.written).clone(), node, mine.as_deref())?;
         let serve = serve_request(self.context, self.typed, &self.dialer, node, &namespace)?;
-        let command = command(self.context, self.typed, argv, terminal)?;
+        let command = command(self.context, self.typed, argv, terminal, self.wayland.is_some())?;
         let command = lend::lent(self, node, &mut namespace, command)?.namespace(namespace.text, namespace.nodes);
         let paths = if root == RootOf::Caller { command.hints() } else { Vec::new() };
         let hints = paths.into_iter().map(|path| Path::new(OsStr::from_bytes(&path)).into()).collect();
@@ -319,9 +324,10 @@ pub(super) fn stdio() -> Stdio {
     }
 }
 
-fn command(context: &Context, typed: &Rcpu, argv: &[OsString], terminal: bool) -> Result<Command> {
+fn command(context: &Context, typed: &Rcpu, argv: &[OsString], terminal: bool, wayland: bool) -> Result<Command> {
     let shell = || context.environment.var("SHELL").map_or_else(|| "/bin/sh".into(), OsString::from);
     let argv = if argv.is_empty() { vec![shell()] } else { argv.to_vec() };
+    let argv = if wayland { wayland::beside(&argv) } else { argv };
     let umask = rustix::process::umask(rustix::fs::Mode::empty());
     rustix::process::umask(umask);
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());

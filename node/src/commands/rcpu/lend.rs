@@ -19,7 +19,7 @@ use tokio::io::{AsyncWriteExt, copy_bidirectional};
 use tokio::time::timeout;
 
 use super::forward::Forward;
-use super::{Caller, x11};
+use super::{Caller, wayland, x11};
 use crate::cli::Rcpu;
 use crate::dial::Dialer;
 use crate::error::{At, Error, Result};
@@ -37,8 +37,10 @@ const SAYS: Duration = Duration::from_secs(10);
 pub enum Lend {
     /// The ssh-agent.
     Agent,
-    /// The display.
+    /// The X display.
     X11,
+    /// The Wayland display.
+    Wayland,
     /// The nodes that I know, and my key to reach them; or not, although I trust the node.
     Rcpu(bool),
     /// A unix socket, at the same path there.
@@ -56,14 +58,35 @@ impl FromStr for Lend {
         match text {
             "agent" => Ok(Self::Agent),
             "x11" => Ok(Self::X11),
+            "wayland" => Ok(Self::Wayland),
             "rcpu" => Ok(Self::Rcpu(true)),
             "no-rcpu" => Ok(Self::Rcpu(false)),
             path if path.starts_with('/') => Ok(Self::Socket(path.into())),
             _ => match text.split_at_checked(2) {
                 Some(("L:", rest)) => rest.parse().map(Self::Local),
                 Some(("R:", rest)) => rest.parse().map(Self::Remote),
-                _ => Err("it is agent, x11, rcpu, no-rcpu, the path of a socket, L:FORWARD or R:FORWARD"),
+                _ => Err("it is agent, x11, wayland, rcpu, no-rcpu, the path of a socket, L:FORWARD or R:FORWARD"),
             },
+        }
+    }
+}
+
+/// Which displays are lent.
+pub(super) struct Displays {
+    x11: bool,
+    pub(super) wayland: bool,
+}
+
+impl Displays {
+    /// What `typed` names; with `-X`, each that there is here and can be lent.
+    pub(super) fn of(context: &Context, typed: &Rcpu) -> Self {
+        let (named, environment) = (|lend: Lend| typed.lend.contains(&lend), &context.environment);
+        let (x11, wayland) = (environment.var("DISPLAY").is_some(), environment.var("WAYLAND_DISPLAY").is_some());
+        // Where there are both, programs can do without.
+        let has_means = || !x11 || wayland::is_installed(environment);
+        Self {
+            x11: named(Lend::X11) || typed.x11 && (x11 || !wayland),
+            wayland: named(Lend::Wayland) || typed.x11 && wayland && has_means(),
         }
     }
 }
@@ -80,8 +103,12 @@ pub(super) async fn answers(context: &Context, typed: &Rcpu) -> Result<()> {
     if typed.agent || named(Lend::Agent) {
         all.extend(context.agent().map(|path| ("agent".into(), Address::Unix(path.to_path_buf()))));
     }
-    if typed.x11 || named(Lend::X11) {
+    let displays = Displays::of(context, typed);
+    if displays.x11 {
         all.push(("x11".into(), x11::address(&context.environment)?));
+    }
+    if displays.wayland {
+        all.push(("wayland".into(), wayland::address(&context.environment)?));
     }
     for (what, at) in all {
         let is_none = |path: &Path| std::fs::metadata(path).is_ok_and(|file| !file.file_type().is_socket());
@@ -126,8 +153,18 @@ pub(super) fn lent(caller: &Caller<'_>, node: &Node, carried: &mut Carried, mut 
         command = leading_to(command, format!("unix!{THERE}"), Address::Unix(here.ok_or_else(unset)?));
         command = command.env("SSH_AUTH_SOCK", THERE);
     }
-    if typed.x11 || named(Lend::X11) {
+    if Displays::of(caller.context, typed).x11 {
         command = x11::lent(&caller.context.environment, carried, command)?;
+    }
+    if let Some(proxy) = &caller.wayland {
+        let socket = proxy.socket();
+        command = command.env("WAYLAND_DISPLAY", wayland::DISPLAY).accept(
+            format!("unix!{}", wayland::SOCKET),
+            move |taken| {
+                let socket = socket.clone();
+                async move { pass(taken, wayland::connect(&socket).await, "the Wayland display").await }
+            },
+        );
     }
     let asked = typed.lend.iter().rev().find_map(|lend| match lend {
         Lend::Rcpu(yes) => Some(*yes),
@@ -164,11 +201,17 @@ fn leading_to(command: Command, there: String, here: Address) -> Command {
 }
 
 /// Carries `taken` to what is at `here`.
-async fn joined(mut taken: Taken, here: Address) {
-    match connect(&here).await {
+async fn joined(taken: Taken, here: Address) {
+    let to = connect(&here).await;
+    pass(taken, to, here).await;
+}
+
+/// Carries `taken` to what was connected `to`, which is called `name`.
+async fn pass(mut taken: Taken, to: std::io::Result<Io>, name: impl std::fmt::Display) {
+    match to {
         // Whoever breaks it off knows.
         Ok(mut io) => drop(copy_bidirectional(&mut taken, &mut io).await),
-        Err(err) => output::note(Error::new("connect", &here, err)),
+        Err(err) => output::note(Error::new("connect", name, err)),
     }
 }
 
