@@ -73,22 +73,26 @@ pub async fn serve(mut stream: UnixStream, dialer: &Dialer, pool: &Pool) -> io::
             return stream.write_all(format!("{why}\n").as_bytes()).await;
         }
     };
-    stream.write_all(b"ok\n").await?;
+    // Before it is told anything, after which it may end at any moment.
     let asked = stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(Pid::from_raw);
     let asked = asked.and_then(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK).ok());
+    stream.write_all(b"ok\n").await?;
     let ((mut from, mut to), (mut far, mut near)) = (stream.split(), tokio::io::split(io));
     let (mut up, mut down) = (BufReader::with_capacity(CHUNK, &mut from), BufReader::with_capacity(CHUNK, &mut far));
-    tokio::select! {
-        up = copy_buf(&mut up, &mut near) => {
-            if has_ended(asked).await {
-                near.write_all(&client::farewell()).await?;
-                near.flush().await?;
-            }
-            near.shutdown().await?;
-            up.map(drop)
+    let copied = tokio::select! {
+        up = copy_buf(&mut up, &mut near) => up,
+        // Who has ended takes nothing, either, which may be what shows first.
+        down = copy_buf(&mut down, &mut to) => match down {
+            Err(err) if matches!(err.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Err(err),
+            down => return down.map(drop),
         }
-        down = copy_buf(&mut down, &mut to) => down.map(drop),
+    };
+    if has_ended(asked).await {
+        near.write_all(&client::farewell()).await?;
+        near.flush().await?;
     }
+    near.shutdown().await?;
+    copied.map(drop)
 }
 
 /// Whether the process ends that this stands for, or does so soon.

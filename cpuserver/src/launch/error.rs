@@ -165,6 +165,11 @@ impl Error {
             Self::UserNamespace { remedy, .. } => Some(remedy.clone()),
             Self::Fuse { reason: Os(libc::EACCES | libc::EPERM) } => Some("chmod 666 /dev/fuse, on the node".into()),
             Self::Fuse { reason: Os(libc::ENOENT | libc::ENODEV) } => Some("modprobe fuse, on the node".into()),
+            Self::Setup { reason: Os(libc::EAGAIN), .. } => {
+                Some("ps -e, on the node: it has as many processes as it may have (ulimit -u; pids.max)".into())
+            }
+            Self::Setup { reason: Os(libc::ENOMEM), .. } => Some("free -m, on the node".into()),
+            Self::Setup { reason: Os(libc::EMFILE | libc::ENFILE), .. } => Some("ulimit -n, on the node".into()),
             Self::LauncherGone => Some("run it again: another is started for it".into()),
             _ => None,
         }

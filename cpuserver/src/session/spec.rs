@@ -72,7 +72,7 @@ impl Spec {
     pub(crate) fn apply(&mut self, part: Ctl) -> Result<(), Errno> {
         match part {
             Ctl::Args(args) => self.args = args,
-            Ctl::Env(env) => self.env = env,
+            Ctl::Env(env) => self.set_variables(env)?,
             Ctl::Cwd(cwd) => self.set_cwd(&cwd)?,
             Ctl::Ns(text) => self.set_ns(&text)?,
             Ctl::Nodes(text) => self.set_nodes(&text)?,
@@ -96,7 +96,15 @@ impl Spec {
 
     /// Sets the environment, as the file `env` has it.
     pub(crate) fn set_env(&mut self, text: &[u8]) -> Result<(), Errno> {
-        self.env = list(text)?;
+        self.set_variables(list(text)?)
+    }
+
+    /// Sets the environment. Errors: `EINVAL` for what is not `NAME=VALUE`.
+    fn set_variables(&mut self, env: Vec<Vec<u8>>) -> Result<(), Errno> {
+        if env.iter().any(|variable| !variable.contains(&b'=')) {
+            return Err(Errno::EINVAL);
+        }
+        self.env = env;
         Ok(())
     }
 

@@ -145,7 +145,7 @@ impl Lane {
                 _ = &mut cut => Ended::Lost(Ok(())),
                 ended = shared.read(&mut frames) => ended,
                 (err, tag) = &mut taking => Ended::Broken(err, tag),
-                ended = shared.write(pieces, &mut writer, &requests, &registry) => ended,
+                ended = shared.write(pieces, &mut writer, &requests, &registry) => shared.last(ended, &mut frames).await,
             };
             let end = match ended {
                 Ended::Lost(end) => {
@@ -235,6 +235,17 @@ impl Shared {
             }
             self.filled.notify_one();
             consume_budget().await;
+        }
+    }
+
+    /// How a connection ended, of which writing says that it `ended`: the last that the peer said may be there still.
+    async fn last(&self, ended: Ended, frames: &mut Reader) -> Ended {
+        match ended {
+            Ended::Lost(Err(err)) => match timeout(LAST_WORDS, self.read(frames)).await {
+                Ok(Ended::Farewell) => Ended::Farewell,
+                _ => Ended::Lost(Err(err)),
+            },
+            ended => ended,
         }
     }
 

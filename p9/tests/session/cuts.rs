@@ -1,11 +1,18 @@
 //! What a client sees of connections that are lost: nothing.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use p9::client::{Client, Options, Resume};
+use p9::server::{Limits, SessionLimits, Sessions};
+use p9::wire::{NO_TAG, Str, T, VERSION_SLASHN};
 use p9::{Errno, Handle, How, Name, NodeRef, Tree, Want, Who};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, WriteHalf};
 use tokio::time::timeout;
 
 use crate::net::{Net, PATIENCE};
@@ -92,7 +99,7 @@ async fn each_append_is_there_once_and_in_order_through_a_link_that_is_cut_again
             x ^= x >> 29;
             [40 + x % 900, 40 + (x >> 20) % 900]
         };
-        let net = Net::with(ram, p9::server::SessionLimits::default(), move |number| match number {
+        let net = Net::with(ram, SessionLimits::default(), move |number| match number {
             0 => [u64::MAX; 2],
             number => budget(number),
         });
@@ -109,7 +116,7 @@ async fn each_append_is_there_once_and_in_order_through_a_link_that_is_cut_again
 async fn many_at_once_are_done_once_each() {
     let ram = Ram::root();
     let log = ram.file("log", "");
-    let net = Net::with(ram, p9::server::SessionLimits::default(), |number| match number {
+    let net = Net::with(ram, SessionLimits::default(), |number| match number {
         0 => [u64::MAX; 2],
         number => [500 + 300 * (number as u64 % 7), 700],
     });
@@ -275,4 +282,61 @@ async fn a_server_that_leaves_says_so_and_is_not_waited_for() {
     }
     net.sessions().leave(back).await;
     assert_eq!((client.left(), net.sessions().count()), (None, (0, 0)));
+}
+
+/// What the server writes to: from some moment on nothing can be written, and the peer has just said farewell.
+struct Broken {
+    to: WriteHalf<DuplexStream>,
+    last: WriteHalf<DuplexStream>,
+    breaks: Arc<AtomicBool>,
+}
+
+impl AsyncWrite for Broken {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if !self.breaks.load(Ordering::SeqCst) {
+            return Pin::new(&mut self.to).poll_write(cx, bytes);
+        }
+        let said = Pin::new(&mut self.last).poll_write(cx, &p9::client::farewell());
+        assert!(said.is_ready());
+        Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.to).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.to).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_farewell_is_heard_where_nothing_can_be_written_any_more() {
+    let mut hello = Vec::new();
+    T::Version { msize: 8192, version: Str(VERSION_SLASHN) }.encode(NO_TAG, &mut hello);
+    T::Session { id: [1; 16], lane: 0, linger: 600_000, received: 0 }.encode(NO_TAG, &mut hello);
+    let begins = hello.len();
+    T::Attach { fid: 1, afid: !0, uname: Str(b""), aname: Str(b""), n_uname: None }.encode(1, &mut hello);
+    let sessions = Sessions::new(SessionLimits::default());
+    let (mut requests, from_peer) = tokio::io::duplex(64 << 10);
+    let (last, from_last) = tokio::io::duplex(64 << 10);
+    let (to_peer, mut replies) = tokio::io::duplex(64 << 10);
+    let breaks = Arc::new(AtomicBool::new(false));
+    let writer = Broken { to: tokio::io::split(to_peer).1, last: tokio::io::split(last).1, breaks: breaks.clone() };
+    // What is said last comes after all else.
+    let reader = tokio::io::split(from_peer).0.take(hello.len() as u64).chain(from_last);
+    let io = tokio::io::join(reader, writer);
+    let served = sessions.clone();
+    let serving = tokio::spawn(async move {
+        let _ = served.serve(io, Arc::new(Ram::root()), Arc::new(Who::owner()), Limits::default()).await;
+    });
+    requests.write_all(&hello[..begins]).await.unwrap();
+    while sessions.count().0 == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    replies.read_exact(&mut [0; 20]).await.unwrap();
+    breaks.store(true, Ordering::SeqCst);
+    requests.write_all(&hello[begins..]).await.unwrap();
+    timeout(PATIENCE, serving).await.unwrap().unwrap();
+    assert_eq!(sessions.count(), (0, 0), "it does not linger");
 }
