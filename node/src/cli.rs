@@ -152,7 +152,7 @@ pub enum Command {
     ///
     /// See what a command of mine writes, from the oldest that its node has (the last MiB, seen or not), until it ends.
     /// The exit status is its own, as that of `rcpu`, and signals go to it; but a terminal that is closed leaves it
-    /// running.
+    /// running, and so does `~.` typed there at the beginning of a line.
     Attach(Attach),
     /// Print the completions of a shell
     Completions(Completions),

@@ -6,6 +6,7 @@ pub mod allow;
 pub mod bind;
 pub mod doctor;
 pub mod down;
+mod escape;
 pub mod export;
 pub mod init;
 pub mod launcher;

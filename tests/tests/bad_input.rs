@@ -90,6 +90,8 @@ fn a_program_that_cannot_be_run_is_named(mut machine: Machine) {
     machine.write("data", "not a program\n");
     runs("./data", 126, &["no execute bit", "try: chmod +x ./data"]);
     runs("/usr", 126, &["it is a directory"]);
+    runs(&"n".repeat(300), 127, &["not found"]);
+    runs(&format!("./{}", "n".repeat(300)), 126, &["cannot be executed: File name too long"]);
     program(&machine, "script", b"#!/no/such/python -u\n");
     let sought =
         "its interpreter /no/such/python is missing in its namespace, where it is sought by: mount -c caller /";

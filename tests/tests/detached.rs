@@ -18,6 +18,7 @@ as_both! {
     what_bounds_a_command_is_kept_and_told
     a_node_that_is_down_hides_no_other
     my_nodes_and_commands_are_watched_until_a_key_ends_it
+    a_command_is_left_by_a_tilde_and_a_dot_and_goes_on
 }
 
 /// Starts `script` on alpha; gives what it is called.
@@ -145,6 +146,21 @@ fn a_node_that_is_down_hides_no_other(machine: Machine) {
     assert!(listed.text().starts_with(&session) && listed.errors().contains("beta"), "{}", listed.errors());
     machine.slashn(&["kill", "-9", &session]).succeeds();
     machine.slashn(&["wait", &session]).exits(128 + 9);
+}
+
+fn a_command_is_left_by_a_tilde_and_a_dot_and_goes_on(machine: Machine) {
+    let machine = machine.with_two_nodes();
+    let session = detached(&machine, "echo begun; exec sleep 1000");
+    let typed = format!(
+        "(until grep -q begun seen; do :; done; printf 'nothing ~.\\n~.\\n') | \
+         script -qfec 'slashn attach {session}; echo status $?' seen >/dev/null"
+    );
+    machine.command("sh").args(["-c", &format!("rm -f seen; {typed}")]).succeeds();
+    let seen = std::fs::read_to_string(machine.at("work/seen")).unwrap();
+    let left = format!("slashn: attach: {session}: it was left, and goes on; try: slashn attach {session}");
+    assert!(seen.contains(&left) && seen.contains("status 255"), "{seen:?}");
+    assert!(machine.slashn(&["ps"]).succeeds().text().starts_with(&session));
+    machine.slashn(&["kill", "-KILL", &session]).succeeds();
 }
 
 fn my_nodes_and_commands_are_watched_until_a_key_ends_it(machine: Machine) {

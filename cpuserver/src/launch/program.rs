@@ -105,6 +105,8 @@ fn execute(spec: &JobSpec, emulators: &Emulators) -> Error {
                 let reason = super::Os::from(error).to_string();
                 denied.get_or_insert(Error::NotExecutable { program: found, reason });
             }
+            // No directory of PATH has such a name.
+            Some(libc::ENAMETOOLONG) if !name.contains(&b'/') => {}
             Some(libc::ENOEXEC) => return foreign(&path, argv, &env, emulators),
             _ => return Error::NotExecutable { program: found, reason: super::Os::from(error).to_string() },
         }
@@ -154,8 +156,12 @@ fn shell_or_nothing(path: &[u8], argv: Vec<CString>, env: &[CString]) -> Error {
     Error::NotExecutable { program: "/bin/sh".into(), reason: super::Os::from(error).to_string() }
 }
 
+/// So many bytes of a path are told.
+const TOLD: usize = 512;
+
 fn lossy(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+    let told = String::from_utf8_lossy(&bytes[..bytes.len().min(TOLD)]).into_owned();
+    if bytes.len() > TOLD { format!("{told}...") } else { told }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! reached is named, and keeps nothing from being said of the others.
 
 use std::fmt;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::str::FromStr;
 
@@ -13,7 +14,7 @@ use p9::{Errno, How, Name, NodeRef, Want};
 use serde::Serialize;
 
 use crate::cli::{Attach, Kill, Ps, Wait};
-use crate::commands::{rcpu, runtime};
+use crate::commands::{escape, rcpu, runtime};
 use crate::dial::{Dialer, LINGER};
 use crate::error::{At, Error, Result};
 use crate::known::Node;
@@ -191,7 +192,24 @@ pub fn attach(context: &Context, typed: &Attach) -> Result<ExitCode> {
         let (_client, root) = dialer.attach(&node, LINGER).await.map_err(lost)?;
         let (events, received) = tokio::sync::mpsc::channel(16);
         let forwarding = tokio::spawn(rcpu::forward_but_hangup(events));
-        let ended = client::attach(root, session.session, rcpu::stdio(), received).await;
+        let (mut stdio, mut left) = (rcpu::stdio(), None);
+        if std::io::stdin().is_terminal() {
+            let (stdin, leaves) = escape::stdin();
+            (stdio.stdin, left) = (Box::new(stdin), Some(leaves));
+        }
+        let leaves = async {
+            match left {
+                Some(left) => drop(left.await),
+                None => std::future::pending().await,
+            }
+        };
+        let ended = tokio::select! {
+            ended = client::attach(root, session.session, stdio, received) => ended,
+            () = leaves => {
+                let left = Error::new("attach", session, "it was left, and goes on");
+                return Err(lost(left.remedy(format!("slashn attach {session}"))));
+            }
+        };
         forwarding.abort();
         ended.map_err(|err| explain("attach", session, err))
     });
