@@ -2,7 +2,7 @@
 //!
 //! A row is a case, our figure, the peer's, and their ratio: above 1 we are better. Ratios carry from machine to
 //! machine, times do not. Each group is a file; each makes its own grid and takes it down again. `--only` measures but
-//! the cases of the groups `mount` and `wan` that have the words in their names.
+//! the cases of the groups `mount`, `wan` and `rcpu` that have the words in their names.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints a table")]
 

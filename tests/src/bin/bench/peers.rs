@@ -1,5 +1,6 @@
 //! The peers: a real sshd on loopback with a key of its own, and sshfs on it.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::time::Instant;
 
 use tests::machine::{Done, PATIENCE};
 
-/// A running sshd that lets root in by one key.
+/// A running sshd that lets root in by one key, to an empty home: what this machine's shells read there is not measured.
 pub(crate) struct Sshd {
     dir: PathBuf,
     pub(crate) port: u16,
@@ -30,7 +31,8 @@ impl Sshd {
         drop(free);
         let config = format!(
             "ListenAddress 127.0.0.1\nPort {port}\nHostKey {0}/host\nAuthorizedKeysFile {0}/authorized\nStrictModes no\n\
-             PidFile none\nUsePAM no\nPermitRootLogin yes\nPasswordAuthentication no\nSubsystem sftp internal-sftp\n",
+             PidFile none\nUsePAM no\nPermitRootLogin yes\nPasswordAuthentication no\nSubsystem sftp internal-sftp\n\
+             MaxStartups 1000\nMaxSessions 1000\nSetEnv HOME={0}\n",
             dir.display()
         );
         fs::write(dir.join("config"), config).expect("sshd's config");
@@ -64,6 +66,16 @@ impl Sshd {
         command
     }
 
+    /// A connection that is kept for the commands that follow.
+    pub(crate) fn master(&self) -> Master<'_> {
+        let master = Master { sshd: self, socket: self.dir.join("master") };
+        let mut command = Command::new("ssh");
+        command.args(["-fMN", "-S"]).arg(&master.socket).args(words_of(&self.ssh(self.port)).skip(1));
+        let started = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        assert!(started.expect("ssh").success(), "ssh keeps a connection");
+        master
+    }
+
     /// Mounts `dir` by sshfs at `at`.
     pub(crate) fn mount(&self, dir: &Path, at: &Path) -> Sshfs {
         self.mount_by(self.port, dir, at)
@@ -85,6 +97,38 @@ impl Drop for Sshd {
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
     }
+}
+
+/// A connection of ssh that its commands share, ended when dropped.
+pub(crate) struct Master<'a> {
+    sshd: &'a Sshd,
+    socket: PathBuf,
+}
+
+impl Master<'_> {
+    /// `ssh root@127.0.0.1` by that connection, to which a command is added.
+    pub(crate) fn ssh(&self) -> Command {
+        let mut command = Command::new("ssh");
+        command.arg("-S").arg(&self.socket).args(words_of(&self.sshd.ssh(self.sshd.port)).skip(1));
+        command.stdin(Stdio::null());
+        command
+    }
+}
+
+impl Drop for Master<'_> {
+    fn drop(&mut self) {
+        let _ = self.ssh().args(["-O", "exit"]).stderr(Stdio::null()).status();
+    }
+}
+
+/// `command`, as a shell takes it.
+pub(crate) fn words(command: &Command) -> String {
+    let words: Vec<_> = words_of(command).map(|word| word.to_string_lossy()).collect();
+    words.join(" ")
+}
+
+fn words_of(command: &Command) -> impl Iterator<Item = &OsStr> {
+    std::iter::once(command.get_program()).chain(command.get_args())
 }
 
 /// A mount by sshfs, unmounted when dropped.

@@ -13,8 +13,7 @@ use tests::machine::{Done, Machine};
 use tokio::runtime::Runtime;
 
 use crate::peers::Sshd;
-use crate::rcpu::from_nothing;
-use crate::{Row, is_wanted, median_ms, timed};
+use crate::{Row, is_wanted, timed};
 
 /// Round-trip times.
 const LINKS_MS: [u64; 2] = [20, 50];
@@ -87,9 +86,6 @@ pub(crate) fn run() -> Vec<Row> {
     let known = fs::read_to_string(machine.at("me/known_nodes")).expect("the nodes I know");
     let mut ends = Ends { machine, sshd, runtime: Runtime::new().expect("a runtime"), address, known };
     let mut rows = Vec::new();
-    if is_wanted("rcpu") {
-        rows.push(ends.waits_of_a_command());
-    }
     for ms in LINKS_MS {
         let link = Link::of(Duration::from_millis(ms / 2));
         rows.extend(CASES.iter().filter(|case| is_wanted(&case.over(link))).map(|case| ends.case(case, link)));
@@ -247,30 +243,6 @@ impl Ends {
             ours: cut,
             peer: Some(("uncut", whole)),
             unit: "ms",
-            more_is_better: false,
-        }
-    }
-
-    /// How often a command waits on the network, both directions counted, beside ssh.
-    fn waits_of_a_command(&mut self) -> Row {
-        let ms = 50;
-        let link = Link::of(Duration::from_millis(ms / 2));
-        let (far, far_sshd) = (self.slow(self.address, link), self.slow(([127, 0, 0, 1], self.sshd.port).into(), link));
-        self.knows(&far);
-        let near_ms = (0..5).map(|_| from_nothing(&self.machine, "alpha")).fold(f64::INFINITY, f64::min);
-        let far_ms = (0..3).map(|_| from_nothing(&self.machine, "far")).fold(f64::INFINITY, f64::min);
-        let ssh = |port| {
-            median_ms(3, || {
-                self.sshd.ssh(port).arg("true").succeeds();
-            })
-        };
-        let waits = |far: f64, near: f64| (far - near) / ms as f64;
-        Row {
-            group: "wan",
-            case: "true, dynamically linked, empty caches: waits".into(),
-            ours: waits(far_ms, near_ms),
-            peer: Some(("ssh", waits(ssh(far_sshd.address.port()), ssh(self.sshd.port)))),
-            unit: "waits",
             more_is_better: false,
         }
     }
