@@ -20,7 +20,7 @@ pub(crate) use input::Input;
 pub(crate) use output::Output;
 
 /// Waits until `look` finds something; whoever changes what it looks at calls `changed.notify_waiters()` afterwards.
-async fn until<T>(changed: &Notify, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) async fn until<T>(changed: &Notify, mut look: impl FnMut() -> Option<T>) -> T {
     loop {
         let mut notified = pin!(changed.notified());
         // Registered before the look, so that no change is missed.

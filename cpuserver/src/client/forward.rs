@@ -8,17 +8,18 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use p9::{Errno, Handle, How, Name, NodeRef, Want};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::remote::Remote;
 use super::streams;
+use crate::connect;
 
-/// Bytes of one message.
-const CHUNK: usize = 64 << 10;
+/// Bytes of a connection on their way to whoever carries it.
+const PIPE: usize = 256 << 10;
 /// Connections at once that lead here from one place of a command.
 const MOST: usize = 256;
 
@@ -50,7 +51,7 @@ impl Accept {
 pub async fn forward(node: NodeRef, to: &str, local: impl AsyncRead + AsyncWrite + Unpin) -> Result<(), Errno> {
     let names = [Name::new(b"cpu")?, Name::new(b"connect")?];
     let there = node.open_at(&names, How::RDWR, Want::default()).await?.handle;
-    there.write(0, to.to_owned().into()).await?;
+    there.write(0, connect::placed(to)).await?;
     carry(there, to, local).await;
     Ok(())
 }
@@ -71,7 +72,7 @@ async fn take(remote: &Remote, accept: &Accept) {
         let Ok(permit) = room.clone().acquire_owned().await else { return };
         let taken = async {
             let there = remote.file("accept", How::RDWR).await.map_err(|error| error.to_string())?;
-            there.write(0, address.clone().into()).await.map_err(|errno| errno.to_string())?;
+            there.write(0, connect::placed(address)).await.map_err(|errno| errno.to_string())?;
             Ok::<_, String>(there)
         };
         let there = match taken.await {
@@ -79,7 +80,7 @@ async fn take(remote: &Remote, accept: &Accept) {
             Err(reason) => break reason,
         };
         while carried.try_join_next().is_some() {}
-        let (near, far) = tokio::io::duplex(CHUNK);
+        let (near, far) = tokio::io::duplex(PIPE);
         let (local, said) = ((accept.carry)(near), address.clone());
         carried.spawn(async move {
             tokio::join!(carry(there, &said, far), local);
@@ -90,27 +91,19 @@ async fn take(remote: &Remote, accept: &Accept) {
     while carried.join_next().await.is_some() {}
 }
 
-/// Carries what goes between the connection `there`, to or from `name`, and `local`.
+/// Carries what goes between the connection `there`, to or from `name`, and `local`: in each direction as much is under
+/// way as it takes to keep the way busy.
 async fn carry(there: Handle, name: &str, local: impl AsyncRead + AsyncWrite + Unpin) {
-    let (mut reader, mut writer) = tokio::io::split(local);
+    let (reader, mut writer) = tokio::io::split(local);
     let up = async {
-        let (mut buffer, mut offset) = (BytesMut::new(), 0);
-        loop {
-            buffer.reserve(CHUNK);
-            // One that fails has no more to say.
-            let count = reader.read_buf(&mut buffer).await.unwrap_or_default();
-            if count == 0 {
-                return there.write(offset, Bytes::new()).await.map(drop);
-            }
-            streams::write_all(&there, offset, buffer.split().freeze()).await?;
-            offset += count as u64;
-        }
+        // One that fails has no more to say.
+        let (end, _) = streams::send(reader, &there).await?;
+        there.write(end, Bytes::new()).await.map(drop)
     };
     let down = async {
-        let mut offset = 0;
+        let mut reads = streams::Ahead::of(&there);
         loop {
-            let bytes = there.read(offset, CHUNK as u32).await?;
-            offset += bytes.len() as u64;
+            let bytes = reads.next().await?;
             let written = if bytes.is_empty() { writer.shutdown().await } else { writer.write_all(&bytes).await };
             if bytes.is_empty() || written.is_err() {
                 return written.map_err(Errno::from);
