@@ -28,6 +28,7 @@ pub use hints::hints;
 pub use outcome::{Ended, Error};
 pub use request::{Request, default_ns, environment, is_limit, node_root_ns};
 
+use crate::inherited;
 use remote::Remote;
 
 /// The caller's ends of the command's streams. On a terminal nothing comes on `stderr`.
@@ -38,6 +39,13 @@ pub struct Stdio {
     pub stdout: Box<dyn AsyncWrite + Send + Unpin>,
     /// Where its errors go.
     pub stderr: Box<dyn AsyncWrite + Send + Unpin>,
+}
+
+impl Stdio {
+    /// This process's own.
+    pub fn inherit() -> Self {
+        Self { stdin: inherited::input(), stdout: inherited::output(), stderr: inherited::error() }
+    }
 }
 
 /// What happens to the caller while the command runs.

@@ -31,6 +31,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::client::{self, Accept, Ended, Error, Event, Request, Taken};
+use crate::inherited;
 
 /// Bytes of a pipe on its way.
 const PIPE: usize = 64 << 10;
@@ -111,7 +112,7 @@ impl Stdio {
     /// The end to read from, and the child's.
     fn input(self) -> (Box<dyn AsyncRead + Send + Unpin>, Option<DuplexStream>) {
         match self.0 {
-            Kind::Inherit => (Box::new(tokio::io::stdin()), None),
+            Kind::Inherit => (inherited::input(), None),
             Kind::From(reader) => (reader, None),
             Kind::Piped => {
                 let (near, far) = tokio::io::duplex(PIPE);
@@ -123,10 +124,10 @@ impl Stdio {
 
     /// The end to write to, and the child's. `own` is this process's.
     fn output(
-        self, own: impl AsyncWrite + Send + Unpin + 'static,
+        self, own: impl FnOnce() -> Box<dyn AsyncWrite + Send + Unpin>,
     ) -> (Box<dyn AsyncWrite + Send + Unpin>, Option<DuplexStream>) {
         match self.0 {
-            Kind::Inherit => (Box::new(own), None),
+            Kind::Inherit => (own(), None),
             Kind::To(writer) => (writer, None),
             Kind::Piped => {
                 let (near, far) = tokio::io::duplex(PIPE);
@@ -306,8 +307,8 @@ impl Command {
     pub async fn spawn(mut self, host: &Host) -> Result<Child, Error> {
         let inherit = |stdio: Option<Stdio>| stdio.unwrap_or_else(Stdio::inherit);
         let (stdin, near_stdin) = inherit(self.stdin.take()).input();
-        let (stdout, near_stdout) = inherit(self.stdout.take()).output(tokio::io::stdout());
-        let (stderr, near_stderr) = inherit(self.stderr.take()).output(tokio::io::stderr());
+        let (stdout, near_stdout) = inherit(self.stdout.take()).output(inherited::output);
+        let (stderr, near_stderr) = inherit(self.stderr.take()).output(inherited::error);
         let stdio = client::Stdio { stdin, stdout, stderr };
         let (events, received) = mpsc::channel(16);
         let (running, mut runs) = watch::channel(false);

@@ -9,6 +9,7 @@ mod connect;
 mod cpu;
 mod ctl;
 mod flow;
+mod inherited;
 mod job;
 mod owned;
 mod owner;

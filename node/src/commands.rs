@@ -39,6 +39,13 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     runtime_of(1)
 }
 
+/// A runtime in which all goes on in the thread that waits for something: for one command, whose parts would else wake
+/// one another from thread to thread.
+fn runtime_of_one() -> Result<tokio::runtime::Runtime> {
+    let built = tokio::runtime::Builder::new_current_thread().max_blocking_threads(64).enable_all().build();
+    built.at("start", "the runtime")
+}
+
 /// A runtime with `threads` threads.
 fn runtime_of(threads: usize) -> Result<tokio::runtime::Runtime> {
     let built = tokio::runtime::Builder::new_multi_thread()

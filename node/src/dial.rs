@@ -198,7 +198,13 @@ impl Dialer {
             let (dialer, name) = (dialer.clone(), name.clone());
             Box::pin(async move { dialer.reach_again(&name).await })
         });
-        Resume { bulk: Some(dial.clone()), dial, linger, patience }
+        // What is much goes straight there, also where all else goes by the agent.
+        let (dialer, name) = (Self(self.0.clone(), None), node.name.to_string());
+        let bulk: Dial = Arc::new(move || {
+            let (dialer, name) = (dialer.clone(), name.clone());
+            Box::pin(async move { dialer.connect_again(&name).await })
+        });
+        Resume { bulk: Some(bulk), dial, linger, patience }
     }
 
     /// A client of `node`, and its root. A session that the node keeps for `linger` when the connection is lost.

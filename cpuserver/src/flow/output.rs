@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use super::{Frame, until};
 
 /// The most that is read from the pipe at once.
-const CHUNK: usize = 64 << 10;
+const CHUNK: usize = 256 << 10;
 
 /// One of stdout and stderr.
 pub(crate) struct Output {

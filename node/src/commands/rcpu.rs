@@ -25,14 +25,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cpuserver::client::{self, Ended, Stdio};
+use cpuserver::client::{self, Ended};
 use cpuserver::{Command, Host};
 use p9::NodeRef;
 use parking_lot::Mutex;
 
 use crate::agent::Serve;
 use crate::cli::{Rcpu, RootOf};
-use crate::commands::{agent, ns, runtime};
+use crate::commands::{agent, ns, runtime, runtime_of_one};
 use crate::dial::{Dialer, LINGER};
 use crate::error::{At, Error, Result};
 use crate::home::Home;
@@ -58,7 +58,7 @@ fn rcpu(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
     let (wanted, argv) = typed.parsed()?;
     let home = context.home_or_lent()?;
     let dialer = Dialer::open(&home, context.agent())?;
-    let runtime = runtime()?;
+    let runtime = if typed.is_for_one() { runtime_of_one()? } else { runtime()? };
     // Within a `slashn run` it is that one's, unless another is named.
     let around = match typed.ns.is_none() && !home.is_lent() {
         true => runtime.block_on(ns::of_run(&home, std::process::id()))?,
@@ -313,15 +313,6 @@ async fn served(agent: NodeRef, serve: Serve, session: String, nonce: String) ->
     let request = Serve { session, nonce, ..serve };
     let line = serde_json::to_vec(&request).map_err(|err| err.to_string())?;
     control::write(&agent, "serve", line).await.map_err(|errno| format!("the agent could not serve it: {errno}"))
-}
-
-/// This process's own.
-pub(super) fn stdio() -> Stdio {
-    Stdio {
-        stdin: Box::new(tokio::io::stdin()),
-        stdout: Box::new(tokio::io::stdout()),
-        stderr: Box::new(tokio::io::stderr()),
-    }
 }
 
 fn command(context: &Context, typed: &Rcpu, argv: &[OsString], terminal: bool, wayland: bool) -> Result<Command> {

@@ -192,7 +192,7 @@ pub fn attach(context: &Context, typed: &Attach) -> Result<ExitCode> {
         let (_client, root) = dialer.attach(&node, LINGER).await.map_err(lost)?;
         let (events, received) = tokio::sync::mpsc::channel(16);
         let forwarding = tokio::spawn(rcpu::forward_but_hangup(events));
-        let (mut stdio, mut left) = (rcpu::stdio(), None);
+        let (mut stdio, mut left) = (client::Stdio::inherit(), None);
         if std::io::stdin().is_terminal() {
             let (stdin, leaves) = escape::stdin();
             (stdio.stdin, left) = (Box::new(stdin), Some(leaves));
