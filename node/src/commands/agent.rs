@@ -57,6 +57,7 @@ pub fn run(context: &Context, typed: &cli::Agent) -> Result<ExitCode> {
         })?;
         return Ok(ExitCode::SUCCESS);
     }
+    mount::tune_allocator();
     let dialer = Dialer::open(&home, context.agent())?;
     let within = runtime.block_on(run_root(&home, std::process::id()))?.is_some();
     let agent = Agent::new(dialer, context.clone(), home.secret("qid")?, within)?;

@@ -38,6 +38,7 @@ pub fn run(context: &Context, typed: &Up) -> Result<ExitCode> {
         output::line(daemon::start(home.path(), "up", &arguments(context, typed))?)?;
         return Ok(ExitCode::SUCCESS);
     }
+    mount::tune_allocator();
     let lock = home.lock()?;
     // Before there are threads: the launcher dies with the one that started it.
     let launcher = Launcher::start().at("up", "the process that starts commands")?;
