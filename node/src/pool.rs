@@ -104,17 +104,17 @@ impl Pool {
         }
     }
 
-    /// One that stands ready, or soon will. If there is none, more are wanted from now on.
+    /// One that stands ready, or soon will. If none does, more are wanted from now on.
     fn next(&self, node: &Node) -> Next {
         self.of(node, |spare| {
             if let Some(ready) = spare.ready.pop() {
                 return Next::Ready(ready);
             }
+            spare.wanted = (spare.wanted * 2).clamp(READY.0, READY.1);
             if spare.dialling > spare.waiting {
                 spare.waiting += 1;
                 return Next::Soon(spare.dialled.clone());
             }
-            spare.wanted = (spare.wanted * 2).clamp(READY.0, READY.1);
             Next::None
         })
     }
