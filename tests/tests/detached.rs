@@ -135,7 +135,7 @@ fn what_bounds_a_command_is_kept_and_told(machine: Machine) {
     assert_eq!(own.text(), "333\n");
     assert!(own.errors().contains("slashn: beta: real "), "{}", own.errors());
     let wrong = machine.rcpu(&["--limit", "memory=much", "beta", "true"]).exits(2).errors();
-    assert!(wrong.contains("it is cpus=N, memory=SIZE"), "{wrong}");
+    assert!(wrong.contains("memory is a number of bytes"), "{wrong}");
 }
 
 fn a_node_that_is_down_hides_no_other(machine: Machine) {

@@ -141,12 +141,21 @@ impl std::str::FromStr for Limit {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let line = text.replacen('=', " ", 1);
-        match text.contains('=') && cpuserver::client::is_limit(&line) {
-            true => Ok(Self(line)),
-            false => {
-                Err("it is cpus=N, memory=SIZE, processes=N, time=SECONDS, io=WEIGHT, or nofile=N and the like".into())
-            }
+        if text.contains('=') && cpuserver::client::is_limit(&line) {
+            return Ok(Self(line));
         }
+        Err(match text.split('=').next().unwrap_or_default() {
+            "cpus" => "cpus is a number of processors, such as 1.5",
+            "memory" => "memory is a number of bytes, or with K, M, G or T, such as 2G",
+            "processes" => "processes is a number, such as 100",
+            "time" => "time is a number of seconds, or with m, h or d, such as 90 or 2h",
+            "io" => "io is a weight from 1 to 1000, of which 100 is usual",
+            "as" | "core" | "cpu" | "data" | "fsize" | "memlock" | "nofile" | "nproc" | "stack" => {
+                "it is a number, or unlimited, as setrlimit(2) counts it"
+            }
+            _ => "it is cpus=N, memory=SIZE, processes=N, time=SECONDS, io=WEIGHT, or nofile=N and the like",
+        }
+        .into())
     }
 }
 
@@ -273,6 +282,14 @@ mod tests {
         for wrong in [&["-n", "2", "w"][..], &["-A", "-a", "", "w"], &["-a", "gpus>1", "w"], &["-0", "a", "w"]] {
             assert!(Rcpu::try_parse_from([&["rcpu"], wrong].concat()).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_limit_that_is_none_is_told_what_it_would_be() {
+        let said = |limit: &str| limit.parse::<Limit>().unwrap_err();
+        assert_eq!("memory=2G".parse::<Limit>().unwrap().line(), "memory 2G\n");
+        assert!(said("memory=lots").contains("2G") && said("time").contains("seconds"));
+        assert!(said("nofile=x").contains("unlimited") && said("gpus=1").contains("cpus=N"));
     }
 
     #[test]

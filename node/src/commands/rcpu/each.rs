@@ -34,6 +34,9 @@ const REFUSALS: usize = 3;
 /// The most that was typed is quoted in a message.
 const QUOTED: usize = 60;
 
+/// The most lines that failed of which it is said how to pick them out.
+const MOST_SAID: usize = 40;
+
 /// A node that jobs run on.
 struct Site {
     place: Arc<Place>,
@@ -71,13 +74,17 @@ pub(super) async fn run(caller: &Caller<'_>, targets: Vec<Target>) -> Result<Exi
     let cores = sites.iter().map(|site| site.facts.cores).sum::<f64>() as usize;
     let at_once = caller.typed.jobs.map_or(cores, |jobs| jobs as usize);
     let turns = caller.typed.keep_order.then(Turns::new);
+    let (printing_to, failed) = (printer.clone(), Vec::new());
     let mut feeding =
-        Feeding { caller, agent, printer: printer.clone(), signals, sites, turns, worst: 0, lines: 0, done: 0 };
+        Feeding { caller, agent, printer: printing_to, signals, sites, turns, worst: 0, lines: 0, done: 0, failed };
     let fed = feeding.all(at_once).await;
     printer.progress(String::new());
     if !caller.typed.quiet {
         for Site { place, done, failed, .. } in &feeding.sites {
             printer.note(format_args!("{}: {done} done, {failed} of them failed", place.node.name)).await;
+        }
+        if let Some(again) = again(&mut feeding.failed).filter(|_| !caller.typed.null) {
+            printer.note(again).await;
         }
     }
     let worst = feeding.worst;
@@ -124,6 +131,8 @@ struct Feeding<'a> {
     /// Lines that were read, and that are done.
     lines: usize,
     done: usize,
+    /// The numbers of those that failed.
+    failed: Vec<usize>,
 }
 
 impl<'a> Feeding<'a> {
@@ -243,6 +252,9 @@ impl<'a> Feeding<'a> {
     /// A line is done: what is not well is said.
     async fn over(&mut self, line: &Line, site: Option<usize>, ended: Result<Exit>) {
         self.done += 1;
+        if many::status(&ended) != 0 {
+            self.failed.push(line.number);
+        }
         self.worst = self.worst.max(many::status(&ended));
         if let Some(turns) = self.turns.clone() {
             // Those before it may still run: their ends are not to wait for this.
@@ -259,6 +271,14 @@ impl<'a> Feeding<'a> {
             Err(err) => self.printer.note(format_args!("line {} ({shown}){on}: {err}", line.number)).await,
         }
     }
+}
+
+/// What picks the lines that failed out of what was read, if that is short enough to be typed.
+fn again(failed: &mut [usize]) -> Option<String> {
+    failed.sort_unstable();
+    let few = !failed.is_empty() && failed.len() <= MOST_SAID;
+    let which: Vec<String> = failed.iter().map(|number| format!("{number}p")).collect();
+    few.then(|| format!("those that failed, to be run again: sed '/^$/d' LIST | sed -n '{}'", which.join(";")))
 }
 
 /// `argv` with `text` for each `{}`; at the end, if there is none.
@@ -352,6 +372,13 @@ mod tests {
         assert_eq!(filled(&words(&["cat"]), b"x"), words(&["cat", "x"]));
         // What is put in is not looked at again.
         assert_eq!(filled(&words(&["{}{}"]), b"{}"), words(&["{}{}"]));
+    }
+
+    #[test]
+    fn the_lines_that_failed_can_be_picked_out() {
+        assert_eq!(again(&mut []), None);
+        assert!(again(&mut [7, 3]).unwrap().ends_with("sed -n '3p;7p'"));
+        assert_eq!(again(&mut [1; 1000]), None);
     }
 
     #[test]

@@ -81,8 +81,9 @@ pub(super) async fn fitting(
         let facts = place.facts().await?;
         Ok::<_, Error>((place, facts))
     };
+    let mut silent: Vec<&str> = known.iter().map(|node| node.name.as_str()).collect();
     let mut asked: FuturesUnordered<_> = known.iter().map(ask).collect();
-    let (mut fit, mut silent, mut others) = (Vec::new(), 0, Vec::new());
+    let (mut fit, mut others) = (Vec::new(), Vec::new());
     let mut late = std::pin::pin!(tokio::time::sleep(FOR_EVER));
     loop {
         let answer = tokio::select! {
@@ -90,6 +91,9 @@ pub(super) async fn fitting(
             () = &mut late => None,
         };
         let Some(answer) = answer else { break };
+        if let Ok((place, _)) = &answer {
+            silent.retain(|name| *name != place.node.name.as_str());
+        }
         match answer {
             Ok((place, facts)) if wanted.met_by(place.node.name.as_str(), &facts) => {
                 fit.push((place, facts));
@@ -99,27 +103,21 @@ pub(super) async fn fitting(
                 }
             }
             Ok((place, facts)) => others.push((place, facts)),
-            Err(err) => {
-                silent += 1;
-                tracing::info!("passed over: {err}");
-            }
+            Err(err) => tracing::info!("passed over: {err}"),
         }
     }
-    silent += asked.len();
     fit.sort_by(|(_, one), (_, other)| one.before(other));
     let enough = count.unwrap_or(1);
     if let Some(program) = program.filter(|_| !fit.is_empty()) {
         fit = able(fit, others, program, enough)?;
     }
     if fit.len() < enough.max(1) {
-        let of = format!("{} of {} known nodes do, {silent} could not be asked", fit.len(), known.len());
+        let unknown = if silent.is_empty() { String::new() } else { format!("; not reached: {}", silent.join(", ")) };
+        let of = format!("{} of {} known nodes do{unknown}", fit.len(), known.len());
         let remedy = "for n in /n/*; do head $n/stat/*; done, or rcpu -v";
         return Err(Error::new(STEP, format_args!("-a '{wanted}'"), of).remedy(remedy));
     }
     fit.truncate(count.unwrap_or(fit.len()));
-    if silent > 0 {
-        tracing::info!("{silent} of {} known nodes could not be asked", known.len());
-    }
     Ok(fit)
 }
 

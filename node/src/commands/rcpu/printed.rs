@@ -12,8 +12,8 @@ use tempfile::SpooledTempFile;
 use tokio::io::{AsyncReadExt, DuplexStream};
 use tokio::sync::{mpsc, watch};
 
-/// A line that is longer is cut.
-const LINE: usize = 1 << 20;
+/// A line that is longer is cut, and that is said.
+const LINE: usize = 16 << 20;
 /// What is kept in memory of one command's output until its turn: the rest is in a file.
 const KEPT: usize = 1 << 20;
 /// Messages on their way to the printer.
@@ -124,24 +124,28 @@ impl Progress {
 struct Lines {
     label: String,
     partial: [BytesMut; 2],
+    /// One was cut.
+    has_cut: bool,
 }
 
 impl Lines {
     fn new(label: Option<&str>) -> Self {
         let label = label.map(|label| format!("{label}: ")).unwrap_or_default();
-        Self { label, partial: [BytesMut::new(), BytesMut::new()] }
+        Self { label, partial: [BytesMut::new(), BytesMut::new()], has_cut: false }
     }
 
     /// Takes in `bytes`; gives the lines that are whole.
     fn feed(&mut self, stream: Stream, bytes: &[u8]) -> Bytes {
         let partial = &mut self.partial[stream as usize];
+        let before = partial.len();
         partial.extend_from_slice(bytes);
-        let whole = match partial.iter().rposition(|byte| *byte == b'\n') {
-            Some(at) => partial.split_to(at + 1),
+        let whole = match bytes.iter().rposition(|byte| *byte == b'\n') {
+            Some(at) => partial.split_to(before + at + 1),
             None if partial.len() < LINE => return Bytes::new(),
             None => {
                 let mut cut = partial.split();
                 cut.extend_from_slice(b"\n");
+                self.has_cut = true;
                 cut
             }
         };
@@ -260,6 +264,9 @@ pub(super) async fn pump(
         turn.await;
         held.give(printer).await?;
     }
+    if lines.has_cut {
+        printer.note(format_args!("{}a line of more than {} MiB was cut", lines.label, LINE >> 20)).await;
+    }
     Ok(())
 }
 
@@ -276,7 +283,7 @@ mod tests {
         assert_eq!(lines.rest(Stream::Out), "pi: fo\n");
         assert_eq!(lines.rest(Stream::Out), "");
         let long = lines.feed(Stream::Out, &[b'x'; LINE]);
-        assert_eq!(long.len(), LINE + "pi: \n".len());
+        assert_eq!((long.len(), lines.has_cut), (LINE + "pi: \n".len(), true));
         let mut plain = Lines::new(None);
         assert_eq!(plain.feed(Stream::Out, b"one\ntwo"), "one\n");
         assert_eq!(plain.rest(Stream::Out), "two");
