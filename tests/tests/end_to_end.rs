@@ -15,6 +15,7 @@ as_both! {
     git_works_through_the_mount
     a_program_that_only_the_caller_has_is_compiled_and_run_there
     a_pipeline_a_status_a_signal_and_stderr_come_back_exactly
+    lines_of_stdout_and_stderr_in_turn_all_arrive
     a_session_is_driven_by_cat_and_echo
     a_script_reads_what_happens_in_a_folder
     what_the_caller_owns_looks_owned_by_the_job
@@ -84,6 +85,16 @@ fn a_pipeline_a_status_a_signal_and_stderr_come_back_exactly(machine: Machine) {
     machine.rcpu(&["beta", "sh", "-c", "kill -KILL $$"]).exits(128 + 9);
     let both = machine.rcpu(&["beta", "sh", "-c", "echo out; echo err >&2"]).succeeds();
     assert_eq!((both.text().as_str(), both.errors().as_str()), ("out\n", "err\n"));
+}
+
+fn lines_of_stdout_and_stderr_in_turn_all_arrive(mut machine: Machine) {
+    machine.node("beta");
+    let program =
+        "import os\nfor n in range(100000): [os.write(1 + n % 2, b'%d\\n' % n) for n in (2 * n, 2 * n + 1)]\n";
+    let lines = |first| (first..200_000).step_by(2).map(|n| format!("{n}\n")).collect::<String>();
+    let said = machine.rcpu(&["beta", "python3", "-c", program]).succeeds();
+    assert!(said.text() == lines(0), "{} bytes of stdout", said.stdout.len());
+    assert!(said.errors() == lines(1), "{} bytes of stderr", said.stderr.len());
 }
 
 fn a_session_is_driven_by_cat_and_echo(machine: Machine) {
