@@ -4,6 +4,7 @@
 //! bring callers' trees ([`Cpu::serve_back`]). Nothing here listens; jobs run in tasks on the runtime that the node
 //! gives.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -13,6 +14,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use fileserver::{Disk, DiskOptions};
 use p9::{Errno, NodeRef, TreeRef, Who};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
@@ -69,6 +71,9 @@ impl Default for CpuLimits {
     }
 }
 
+/// Names of sessions that are remembered when those are no more.
+const OVER: usize = 1024;
+
 /// A command that runs.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Running {
@@ -87,6 +92,8 @@ pub struct Cpu {
     sessions: DashMap<u64, (Arc<Session>, NodeRef)>,
     /// The numbers of those whose names their callers chose.
     chosen: DashMap<String, u64>,
+    /// Such names of sessions that are no more, the oldest first: who comes late for one is told so.
+    over: Mutex<VecDeque<String>>,
     last: AtomicU64,
     faces: DashMap<Owner, NodeRef>,
     root: OnceLock<TreeRef>,
@@ -101,6 +108,7 @@ impl Cpu {
             options,
             sessions: DashMap::new(),
             chosen: DashMap::new(),
+            over: Mutex::default(),
             last: AtomicU64::new(0),
             faces: DashMap::new(),
             root: OnceLock::new(),
@@ -177,7 +185,7 @@ impl Cpu {
 
     /// `owner`'s session called `name`, and its directory: by its number; or by a name that its caller chose, which
     /// nobody else can guess, and by which it is made when it is first asked for. One of these that nobody holds in
-    /// time is no more. Errors: `ENOENT`; `EMFILE` when there are as many as may be.
+    /// time is no more, and a name is used once. Errors: `ENOENT`; `EMFILE` when there are as many as may be.
     pub(crate) fn session(self: &Arc<Self>, name: &str, owner: &Owner) -> Result<(Arc<Session>, NodeRef), Errno> {
         let id = match chosen(name) {
             None => number(name).ok_or(Errno::ENOENT)?,
@@ -186,6 +194,8 @@ impl Cpu {
                 let slot = self.chosen.entry(name.to_owned());
                 if let Entry::Occupied(known) = slot {
                     *known.get()
+                } else if self.over.lock().iter().any(|over| over == name) {
+                    return Err(Errno::ENOENT);
                 } else {
                     let (session, node) = self.make(owner, secret.to_owned())?;
                     slot.insert(session.id);
@@ -244,7 +254,17 @@ impl Cpu {
 
     fn remove(&self, session: &Arc<Session>) {
         self.sessions.remove(&session.id);
-        self.chosen.retain(|_, id| *id != session.id);
+        self.chosen.retain(|name, id| {
+            let lasts = *id != session.id;
+            if !lasts {
+                let mut over = self.over.lock();
+                if over.len() == OVER {
+                    over.pop_front();
+                }
+                over.push_back(name.clone());
+            }
+            lasts
+        });
         session.end();
     }
 

@@ -153,7 +153,9 @@ async fn a_session_may_have_a_name_that_its_caller_chose_and_then_nobody_waits_f
     }
     drop(clone);
     until("the session is gone", async || cpu.counts() == (0, 0)).await;
+    assert_eq!(text(&alice, &format!("{name}/status")).await, Err(Errno::ENOENT), "a name is used once");
     // One that nobody holds lasts no longer than whoever means it takes.
+    let name = format!("cpu/+{}", "0b".repeat(16));
     assert_eq!(text(&alice, &format!("{name}/status")).await.unwrap(), "new\n");
     until("the session is gone again", async || cpu.counts() == (0, 0)).await;
 }

@@ -101,7 +101,7 @@ fn of_those_who_start_one_session_one_does_and_it_runs_once(machine: Machine) {
     let all = "printf '%s\\0' sh -c 'echo ran >>\"$0\"; sleep 98765' \"$1\" >$s/args
         printf \"mount '#root' /\\n\" >$s/ns
         for i in 1 2 3 4 5 6 7 8; do (/bin/echo exec >$s/ctl && echo started || echo refused) & done; wait
-        /bin/echo other >$s/args; /bin/echo exec >$s/ctl; cat $s/args; echo kill KILL >$s/ctl; cat $s/wait | head -n 1";
+        /bin/echo other >$s/args; /bin/echo exec >$s/ctl; cat $s/args; until grep -q ran \"$1\"; do :; done; echo kill KILL >$s/ctl; cat $s/wait | head -n 1";
     let done = session(&machine, &cpu, all).arg(&log).succeeds();
     let (said, errors) = (done.text(), done.errors());
     assert_eq!((said.matches("started\n").count(), said.matches("refused\n").count()), (1, 7), "{said}{errors}");
