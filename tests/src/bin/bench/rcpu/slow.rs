@@ -48,17 +48,20 @@ fn far(runtime: &Runtime, ms: u64, more: &[&str]) -> (Machine, Proxy) {
 fn waits() -> Vec<Row> {
     let runtime = Runtime::new().expect("a runtime");
     let measured = LINKS_MS.map(|ms| {
-        // Each finds nothing that another has left on the disk.
-        let (machine, _proxy) = far(&runtime, ms, &["--disk-cache", "0"]);
-        let sshd = Sshd::start(&machine.at("sshd"));
-        let to = ([127, 0, 0, 1], sshd.port).into();
-        let slow = runtime.block_on(Proxy::start(to, Duration::from_millis(ms) / 2)).expect("a proxy");
         let median = |mut all: Vec<f64>| {
             all.sort_by(f64::total_cmp);
             all[all.len() / 2]
         };
+        // Each finds nothing that another has left on the disk.
+        let (machine, proxy) = far(&runtime, ms, &["--disk-cache", "0"]);
         let cold = median((0..TIMES).map(|_| from_nothing(&machine, "far")).collect());
+        drop((machine, proxy));
+        let (machine, _proxy) = far(&runtime, ms, &[]);
+        once(&machine, "far");
         let warm = median((0..TIMES).map(|_| once(&machine, "far")).collect());
+        let sshd = Sshd::start(&machine.at("sshd"));
+        let to = ([127, 0, 0, 1], sshd.port).into();
+        let slow = runtime.block_on(Proxy::start(to, Duration::from_millis(ms) / 2)).expect("a proxy");
         let ssh = median_ms(TIMES, || {
             sshd.ssh(slow.address.port()).arg("true").succeeds();
         });
