@@ -17,9 +17,11 @@ fn shown() -> (TempDir, TreeRef, Client, Shown) {
     (folder, tree, client, shown)
 }
 
-#[test]
-fn a_small_file_is_made_written_and_closed_in_two_round_trips() {
-    const COUNT: u64 = 100;
+/// How many files are made where it is counted what that costs.
+const COUNT: u64 = 100;
+
+/// How many round trips it takes to `make` files `f0` and so on, which `are` then so.
+fn trips(make: impl Fn(File), are: impl Fn(&Path)) -> u64 {
     let (folder, _tree, client, shown) = shown();
     // By then the directory is known, so that nobody asks for names that are not there.
     until("the directory was listed", || {
@@ -29,15 +31,21 @@ fn a_small_file_is_made_written_and_closed_in_two_round_trips() {
     });
     let before = client.counts().round_trips;
     for n in 0..COUNT {
-        let mut file = File::create_new(shown.path(&format!("f{n}"))).unwrap();
-        file.write_all(b"some ").unwrap();
-        file.write_all(b"text").unwrap();
+        make(File::create_new(shown.path(&format!("f{n}"))).unwrap());
     }
     let asked = client.counts().round_trips - before;
+    (0..COUNT).for_each(|n| are(&folder.path().join(format!("f{n}"))));
+    asked
+}
+
+#[test]
+fn a_small_file_is_made_written_and_closed_in_two_round_trips() {
+    let make = |mut file: File| {
+        file.write_all(b"some ").unwrap();
+        file.write_all(b"text").unwrap();
+    };
+    let asked = trips(make, |path| assert_eq!(fs::read(path).unwrap(), b"some text"));
     assert!(asked <= 2 * COUNT + COUNT / 10, "{asked} round trips");
-    for n in 0..COUNT {
-        assert_eq!(fs::read(folder.path().join(format!("f{n}"))).unwrap(), b"some text");
-    }
 }
 
 /// Gives `file` what an archive says of it.
@@ -58,27 +66,16 @@ fn said(path: &Path) -> (u32, SystemTime) {
 
 #[test]
 fn what_an_archive_says_of_a_file_costs_one_more_round_trip() {
-    const COUNT: u64 = 100;
-    let (folder, _tree, client, shown) = shown();
-    until("the directory was listed", || {
-        let before = client.counts().requests;
-        assert!(!shown.path("missing").exists());
-        client.counts().requests == before
-    });
-    let before = client.counts().round_trips;
-    for n in 0..COUNT {
-        let mut file = File::create_new(shown.path(&format!("f{n}"))).unwrap();
+    let make = |mut file: File| {
         file.set_times(FileTimes::new().set_modified(LONG_AGO + Duration::from_secs(1))).unwrap();
         file.write_all(b"some text").unwrap();
         file.set_times(FileTimes::new().set_modified(LONG_AGO)).unwrap();
         file.set_permissions(PermissionsExt::from_mode(0o640)).unwrap();
-    }
-    let asked = client.counts().round_trips - before;
+    };
+    let are =
+        |path: &Path| assert_eq!((fs::read(path).unwrap(), said(path)), (b"some text".to_vec(), (0o640, LONG_AGO)));
+    let asked = trips(make, are);
     assert!(asked <= 3 * COUNT + COUNT / 10, "{asked} round trips");
-    for n in 0..COUNT {
-        let path = folder.path().join(format!("f{n}"));
-        assert_eq!((fs::read(&path).unwrap(), said(&path)), (b"some text".to_vec(), (0o640, LONG_AGO)));
-    }
 }
 
 #[test]
