@@ -11,13 +11,16 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::Either;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc::{Receiver, Sender};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep, timeout};
@@ -80,12 +83,28 @@ struct Shared {
     ledger: Mutex<Ledger>,
     backlog: Mutex<Backlog>,
     /// There is something in the backlog.
-    filled: Notify,
+    filled: Sign,
     /// The writer has to look at the ledger.
-    changed: Notify,
+    changed: Sign,
     share: Share,
     /// Who counts what goes by the first lane.
     counts: Option<Registry>,
+}
+
+/// What one part of a lane tells another, which has its turn after it: all are in one task, and to wake that while it
+/// runs would have another thread take it up, which costs more than a small request does altogether.
+#[derive(Default)]
+struct Sign(AtomicBool);
+
+impl Sign {
+    fn give(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns once it was given, when its task is polled next.
+    async fn given(&self) {
+        poll_fn(|_| if self.0.swap(false, Ordering::Relaxed) { Poll::Ready(()) } else { Poll::Pending }).await;
+    }
 }
 
 /// Frames that were read and not taken up.
@@ -102,8 +121,8 @@ impl Lane {
         let shared = Shared {
             ledger: Mutex::new(Ledger::new(registry.budget.clone())),
             backlog: Mutex::default(),
-            filled: Notify::new(),
-            changed: Notify::new(),
+            filled: Sign::default(),
+            changed: Sign::default(),
             share: context.share.clone(),
             counts: first.then(|| registry.clone()),
         };
@@ -133,19 +152,23 @@ impl Lane {
                 return;
             }
             state = 1;
-            let ended = tokio::select! {
-                biased;
-                arrival = shared.arrival(&mut arrivals) => match arrival {
-                    Some(arrival) => {
-                        next = Some(arrival);
-                        Ended::Lost(Ok(()))
+            let reading = async {
+                tokio::select! {
+                    biased;
+                    arrival = shared.arrival(&mut arrivals) => {
+                        next = arrival;
+                        next.is_some().then_some(Ended::Lost(Ok(())))
                     }
-                    None => return,
-                },
-                _ = &mut cut => Ended::Lost(Ok(())),
-                ended = shared.read(&mut frames) => ended,
-                (err, tag) = &mut taking => Ended::Broken(err, tag),
-                ended = shared.write(pieces, &mut writer, &requests, &registry) => shared.last(ended, &mut frames).await,
+                    _ = &mut cut => Some(Ended::Lost(Ok(()))),
+                    ended = shared.read(&mut frames) => Some(ended),
+                    (err, tag) = &mut taking => Some(Ended::Broken(err, tag)),
+                }
+            };
+            let writing = shared.write(pieces, &mut writer, &requests, &registry);
+            let ended = match requests.in_turn(reading, writing).await {
+                Either::Left(None) => return,
+                Either::Left(Some(ended)) => ended,
+                Either::Right(ended) => shared.last(ended, &mut frames).await,
             };
             let end = match ended {
                 Ended::Lost(end) => {
@@ -233,7 +256,7 @@ impl Shared {
                 Err(err @ Error::NoRoom) => return Ended::Lost(Err(err)),
                 Err(err) => return Ended::Broken(err, tag),
             }
-            self.filled.notify_one();
+            self.filled.give();
             consume_budget().await;
         }
     }
@@ -258,7 +281,7 @@ impl Shared {
     fn acknowledged(&self, received: u64) -> Result<(), Error> {
         let gone = self.ledger.lock().acknowledged(received)?;
         drop(gone);
-        self.changed.notify_one();
+        self.changed.give();
         Ok(())
     }
 
@@ -266,7 +289,7 @@ impl Shared {
     async fn take_up(&self, connection: &mut Connection, tasks: &mut JoinSet<()>) -> (Error, u16) {
         loop {
             let Some((frame, asked)) = self.backlog.lock().pop() else {
-                self.filled.notified().await;
+                self.filled.given().await;
                 continue;
             };
             {
@@ -274,7 +297,7 @@ impl Shared {
                 let first = !ledger.has_untold();
                 ledger.takes(frame.size());
                 if first || ledger.is_due() {
-                    self.changed.notify_one();
+                    self.changed.give();
                 }
             }
             let message = T::decode(frame.code, &frame.body);
@@ -312,7 +335,7 @@ impl Shared {
                 more = requests.ready(small, bulk) => if !more {
                     return Ended::Lost(Ok(()));
                 },
-                () = self.changed.notified() => {}
+                () = self.changed.given() => {}
                 () = &mut timer, if armed => {
                     armed = false;
                     let mut ledger = self.ledger.lock();

@@ -75,7 +75,12 @@ impl Replies {
             self.bytes += message.size();
             self.small.push_back(message)
         }
-        Wake(self.writer.take())
+        self.wake()
+    }
+
+    /// The writer, unless it has its turn anyway.
+    fn wake(&mut self) -> Wake {
+        Wake(if self.turn { None } else { self.writer.take() })
     }
 
     /// Puts in a reply that must not come before that to the tag `old`: to a flush of it. There is room for it.
@@ -83,7 +88,7 @@ impl Replies {
         match self.bulk.iter().position(|reply| reply.tag() == old) {
             Some(at) if !self.closed => {
                 self.bulk.insert(at + 1, message);
-                Wake(self.writer.take())
+                self.wake()
             }
             _ => self.put(message),
         }

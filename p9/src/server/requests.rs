@@ -9,9 +9,12 @@
 use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::{Arc, Weak};
+use std::task::Poll;
 
 use ahash::HashMap;
+use futures_util::future::Either;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -150,6 +153,18 @@ impl Requests {
         self.0.state.lock().replies.turn(true);
         let done = work();
         (done, self.0.state.lock().replies.turn(false))
+    }
+
+    /// Polls `reading` and then `writing`, which so has whatever that gives it to do, until one of them ends.
+    pub(super) async fn in_turn<A, B>(
+        &self, reading: impl Future<Output = A>, writing: impl Future<Output = B>,
+    ) -> Either<A, B> {
+        let (mut reading, mut writing) = (pin!(reading), pin!(writing));
+        poll_fn(|cx| match self.turn(|| reading.as_mut().poll(cx)).0 {
+            Poll::Ready(read) => Poll::Ready(Either::Left(read)),
+            Poll::Pending => writing.as_mut().poll(cx).map(Either::Right),
+        })
+        .await
     }
 
     /// Whether so much is to be written that it had better go out now.

@@ -12,3 +12,4 @@ mod peer;
 mod ram;
 mod stat;
 mod transcripts;
+mod turns;
