@@ -115,7 +115,7 @@ async fn find(table: &Table, changes: &Changes, inode: &Arc<Inode>, known: Known
 
 /// Whether nobody else seems to have written to the file `node`, whose attributes are `now`: it is as it was, or some
 /// of what was written here is found in it and says why it is not.
-async fn is_known(node: &NodeRef, known: &Known, now: &Attr) -> bool {
+pub(crate) async fn is_known(node: &NodeRef, known: &Known, now: &Attr) -> bool {
     let Known { attr, written } = known;
     if (now.size, now.mtime) == (attr.size, attr.mtime) {
         return true;

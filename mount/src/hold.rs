@@ -103,6 +103,8 @@ struct State {
     failed: Option<Errno>,
     /// The file's attributes, as they were heard last: while there is a lease nobody else changes them.
     seen: Attr,
+    /// How often they were heard with a change that was asked for: what was asked about before is older.
+    changed: u64,
     /// What was written out since.
     unseen: Vec<Written>,
     /// Whether the attributes are being asked for.
@@ -258,17 +260,19 @@ impl Hold {
 
     /// Writes `data`, at `offset`, after the lease was lost.
     async fn keep(&self, offset: u64, data: Bytes) -> Result<(), Errno> {
-        let mut home = self.home.lock().await;
-        let known = {
-            let state = self.state.lock();
-            Known { attr: state.seen, written: state.unseen.iter().chain(state.parts.values()).cloned().collect() }
-        };
+        let (mut home, known) = (self.home.lock().await, self.known());
         conflict::keep(&self.table, &self.changes, &self.inode, (&mut home, known), offset, data).await
+    }
+
+    /// What is known of the file, as it is unless another has written it.
+    fn known(&self) -> Known {
+        let state = self.state.lock();
+        Known { attr: state.seen, written: state.unseen.iter().chain(state.parts.values()).cloned().collect() }
     }
 
     /// The file's attributes are these, nothing being held by now.
     pub(crate) fn saw(&self, attr: &Attr) {
-        self.state.lock().seen = *attr;
+        self.state.lock().saw(attr);
     }
 
     /// Hears what the file's attributes are now that some of it was written out, for when the server is started anew.
@@ -281,12 +285,19 @@ impl Hold {
         let hold = self.clone();
         self.all.runtime.spawn(async move {
             loop {
-                let unseen = hold.state.lock().unseen.len();
+                let (unseen, changed) = {
+                    let state = hold.state.lock();
+                    (state.unseen.len(), state.changed)
+                };
                 let seen = node.attr().await;
                 let mut state = hold.state.lock();
-                if let Ok(attr) = seen {
-                    state.seen = attr;
-                    state.unseen.drain(..unseen);
+                match seen {
+                    Ok(_) if state.changed != changed => continue,
+                    Ok(attr) => {
+                        state.seen = attr;
+                        state.unseen.drain(..unseen);
+                    }
+                    Err(_) => {}
                 }
                 if seen.is_err() || state.unseen.is_empty() {
                     state.asking = false;
@@ -405,11 +416,18 @@ impl State {
             unflushed: false,
             failed: None,
             seen,
+            changed: 0,
             unseen: Vec::new(),
             asking: false,
             change: SetAttr::default(),
             setting: false,
         }
+    }
+
+    /// A change that was asked for has made the attributes these.
+    fn saw(&mut self, attr: &Attr) {
+        self.seen = *attr;
+        self.changed += 1;
     }
 
     /// Adds `data`, which follows what is held. Gives what goes out for that.

@@ -41,6 +41,8 @@ pub(crate) struct Open {
     pub(crate) direct: bool,
     /// Whether it was opened to change the file.
     pub(crate) writes_too: bool,
+    /// Whether what is written to it goes to the end of the file, wherever the kernel says.
+    pub(crate) appends: bool,
     /// Whether something was written that close(2) has not asked about.
     pub(crate) written: AtomicBool,
     /// Where the next read and the next write of a stream go: a stream has no other offsets.
@@ -149,6 +151,11 @@ impl Opens {
     /// What is held back of them.
     pub(crate) fn holds(&self) -> Vec<Arc<Hold>> {
         self.files.iter().filter_map(|open| open.hold.clone()).filter(|hold| hold.is_full()).collect()
+    }
+
+    /// Whether `inode` is one of them.
+    pub(crate) fn has(&self, inode: &Arc<Inode>) -> bool {
+        self.files.iter().any(|open| Arc::ptr_eq(&open.inode, inode))
     }
 
     /// Takes all of them out, when the mount has ended.

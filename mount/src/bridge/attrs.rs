@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fuser::{AccessFlags, FileAttr, INodeNo};
-use p9::{Attr, Errno, SetAttr, StatFs, Want};
+use p9::{Attr, Errno, FileKind, SetAttr, StatFs, Want};
 
 use super::Bridge;
 use crate::attr::to_fuse;
@@ -84,6 +84,12 @@ impl Bridge {
             let _changing = self.changing(&inode);
             change!(self, None, [&inode], |nodes| nodes[0].set_attr(change).await)?
         };
+        // It has lost its name, of which the kernel may not have heard, and nobody here has it open: what was meant is
+        // what has the name now, which the kernel then looks for.
+        let nameless = attr.nlink == 0 && attr.qid.kind != FileKind::Dir;
+        if nameless && !self.options.single_writer && !self.opens.has(&inode) {
+            return Err(Errno::ESTALE);
+        }
         if let Some(hold) = inode.hold() {
             hold.saw(&attr);
         }

@@ -83,6 +83,7 @@ impl Open {
             handle,
             direct,
             writes_too,
+            appends: how.append,
             written,
             reads,
             writes,
@@ -297,8 +298,14 @@ impl Bridge {
         }
     }
 
-    pub(super) async fn write(self: &Arc<Self>, of: Of, offset: u64, data: Bytes, uid: u32) -> Result<u32, Errno> {
+    /// Writes `data` for the user `uid`; what is `mapped` is pages that a program changed where it had mapped them.
+    pub(super) async fn write(
+        self: &Arc<Self>, of: Of, offset: u64, data: Bytes, (uid, mapped): (u32, bool),
+    ) -> Result<u32, Errno> {
         let open = self.file(of, true).await?;
+        if mapped && open.appends {
+            return self.write_in_place(&open, offset, data).await;
+        }
         if open.direct {
             self.changed_by(uid, &open.inode, &self.node_of(&open).await?).await?;
         }
@@ -333,6 +340,23 @@ impl Bridge {
             }
         }
         if done == 0 && size > 0 { Err(Errno::EIO) } else { Ok(done as u32) }
+    }
+
+    /// Writes pages of a file back to their place, through an opening whose writes go to the end.
+    async fn write_in_place(&self, open: &Open, offset: u64, data: Bytes) -> Result<u32, Errno> {
+        let _changing = self.changing(&open.inode);
+        let node = self.node_of(open).await?;
+        let place = node.open_at(&[], How::WRITE, Want::default()).await?.handle;
+        let (mut done, size) = (0, data.len());
+        while done < size {
+            let count = place.write(offset + done as u64, data.slice(done..)).await?.count as usize;
+            if count == 0 {
+                return Err(Errno::EIO);
+            }
+            done += count.min(size - done);
+        }
+        place.close().await?;
+        Ok(size as u32)
     }
 
     /// Says to a close(2) what is known to have gone wrong with what was written. It may not be the last, so the file

@@ -225,11 +225,11 @@ impl Filesystem for Fs {
     }
 
     fn write(
-        &self, r: &Request, id: INodeNo, fh: FileHandle, offset: u64, data: &[u8], _: WriteFlags, _: OpenFlags,
+        &self, r: &Request, id: INodeNo, fh: FileHandle, offset: u64, data: &[u8], flags: WriteFlags, _: OpenFlags,
         _: Option<LockOwner>, reply: ReplyWrite,
     ) {
-        let (data, uid) = (Bytes::copy_from_slice(data), r.uid());
-        answer!(self, r, Unbounded, reply, |b| b.write((id, fh), offset, data, uid), |reply, count| reply
+        let (data, by) = (Bytes::copy_from_slice(data), (r.uid(), flags.contains(WriteFlags::FUSE_WRITE_CACHE)));
+        answer!(self, r, Unbounded, reply, |b| b.write((id, fh), offset, data, by), |reply, count| reply
             .written(count));
     }
 

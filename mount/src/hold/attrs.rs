@@ -14,6 +14,7 @@ use p9::{Attr, Errno, SetAttr, SetTime};
 use super::Hold;
 use crate::begun::begin;
 use crate::bridge::is_lost;
+use crate::conflict::{self, Home};
 
 /// setuid and setgid, which an owner may be denied, and a change of owner takes away.
 const SPECIAL: u32 = 0o6000;
@@ -75,12 +76,21 @@ impl Hold {
     }
 
     async fn set_now(&self, change: SetAttr) -> Result<Attr, Errno> {
-        let node = self.made.as_ref().ok_or(Errno::EIO)?;
+        let home = self.home.lock().await;
+        let node = match (&*home, &self.made) {
+            // Another has written the file, and what was written here is beside it.
+            (Some(Home::Beside(..)), _) | (_, None) => return Err(Errno::ESTALE),
+            (_, Some(node)) => node,
+        };
         match node.set_attr(change).await {
-            // The server was started anew: it is asked of the very file, or of none.
+            // The server was started anew: it is asked of the very file, if that is what was made here.
             Err(errno) if is_lost(errno) => {
                 self.table.lost(&self.inode);
-                self.table.walk_to(&self.inode).await?.set_attr(change).await
+                let node = self.table.walk_to(&self.inode).await?;
+                if home.is_none() && !conflict::is_known(&node, &self.known(), &node.attr().await?).await {
+                    return Err(Errno::ESTALE);
+                }
+                node.set_attr(change).await
             }
             answer => answer,
         }
@@ -91,7 +101,9 @@ impl Hold {
 fn to_hold(seen: &Attr, change: SetAttr) -> Option<SetAttr> {
     let SetAttr { mode, uid, gid, size, atime, mtime } = change;
     let stays = uid.is_none_or(|uid| uid == seen.uid) && gid.is_none_or(|gid| gid == seen.gid);
-    let plain = (mode.unwrap_or_default() | seen.mode) & SPECIAL == 0;
+    // Who takes rights away means what is written from then on, and from now on.
+    let gives = mode.is_none_or(|mode| seen.mode & 0o777 & !mode == 0);
+    let plain = gives && (mode.unwrap_or_default() | seen.mode) & SPECIAL == 0;
     // The time of the server, who alone knows it, is that of the moment.
     let told = ![atime, mtime].contains(&Some(SetTime::Now));
     (stays && plain && told && size.is_none()).then_some(SetAttr { mode, atime, mtime, ..SetAttr::default() })
@@ -135,7 +147,7 @@ impl Drop for Sets {
             let mut state = hold.state.lock();
             state.setting = false;
             match seen {
-                Ok(attr) => state.seen = *attr,
+                Ok(attr) => state.saw(attr),
                 Err(errno) => state.failed = state.failed.or(Some(*errno)),
             }
         }
@@ -155,13 +167,14 @@ mod tests {
     fn what_could_be_refused_or_become_something_else_is_not_held() {
         let seen = Attr { mode: 0o100_644, uid: 10, gid: 20, ..Attr::default() };
         let none = SetAttr::default();
-        let set = SetAttr { mode: Some(0o600), uid: Some(10), gid: Some(20), mtime: TIME, ..none };
-        assert_eq!(to_hold(&seen, set), Some(SetAttr { mode: Some(0o600), mtime: TIME, ..none }));
+        let set = SetAttr { mode: Some(0o755), uid: Some(10), gid: Some(20), mtime: TIME, ..none };
+        assert_eq!(to_hold(&seen, set), Some(SetAttr { mode: Some(0o755), mtime: TIME, ..none }));
         for refused in [
             SetAttr { uid: Some(11), ..none },
             SetAttr { gid: Some(21), ..none },
             SetAttr { size: Some(0), ..none },
             SetAttr { mode: Some(0o2755), ..none },
+            SetAttr { mode: Some(0o740), ..none },
             SetAttr { atime: Some(SetTime::Now), mtime: TIME, ..none },
         ] {
             assert_eq!(to_hold(&seen, refused), None, "{refused:?}");

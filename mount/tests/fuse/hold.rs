@@ -70,10 +70,10 @@ fn what_an_archive_says_of_a_file_costs_one_more_round_trip() {
         file.set_times(FileTimes::new().set_modified(LONG_AGO + Duration::from_secs(1))).unwrap();
         file.write_all(b"some text").unwrap();
         file.set_times(FileTimes::new().set_modified(LONG_AGO)).unwrap();
-        file.set_permissions(PermissionsExt::from_mode(0o640)).unwrap();
+        file.set_permissions(PermissionsExt::from_mode(0o754)).unwrap();
     };
     let are =
-        |path: &Path| assert_eq!((fs::read(path).unwrap(), said(path)), (b"some text".to_vec(), (0o640, LONG_AGO)));
+        |path: &Path| assert_eq!((fs::read(path).unwrap(), said(path)), (b"some text".to_vec(), (0o754, LONG_AGO)));
     let asked = trips(make, are);
     assert!(asked <= 3 * COUNT + COUNT / 10, "{asked} round trips");
 }
@@ -87,23 +87,23 @@ fn what_is_set_of_a_new_file_is_seen_by_whoever_looks_in_the_order_in_which_it_w
         let (mine, there) = (shown.path(&name), folder.path().join(&name));
         let mut file = File::create_new(&mine).unwrap();
         file.write_all(b"text").unwrap();
-        like_an_archive(&file, 0o640);
+        like_an_archive(&file, 0o754);
         match n % 7 {
-            0 => assert_eq!(said(&mine), (0o640, LONG_AGO)),
-            1 => assert_eq!(said(&other.path(&name)), (0o640, LONG_AGO)),
+            0 => assert_eq!(said(&mine), (0o754, LONG_AGO)),
+            1 => assert_eq!(said(&other.path(&name)), (0o754, LONG_AGO)),
             2 => {
                 let list = Command::new("ls").args(["-l", "--time-style=+%s"]).arg(&*shown).output().unwrap();
                 let lines = String::from_utf8_lossy(&list.stdout).into_owned();
                 let line = lines.lines().find(|line| line.ends_with(&format!(" {name}"))).unwrap();
-                assert!(line.starts_with("-rw-r-----") && line.contains(" 4 0 "), "{line}");
+                assert!(line.starts_with("-rwxr-xr--") && line.contains(" 4 0 "), "{line}");
             }
             // It moves, with what is held of it.
             3 => {
                 fs::rename(&mine, shown.path("moved")).unwrap();
                 fs::write(&mine, "another").unwrap();
                 drop(file);
-                assert_eq!(said(&folder.path().join("moved")), (0o640, LONG_AGO));
-                assert_ne!(said(&there), (0o640, LONG_AGO));
+                assert_eq!(said(&folder.path().join("moved")), (0o754, LONG_AGO));
+                assert_ne!(said(&there), (0o754, LONG_AGO));
                 continue;
             }
             // A write makes it younger; what it may be stays.
@@ -111,20 +111,48 @@ fn what_is_set_of_a_new_file_is_seen_by_whoever_looks_in_the_order_in_which_it_w
                 file.write_all(b" and more").unwrap();
                 drop(file);
                 let (mode, time) = said(&there);
-                assert!(mode == 0o640 && time > LONG_AGO, "{time:?}");
+                assert!(mode == 0o754 && time > LONG_AGO, "{time:?}");
                 assert_eq!(fs::read(&there).unwrap(), b"text and more");
                 continue;
             }
             5 => {
                 file.sync_all().unwrap();
-                assert_eq!(said(&there), (0o640, LONG_AGO));
+                assert_eq!(said(&there), (0o754, LONG_AGO));
             }
             // Nobody but the server's own processes sees what is held for a moment; and those not for long.
-            _ => until("the server has it", || said(&there) == (0o640, LONG_AGO)),
+            _ => until("the server has it", || said(&there) == (0o754, LONG_AGO)),
         }
         drop(file);
-        assert_eq!(said(&there), (0o640, LONG_AGO), "round {n}");
-        assert_eq!(said(&mine), (0o640, LONG_AGO), "round {n}");
+        assert_eq!(said(&there), (0o754, LONG_AGO), "round {n}");
+        assert_eq!(said(&mine), (0o754, LONG_AGO), "round {n}");
+    }
+}
+
+#[test]
+fn what_takes_rights_away_is_asked_at_once() {
+    let (folder, _tree, _client, shown) = shown();
+    let mut file = File::create_new(shown.path("f")).unwrap();
+    file.set_permissions(Permissions::from_mode(0o755)).unwrap();
+    file.write_all(b"text").unwrap();
+    file.set_permissions(Permissions::from_mode(0o600)).unwrap();
+    // It is looked at only, for which nothing is written out.
+    assert_eq!(folder.path().join("f").metadata().unwrap().mode() & 0o7777, 0o600);
+}
+
+#[test]
+fn a_new_file_is_given_away_and_back() {
+    assert!(rustix::process::geteuid().is_root(), "this test gives a file to another user: run it as root");
+    let (folder, _tree, _client, shown) = shown();
+    for (name, second) in [("owner", 0o644), ("setuid", 0o6755)] {
+        let mut file = File::create_new(shown.path(name)).unwrap();
+        file.write_all(b"text").unwrap();
+        std::os::unix::fs::fchown(&file, Some(2), Some(1)).unwrap();
+        file.set_permissions(Permissions::from_mode(second)).unwrap();
+        file.set_times(FileTimes::new().set_modified(LONG_AGO)).unwrap();
+        std::os::unix::fs::fchown(&file, Some(0), Some(0)).unwrap();
+        drop(file);
+        let meta = folder.path().join(name).metadata().unwrap();
+        assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o7777), (0, 0, second & 0o777), "{name}");
     }
 }
 

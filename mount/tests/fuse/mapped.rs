@@ -3,6 +3,7 @@
 //! Nothing is opened, locked or asked for meanwhile by whoever reads.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
@@ -84,4 +85,26 @@ fn a_mapping_shows_what_is_written_elsewhere() {
             }
         }
     }
+}
+
+#[test]
+fn a_mapping_of_a_file_that_is_appended_to_is_written_in_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let shown = Shown::far(Disk::open(folder.path(), DiskOptions::new([7; 32])).unwrap());
+    let path = shown.path("log");
+    for (round, line) in ["hello", "again"].into_iter().enumerate() {
+        let mut file = File::options().read(true).append(true).create(true).open(&path).unwrap();
+        file.write_all(line.as_bytes()).unwrap();
+        let (both, shared) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+        // SAFETY: the kernel says where, and nothing else is there.
+        let at = unsafe { rustix::mm::mmap(std::ptr::null_mut(), 5, both, shared, &file, 0) }.unwrap();
+        // SAFETY: it is within the mapping.
+        unsafe { at.cast::<u8>().write_volatile(b'A' + round as u8) };
+        // SAFETY: as above; nothing refers to it after that.
+        unsafe {
+            rustix::mm::msync(at, 5, rustix::mm::MsyncFlags::SYNC).unwrap();
+            rustix::mm::munmap(at, 5).unwrap();
+        }
+    }
+    assert_eq!(fs::read_to_string(folder.path().join("log")).unwrap(), "Belloagain");
 }

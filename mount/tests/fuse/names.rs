@@ -25,6 +25,27 @@ fn hard_links_are_one_file() {
 }
 
 #[test]
+fn what_is_changed_by_a_name_is_what_has_it_now() {
+    let folder = tempfile::tempdir().unwrap();
+    let tree: TreeRef = Disk::open(folder.path(), DiskOptions::new([7; 32])).unwrap();
+    let (mine, other) = (Shown::far(tree.clone()), Shown::far(tree));
+    for n in 0..30 {
+        let name = format!("f{n}");
+        fs::write(mine.path(&name), "old").unwrap();
+        assert_eq!(fs::read_to_string(other.path(&name)).unwrap(), "old");
+        fs::remove_file(mine.path(&name)).unwrap();
+        fs::write(mine.path(&name), "new").unwrap();
+        fs::set_permissions(other.path(&name), std::os::unix::fs::PermissionsExt::from_mode(0o751)).unwrap();
+        assert_eq!(folder.path().join(&name).metadata().unwrap().mode() & 0o7777, 0o751, "round {n}");
+    }
+    // One that is open is what it is without a name, too.
+    let file = File::open(other.path("f0")).unwrap();
+    fs::remove_file(mine.path("f0")).unwrap();
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    assert_eq!(file.metadata().unwrap().mode() & 0o7777, 0o600);
+}
+
+#[test]
 fn a_directory_in_two_places_is_two() {
     let inner = synth::dir([("f", synth::file(|| Ok("text".into())))]);
     let shown = Shown::new(synth::dir([("here", inner.clone()), ("there", inner)]));
