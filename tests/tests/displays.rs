@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -193,7 +194,24 @@ fn a_program_there_shows_on_my_wayland_display(mut machine: Machine) {
     let script = "echo $WAYLAND_DISPLAY; cat; wayland-info | grep -c wl_compositor; kill -9 $$";
     let ended = rcpu(&["-X", "alpha", "sh", "-c", script]).stdin(Stdio::null()).output().unwrap();
     assert_eq!((ended.status.code(), ended.text().as_str()), (Some(128 + 9), "/run/slashn/wayland-0\n1\n"));
-    rcpu(&["-X", "alpha", "nonesuch"]).exits(127);
+    let waits = "import os\ntry: os.wait()\nexcept ChildProcessError: print('no child')";
+    assert_eq!(rcpu(&["-X", "alpha", "python3", "-c", waits]).succeeds().text(), "no child\n");
+    let missing = rcpu(&["-X", "alpha", "nonesuch"]).exits(127).errors();
+    assert!(missing.starts_with("rcpu: ") && missing.contains("nonesuch: not found"), "{missing}");
+    // One that is killed leaves a directory, which was for nobody else and which the next removes.
+    let mut killed = weston.on(machine.command("sh"));
+    killed.args(["-c", "umask 0; exec \"$0\" -X alpha sh -c 'echo; sleep 1000'"]).arg(binaries().join("rcpu"));
+    let mut killed = killed.stdout(Stdio::piped()).spawn().unwrap();
+    BufReader::new(killed.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
+    let all = fs::read_dir(std::env::temp_dir()).unwrap().map(Result::unwrap);
+    let named = format!("slashn-wayland.{}.", killed.id());
+    let mut left = all.filter(|entry| entry.file_name().to_string_lossy().starts_with(&named));
+    let left = left.next().unwrap();
+    assert_eq!(left.metadata().unwrap().mode() & 0o7777, 0o700);
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    rcpu(&["-X", "alpha", "true"]).succeeds();
+    assert!(!left.path().exists());
     until("nothing of it is left", || !machine.processes().iter().any(|line| line.contains("waypipe")));
     let unset = rcpu(&["alpha", "sh", "-c", "echo ${WAYLAND_DISPLAY-unset}"]).succeeds().text();
     assert_eq!(unset, "unset\n");

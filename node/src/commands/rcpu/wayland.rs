@@ -5,6 +5,7 @@
 //! command. The program there is the caller's, as all are, so that it need not be installed on the node.
 
 use std::ffi::OsString;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -25,13 +26,34 @@ const PROGRAM: &str = "waypipe";
 pub(super) const SOCKET: &str = "/run/slashn/waypipe";
 /// The display, on the node.
 pub(super) const DISPLAY: &str = "/run/slashn/wayland-0";
-/// Runs the arguments beside the display, which is there by then. It has a session of its own, so that no signal for
-/// the program ends it, and goes when the program does, as all does that a command started.
-const BESIDE: &str = r#"d=$0; up=$d.up; mkfifo "$up" && {
-{ setsid waypipe --no-gpu --socket "$1" --display "$d" server -- sh -c 'echo >"$0"; exec sleep infinity' "$up" || echo >"$up"
-} </dev/null >/dev/null & read -r _ <"$up"; rm "$up"; }; shift; exec "$@""#;
+/// Runs its third argument and what follows beside the display `$1`, which is there by then and leads to the socket
+/// `$2`. What shows it is no child of the program's, has a session of its own, so that no signal for the program ends
+/// it, and goes when the program does, as all does that a command started.
+const BESIDE: &str = r#"d=$1 s=$2 up=$1.up; shift 2
+for p in waypipe mkfifo setsid; do command -v $p >/dev/null || { echo "rcpu: show: $p is not installed there" >&2; exec "$@"; }; done
+mkfifo "$up" && {
+( { setsid waypipe --no-gpu --socket "$s" --display "$d" server -- sh -c 'echo >"$0"; exec sleep infinity' "$up" ||
+echo >"$up"; } </dev/null >/dev/null 2>&1 & )
+read -r _ <"$up"; rm "$up"; }; exec "$@""#;
 /// How long it may take here until it listens.
 const LISTENS: Duration = Duration::from_secs(10);
+
+/// How the directories are called that its socket is in: with the number of its process after that.
+const PREFIX: &str = "slashn-wayland.";
+
+/// Removes what those have left in `top` that were killed.
+fn clean(top: &Path) {
+    let me = rustix::process::geteuid().as_raw();
+    for entry in std::fs::read_dir(top).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('.').next()?.parse::<u32>().ok());
+        let is_mine = entry.metadata().is_ok_and(|meta| meta.is_dir() && meta.uid() == me);
+        if process.is_some_and(|process| is_mine && !Path::new(&format!("/proc/{process}")).exists()) {
+            // Another may be at it, too.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
 
 /// The one that runs here. Dropping it ends it.
 pub(super) struct Proxy {
@@ -42,10 +64,17 @@ pub(super) struct Proxy {
 impl Proxy {
     /// Starts it. Errors: it is not installed, or cannot be started.
     pub(super) fn start() -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("slashn-wayland.").tempdir().at("lend", "wayland")?;
+        let top = std::env::temp_dir();
+        clean(&top);
+        // Nobody else may show anything here.
+        let mut builder = tempfile::Builder::new();
+        let builder = builder.permissions(PermissionsExt::from_mode(0o700));
+        let prefix = format!("{PREFIX}{}.", std::process::id());
+        let dir = builder.prefix(&prefix).tempdir_in(top).at("lend", "wayland")?;
         let mut command = Command::new(PROGRAM);
         command.args(["--no-gpu", "--socket"]).arg(dir.path().join("socket")).arg("client");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+        // It says how connections end, too, which is nobody's business.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         // SAFETY: what it does in the child is one system call.
         unsafe {
             // It goes with this process, however that ends.
@@ -91,7 +120,7 @@ fn is_early(err: &std::io::Error) -> bool {
 
 /// `argv`, beside a display.
 pub(super) fn beside(argv: &[OsString]) -> Vec<OsString> {
-    let head = ["sh", "-c", BESIDE, DISPLAY, SOCKET].map(OsString::from);
+    let head = ["sh", "-c", BESIDE, "rcpu", DISPLAY, SOCKET].map(OsString::from);
     head.into_iter().chain(argv.iter().cloned()).collect()
 }
 
