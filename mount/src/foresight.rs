@@ -190,13 +190,7 @@ impl Foresight {
     pub(crate) async fn look(
         self: &Arc<Self>, inode: &Arc<Inode>, dir: Option<&NodeRef>, name: Name<'_>,
     ) -> Option<Found> {
-        let listed = self.dirs.get(&inode.id);
-        if let Some(dir) = dir
-            && listed.as_ref().is_none_or(|listed| listed.is_over(self.ttl) || !listed.says(name))
-        {
-            self.count(inode, dir);
-        }
-        let listed = listed?;
+        let listed = self.dirs.get(&inode.id)?;
         let known = listed.known(name, self.ttl);
         if known.is_none()
             && let Some((node, attr, lease, asked)) = self.look_ahead(&listed, name).await
@@ -267,8 +261,8 @@ impl Foresight {
         Some((listed, own))
     }
 
-    /// Counts a lookup in the directory `inode`, of which nothing is known; after some, it is listed.
-    fn count(self: &Arc<Self>, inode: &Arc<Inode>, dir: &NodeRef) {
+    /// Counts a lookup in the directory `inode`, whose node is `dir`, that has to wait; after some, it is listed.
+    pub(crate) fn count(self: &Arc<Self>, inode: &Arc<Inode>, dir: &NodeRef) {
         let fresh = || Ok::<_, std::convert::Infallible>(Arc::new(AtomicU32::new(LIST.0)));
         let Ok(to_come) = self.to_list.get_or_insert_with(&inode.id, fresh);
         // At 1 it is time, and only once.

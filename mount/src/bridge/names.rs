@@ -4,7 +4,10 @@
 //! bounded. Modes arrive with the caller's umask taken off: the kernel does it, since `FUSE_DONT_MASK` is not asked
 //! for.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use fuser::{FileAttr, INodeNo};
@@ -83,11 +86,7 @@ impl Bridge {
             Some(Found::Missing) => return Ok((missing(), Duration::ZERO)),
             None => {}
         }
-        let found = ask!(self, &dir, |node| {
-            let reached = node.walk(&[name], Want::ATTR).await.and_then(Walk::reached)?;
-            let attr = attr_of(&reached.node, reached.attr).await?;
-            Ok((reached.node, attr))
-        });
+        let found = self.look_at(&dir, name).await;
         let found = found.map(|(node, attr)| self.entry(&dir, name, node, &attr));
         if anew {
             self.looked(caller, found.as_ref().ok().map(|(inode, _)| inode.id));
@@ -98,6 +97,26 @@ impl Bridge {
             Err(Errno::ENOENT) => Ok((missing(), Duration::ZERO)),
             Err(errno) => Err(errno),
         }
+    }
+
+    /// What `name` in `dir` leads to, which is asked about. Where that has to be waited for, other names of the directory
+    /// may soon be, too.
+    async fn look_at(&self, dir: &Arc<Inode>, name: Name<'_>) -> Result<(NodeRef, Attr), Errno> {
+        let at_hand = self.table.at_hand(dir);
+        let mut look = pin!(async {
+            ask!(self, dir, |node| {
+                let reached = node.walk(&[name], Want::ATTR).await.and_then(Walk::reached)?;
+                let attr = attr_of(&reached.node, reached.attr).await?;
+                Ok((reached.node, attr))
+            })
+        });
+        if let Poll::Ready(found) = poll_fn(|cx| Poll::Ready(look.as_mut().poll(cx))).await {
+            return found;
+        }
+        if let Some(node) = &at_hand {
+            self.foresight.count(dir, node);
+        }
+        look.await
     }
 
     /// Whether more is known of `name` in `dir` than what was `found`, which may have been asked for a while ago.
