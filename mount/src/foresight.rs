@@ -386,11 +386,15 @@ impl Foresight {
             let (entries, answers): (Vec<_>, Vec<_>) = asked.into_iter().unzip();
             let (names, answers): (Vec<_>, Vec<_>) = answers.into_iter().unzip();
             let answers = join_all(answers).await;
-            let gift = |(name, answer): (NameBuf, Option<Answer>)| match answer? {
-                Answer::Opened(file) => Gift::whole(&table.child(&of, name.as_name())?, &file),
-                Answer::Looked(..) => None,
-            };
-            teller.give(names.into_iter().zip(answers).filter_map(gift).collect()).await;
+            {
+                // Nothing of the mount is kept while it sleeps, which may end meanwhile.
+                let (table, teller, of) = (table, teller, of);
+                let gift = |(name, answer): (NameBuf, Option<Answer>)| match answer? {
+                    Answer::Opened(file) => Gift::whole(&table.child(&of, name.as_name())?, &file),
+                    Answer::Looked(..) => None,
+                };
+                teller.give(names.into_iter().zip(answers).filter_map(gift).collect()).await;
+            }
             tokio::time::sleep(UNUSED).await;
             let Some(listed) = listed.upgrade() else { return };
             let mut state = listed.ways.lock();
