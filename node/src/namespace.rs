@@ -51,6 +51,28 @@ impl Written {
         refused(step, origin, &failed.error)
     }
 
+    /// The same, and at `at` what a mount shows there whose namespace is `text`.
+    pub fn with_mount(mut self, context: &Context, at: &Path, text: &str) -> Result<Self> {
+        let name = format!("the namespace of {}", at.display());
+        let (lines, origins) = parsed(context, &name, text.as_bytes())?;
+        let there = |path: &str| {
+            let rest = Path::new(path).strip_prefix(N).ok()?;
+            let all = if rest.as_os_str().is_empty() { at.to_path_buf() } else { at.join(rest) };
+            all.into_os_string().into_string().ok()
+        };
+        for (line, origin) in lines.into_iter().zip(origins) {
+            let Some(old) = there(line.old()) else { continue };
+            let moved = match line {
+                Line::Mount { flags, server, spec, .. } => Line::Mount { flags, server, old, spec },
+                Line::Bind { flags, new, .. } => Line::Bind { flags, new: there(&new).unwrap_or(new), old },
+                _ => continue,
+            };
+            self.lines.push(moved);
+            self.origins.push(origin);
+        }
+        Ok(self)
+    }
+
     /// Checks that `dialer` knows the nodes that must be there. Errors: it does not; what a user is told.
     pub fn check_nodes(&self, step: &str, dialer: &Dialer) -> Result<()> {
         for (index, line) in self.lines.iter().enumerate() {

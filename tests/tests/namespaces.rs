@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Stdio};
 
 use tests::as_both;
-use tests::machine::{Done, Machine, Text};
+use tests::machine::{Done, Machine, Text, binaries};
 
 as_both! {
     a_process_of_a_command_has_the_commands_namespace
@@ -16,6 +16,7 @@ as_both! {
     what_is_mounted_is_what_the_homes_namespace_says
     a_namespace_file_that_is_none_mounts_nothing_and_says_where
     a_command_elsewhere_has_what_the_homes_namespace_says
+    a_command_elsewhere_works_in_the_mount_that_its_caller_works_in
     what_a_node_cannot_make_of_a_namespace_is_told_with_its_line
 }
 
@@ -172,6 +173,27 @@ fn a_command_elsewhere_has_what_the_homes_namespace_says(mut machine: Machine) {
     fs::write(&home, "mount '#grid' $n\nbind -x a b\n").unwrap();
     machine.rcpu(&["beta", "true"]).exits(255).complains(&["me/namespace: line 2, column 6: expected a flag"]);
     machine.rcpu(&["--ns", "none", "beta", "true"]).exits(255).complains(&["none: No such file"]);
+}
+
+fn a_command_elsewhere_works_in_the_mount_that_its_caller_works_in(mut machine: Machine) {
+    machine.node("alpha");
+    let address = machine.node("beta");
+    machine.slashn(&["add", "beta", &address, "--trust", "all"]).succeeds();
+    machine.run("sh", &["-c", "mkdir -p ../files-alpha/d ../files-beta/e; echo alpha >../files-alpha/d/f"]);
+    let n = machine.mount();
+    let inside = |dir: &str, script: &str| {
+        let mut command = machine.command("sh");
+        command.args(["-c", "cd \"$0\" && exec \"$1\" beta sh -c \"$2\""]).arg(n.join(dir));
+        command.arg(binaries().join("rcpu")).arg(script).succeeds().text()
+    };
+    let at = |dir: &str| n.join(dir).display().to_string();
+    let there = inside("alpha/fs/files/d", "pwd; cat f; echo made >g; cat ../../../../alpha/fs/files/d/g");
+    assert_eq!(there, format!("{}\nalpha\nmade\n", at("alpha/fs/files/d")));
+    machine.slashn(&["bind", &at("alpha/fs/files/d"), &at("beta/fs/files/e")]).succeeds();
+    assert_eq!(inside("beta/fs/files/e", "cat f"), "alpha\n");
+    let tree = machine.mount_as("single", &["--single-writer", "alpha/fs/files"]).join("d");
+    let mut command = machine.rcpu(&["-C", tree.to_str().unwrap(), "beta", "cat", "f"]);
+    assert_eq!(command.succeeds().text(), "alpha\n");
 }
 
 fn a_namespace_file_that_is_none_mounts_nothing_and_says_where(machine: Machine) {

@@ -14,6 +14,7 @@ use crate::cli::Ns;
 use crate::commands::{mount, runtime, status};
 use crate::error::{At, Error, Result};
 use crate::home::Home;
+use crate::namespace::N;
 use crate::{Context, control, output, within};
 
 /// Runs the command.
@@ -41,12 +42,17 @@ pub fn run(context: &Context, typed: &Ns) -> Result<ExitCode> {
 }
 
 async fn of_mount(home: &Home, at: &Path) -> Result<String> {
-    let Some(root) = control::connect(&mount::socket(home, at)?).await? else {
+    mount_at(home, at).await?.ok_or_else(|| {
         let error = Error::new("ns", at.display(), "no grid of mine is mounted there");
-        return Err(error.remedy(format!("slashn mount {}", at.display())));
-    };
+        error.remedy(format!("slashn mount {}", at.display()))
+    })
+}
+
+/// The namespace of the mount at `at`, if that is mine.
+async fn mount_at(home: &Home, at: &Path) -> Result<Option<String>> {
+    let Some(root) = control::connect(&mount::socket(home, at)?).await? else { return Ok(None) };
     let text = control::read(&root, "ns").await.at("ns", at.display())?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
+    Ok(Some(String::from_utf8_lossy(&text).into_owned()))
 }
 
 async fn of_process(home: &Home, pid: u32) -> Result<String> {
@@ -77,6 +83,14 @@ pub(super) async fn of_run(home: &Home, pid: u32) -> Result<Option<String>> {
     let Some((socket, root)) = run_root(home, pid).await? else { return Ok(None) };
     let text = control::read(&root, "ns").await.at("ns", socket.display())?;
     Ok(Some(String::from_utf8_lossy(&text).into_owned()))
+}
+
+/// The mount of mine that `dir` is in, unless that is at /n, and its namespace.
+pub(super) async fn of_mount_around(home: &Home, dir: &Path) -> Result<Option<(PathBuf, String)>> {
+    // Nothing in a mount is looked at: its node may be away.
+    let around = dir.ancestors().find(|at| ::mount::is_mounted(at, None));
+    let Some(at) = around.filter(|at| *at != Path::new(N)) else { return Ok(None) };
+    Ok(mount_at(home, at).await?.map(|text| (at.to_path_buf(), text)))
 }
 
 /// The files of the server of the `slashn run` that `pid` is in, if it is in one, and where that answers.

@@ -66,7 +66,18 @@ fn rcpu(context: &Context, typed: &Rcpu) -> Result<ExitCode> {
     };
     let written = match around {
         Some(around) => namespace::from_within(context, &around)?,
-        None => namespace::lines(context, typed.ns.as_deref())?.with_included(context)?,
+        None => {
+            let written = namespace::lines(context, typed.ns.as_deref())?.with_included(context)?;
+            // What I work in is where it is here, too.
+            let mount = match typed.ns.is_none() && !home.is_lent() {
+                true => runtime.block_on(ns::of_mount_around(&home, &working_directory(typed)?))?,
+                false => None,
+            };
+            match mount {
+                Some((at, text)) => written.with_mount(context, &at, &text)?,
+                None => written,
+            }
+        }
     };
     let written = Arc::new(written);
     written.check_nodes("run", &dialer)?;
