@@ -88,6 +88,13 @@ fn a_script_that_vanishes_at_any_step_leaves_nothing(machine: Machine) {
         until("the steps are taken", || done.exists() || script.try_wait().unwrap().is_some());
         assert!(script.try_wait().unwrap().is_none(), "step {count} is refused");
         fs::remove_file(&done).unwrap();
+        // While the shell becomes that, it has no words.
+        until("it sleeps", || {
+            machine
+                .processes()
+                .iter()
+                .any(|line| line.split_once(' ').is_some_and(|(_, words)| words == "sleep 45678 "))
+        });
         machine.kill(" 45678");
         script.kill().unwrap();
         script.wait().unwrap();
