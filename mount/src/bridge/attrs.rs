@@ -85,10 +85,10 @@ impl Bridge {
             change!(self, None, [&inode], |nodes| nodes[0].set_attr(change).await)?
         };
         // It has lost its name, of which the kernel may not have heard, and nobody here has it open: what was meant is
-        // what has the name now, which the kernel then looks for.
+        // what has the name now, which the kernel then looks for. (A tree may count no links of any file.)
         let nameless = attr.nlink == 0 && attr.qid.kind != FileKind::Dir;
         if nameless && !self.options.single_writer && !self.opens.has(&inode) {
-            return Err(Errno::ESTALE);
+            self.table.walk_to(&inode).await?;
         }
         if let Some(hold) = inode.hold() {
             hold.saw(&attr);
